@@ -1,0 +1,57 @@
+# Everything here works on a fresh clone. `make setup` runs first by itself and takes no time once it is done.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+CONFIG ?= train/mini.toml
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The stack is chosen by the machine: CUDA where an NVIDIA GPU answers, CPU elsewhere. `make STACK=cpu …` overrides it.
+STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+LOCK := .ci/$(STACK).lock
+STAMP := $(VENV)/.installed-$(STACK)
+# Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: help setup run train eval doctor test check bench base clean
+
+help: ## list these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: $(STAMP) ## install the pinned stack into .venv
+
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Error: Python 3.11 or newer is needed; name one with PYTHON=" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps -r $(LOCK) || $(BIN)/pip install --quiet --no-deps -r $(LOCK) --extra-index-url $(TORCH_CPU_INDEX)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q $(VENV)/lib >/dev/null 2>&1 || true
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+run: setup ## train the mini adapter if there is none, route data/requests.parquet to out.parquet, print a sample
+	@test -e adapters/aliases/champion || $(BIN)/batch-train fit train/mini.toml
+	$(BIN)/batch-route data/requests.parquet out.parquet
+	@$(BIN)/python -c 'import polars as pl; pl.Config.set_tbl_cols(-1); pl.Config.set_tbl_width_chars(220); pl.Config.set_fmt_str_lengths(60); print(pl.read_parquet("out.parquet").select("id", "request", "tier", "risk", "recommended_platform", "needs_review", "score").sample(8, seed=1))'
+
+train: setup ## train an adapter: CONFIG=train/qwen3-4b.toml for the 4B model on a GPU
+	$(BIN)/batch-train fit $(CONFIG)
+
+eval: setup ## base and champion on the test and regression sets, side by side
+	$(BIN)/batch-train eval base,champion data/v1/test.jsonl data/regression.jsonl
+
+test: setup ## every test
+	$(BIN)/python -m pytest
+
+check: setup ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+base: setup ## build data/mini-base from scratch (under 40 minutes on two cores)
+	$(BIN)/pip install --quiet --no-deps -r .ci/base.lock
+	$(BIN)/python -m train.base --out data/mini-base
+
+clean: ## remove what the targets above made, but for data/mini-base
+	rm -rf $(VENV) adapters out.parquet out.parquet.manifest.json out.parquet.work

@@ -1,0 +1,250 @@
+"""The adapter bundle: a plain PEFT adapter folder that carries its contract, tokenizer and proof; and the registry.
+
+A bundle is `adapter_model.safetensors` and `adapter_config.json` (PEFT's own files) with `contract.json`, the base's
+tokenizer files, metrics, calibration and a card. `manifest.json`, written last, holds the sha256 of every other
+file; the bundle's digest is the sha256 of that list. Serving reads the contract and the tokenizer from here, so it
+cannot drift from training.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from batch.contract import Contract
+from batch.errors import AdapterError, nearest
+from batch.files import write_file
+from batch.tokens import TOKENIZER_FILES, Renderer
+
+MANIFEST = "manifest.json"
+REQUIRED = ("adapter_model.safetensors", "adapter_config.json", "contract.json", "metrics.json", "calibration.json")
+FORBIDDEN_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py"}
+MAX_RANK = 512  # the largest that vLLM's `max_lora_rank` takes
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A verified adapter bundle. :meth:`open` is the only way to get one."""
+
+    path: Path
+    digest: str  # sha256, 64 hex digits
+    contract: Contract
+    renderer: Renderer
+    rank: int
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bundle":
+        """Verify every file's digest, lint the adapter, compile the contract. Raises `AdapterError`."""
+        path = Path(path)
+        manifest = _read_json(path / MANIFEST, "an adapter bundle (its manifest is written last: was training finished?)")
+        digests = manifest.get("files")
+        if not isinstance(digests, dict):
+            raise AdapterError(f"{path}: {MANIFEST} has no list of files; train the adapter again")
+        for name in REQUIRED:
+            if name not in digests:
+                raise AdapterError(f"{path}: {MANIFEST} does not list {name}; train the adapter again")
+        present = {file.name for file in path.iterdir()} - {MANIFEST}
+        if strange := sorted(name for name in present if Path(name).suffix in FORBIDDEN_SUFFIXES):
+            raise AdapterError(f"{path}: holds {strange[0]}; only safetensors and data files are ever loaded, remove it")
+        if unlisted := sorted(present - set(digests)):
+            raise AdapterError(f"{path}: {unlisted[0]} is not in {MANIFEST}; remove it or copy the bundle again")
+        for name, digest in digests.items():
+            if Path(name).name != name or name not in present:
+                raise AdapterError(f"{path}: {name} is missing; copy the bundle again")
+            if file_digest(path / name) != digest:
+                raise AdapterError(f"{path}: {name} differs from its sha256 in {MANIFEST}; copy the bundle again")
+        rank = lint(path)
+        contract = Contract.load(path / "contract.json")
+        renderer = Renderer.load(path, contract)
+        return cls(path, bundle_digest(digests), contract, renderer, rank, manifest)
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """The base model it was trained on: `ref`, `revision`, `sha256`."""
+        return self.manifest["base"]
+
+    def resolve_base(self, override: str | None = None) -> Path:
+        """Local folder of the base model, checked to be the one trained on. Raises `AdapterError`.
+
+        An override is for the same weights at another place; other weights are refused.
+        """
+        folder = resolve_base(override or self.base["ref"], None if override else self.base["revision"], near=self.path)
+        if self.base["sha256"] and base_digest(folder) != self.base["sha256"]:
+            raise AdapterError(
+                f"{folder} is not the base model that adapter {self.digest[:12]} was trained on; "
+                "train on this base, or name the right one with --base-model"
+            )
+        return folder
+
+
+def lint(path: Path) -> int:
+    """Check that vLLM can serve the adapter in `path` as trained, and return its rank. Raises `AdapterError`."""
+    config = _read_json(path / "adapter_config.json", "a PEFT adapter")
+    refused = {
+        "peft_type": config.get("peft_type") != "LORA" and "is not LoRA",
+        "use_dora": config.get("use_dora") and "is DoRA, which vLLM does not serve",
+        "modules_to_save": config.get("modules_to_save") and "replaces whole modules, which vLLM ignores",
+        "bias": config.get("bias", "none") != "none" and "trains biases, which vLLM ignores",
+        "auto_map": config.get("auto_map") and "names remote code, which is never run",
+        "r": not 0 < config.get("r", 0) <= MAX_RANK and f"is outside 1 to {MAX_RANK}",
+    }
+    for key, problem in refused.items():
+        if problem:
+            raise AdapterError(f"{path}: adapter_config.json: {key} {problem}; train a plain LoRA adapter")
+    modules = config.get("target_modules") or []
+    names = _tensor_names(path / "adapter_model.safetensors")
+    if isinstance(modules, list) and (dead := sorted(m for m in modules if not any(f".{m}." in name for name in names))):
+        raise AdapterError(f"{path}: target module {dead[0]!r} has no weights in adapter_model.safetensors; train again")
+    return int(config["r"])
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> str:
+    """Seal a finished bundle: hash every file, write `manifest.json` last. Returns the bundle's digest."""
+    files = {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    manifest = {**facts, "files": files}
+    write_file(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    return bundle_digest(files)
+
+
+def bundle_digest(files: Mapping[str, str]) -> str:
+    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_tokenizer(base: Path, bundle: Path) -> None:
+    """Snapshot the base's tokenizer and chat template into a bundle."""
+    for name in TOKENIZER_FILES:
+        if (base / name).exists():
+            shutil.copyfile(base / name, bundle / name)
+
+
+def resolve_base(ref: str, revision: str | None = None, near: Path | None = None) -> Path:
+    """Local folder of a base model named by a folder or a hub id. Raises `AdapterError`.
+
+    A relative folder is looked for under the current directory, then under the folders above `near`. A hub id is
+    looked up in the local hub cache; set `BATCH_ROUTE_ONLINE=1` to let it be downloaded (safetensors only).
+    """
+    for root in (Path(), *(near.resolve().parents if near else ())):
+        if (root / ref / "config.json").is_file():
+            return _checked_base(root / ref)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref) or ref.startswith("."):
+        raise AdapterError(f"no base model at {ref}; give a model folder or a hub id with --base-model")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    online = os.environ.get("BATCH_ROUTE_ONLINE") == "1"
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+    try:
+        return _checked_base(Path(snapshot_download(ref, revision=revision, local_files_only=not online, allow_patterns=wanted)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        remedy = "check the name and the network" if online else "set BATCH_ROUTE_ONLINE=1 to download it once, or give a folder"
+        raise AdapterError(f"base model {ref} at revision {revision or 'main'} is not here; {remedy}") from error
+
+
+def _checked_base(folder: Path) -> Path:
+    config = _read_json(folder / "config.json", "a model folder")
+    if "auto_map" in config:
+        raise AdapterError(f"{folder}: config.json names remote code (auto_map), which is never run; use a standard architecture")
+    if not any(folder.glob("*.safetensors")):
+        raise AdapterError(f"{folder}: holds no safetensors; convert the weights, other formats are never loaded")
+    return folder
+
+
+def base_digest(folder: Path) -> str:
+    """sha256 over a base model's config and weights."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return bundle_digest({file.name: file_digest(file) for file in files})
+
+
+class Registry:
+    """Bundles by digest under one folder, and aliases (small files) that name them. `$BATCH_ROUTE_ADAPTERS` moves it."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root or os.environ.get("BATCH_ROUTE_ADAPTERS") or "adapters")
+
+    def staging(self) -> Path:
+        """A fresh folder to build a bundle in, on the registry's own filesystem."""
+        folder = self.root / f".building-{secrets.token_hex(6)}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def add(self, folder: Path) -> Bundle:
+        """Verify a sealed bundle and move it in under its digest. The same bundle twice is one."""
+        bundle = Bundle.open(folder)
+        home = self.root / bundle.digest
+        if home.exists():
+            shutil.rmtree(folder)
+        else:
+            folder.rename(home)
+        return Bundle.open(home)
+
+    def resolve(self, ref: str) -> Path:
+        """Folder of the bundle that `ref` names: a directory, an alias, or a digest or its unique start."""
+        if (Path(ref) / MANIFEST).is_file():
+            return Path(ref)
+        aliases = self.aliases()
+        if ref in aliases:
+            return self.root / aliases[ref]
+        if re.fullmatch(r"[0-9a-f]{6,64}", ref):
+            found = [path for path in self._homes() if path.name.startswith(ref)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise AdapterError(f"{len(found)} adapters start with {ref}; give more digits")
+        if ref == "champion":
+            raise AdapterError(f"no adapter in {self.root}/ yet; run `make train` or give one with --adapter")
+        hint = nearest(ref, list(aliases)) or "; `batch-train adapters` lists those there are"
+        raise AdapterError(f"no adapter {ref!r}: not a bundle directory, digest or alias{hint}")
+
+    def aliases(self) -> dict[str, str]:
+        """Alias → digest."""
+        files = sorted((self.root / "aliases").glob("*"))
+        return {file.name: file.read_text().strip() for file in files if not file.name.startswith(".")}
+
+    def set_alias(self, alias: str, digest: str) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", alias):
+            raise AdapterError(f"alias {alias!r}: use lower-case letters, digits, dashes and underscores")
+        (self.root / "aliases").mkdir(parents=True, exist_ok=True)
+        write_file(self.root / "aliases" / alias, f"{digest}\n".encode())
+
+    def list(self) -> list[Bundle]:
+        return [Bundle.open(path) for path in self._homes()]
+
+    def _homes(self) -> "list[Path]":
+        return sorted(p for p in self.root.glob("*") if re.fullmatch(r"[0-9a-f]{64}", p.name))
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{path.parent} is not {what}: it has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path}: cannot be read: {error}; copy the folder again") from error
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path}: is not a JSON object; copy the folder again")
+    return content
+
+
+def _tensor_names(path: Path) -> set[str]:
+    """Names in a safetensors header: eight bytes of length, then JSON (the format's specification)."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(100_000_000, path.stat().st_size - 8):
+                raise ValueError("the header's length is impossible")
+            return set(json.loads(file.read(length)))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path}: is not a safetensors file: {error}; copy the bundle again") from error

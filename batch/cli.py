@@ -1,0 +1,58 @@
+"""`batch-route`: click only. What loads pyarrow or starts an engine is imported inside the command."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from batch.console import ErrorCommand
+
+EXIT_TOO_MANY_ERRORS = 3
+
+
+@click.command(cls=ErrorCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("input")
+@click.argument("output")
+@click.option("--adapter", metavar="REF", default="champion", show_default=True, help="Bundle directory, digest or alias.")
+@click.option("--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]")
+@click.option("--id-column", metavar="NAME", default="id", show_default=True, help="Column of unique ids.")
+@click.option("--text-column", metavar="NAME", default="request", show_default=True, help="Column of request texts.")
+@click.option("--prefix", metavar="P", default="", help="Put P before the names of the output's new columns.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Route the first N rows only.")
+@click.option("--dry-run", is_flag=True, help="Check everything that needs no engine; print rows, tokens, time.")
+@click.option(
+    "--max-error-rate", metavar="F", type=click.FloatRange(0, 1), default=0.01, show_default=True,
+    help="Exit with 3 if more of the rows are errors.",
+)  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Forget an unfinished run instead of resuming it.")
+@click.option("--work-dir", metavar="DIR", type=click.Path(path_type=Path), help="For unfinished work.  [default: beside OUTPUT]")
+@click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that the engine runs at once.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="The engine's number format.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the engine.")
+@click.option("--engine", type=click.Choice(["vllm", "replay"]), default="vllm", hidden=True)
+def main(dry_run: bool, **options: Any) -> None:
+    """Classify the requests in INPUT (a Parquet file, a directory or a glob) and write them, scored, to OUTPUT.
+
+    Exit codes: 0 done; 2 refused, nothing written; 3 done, but too many rows are errors; 4 another run holds OUTPUT;
+    75 the engine or the machine failed, run again to resume; 130, 143 interrupted, run again to resume.
+    """
+    from rich.console import Console
+
+    from batch import run, summary
+    from batch.progress import ProgressLine
+
+    console = Console(highlight=False)
+    wanted = run.Options(**options)
+    if dry_run:
+        run.show_plan(run.check(wanted), console)
+        return
+    with ProgressLine() as progress:
+        result = run.run(wanted, progress)
+    summary.show(result, wanted.output, console)
+    if result.tally.error_rate > wanted.max_error_rate:
+        click.echo(
+            f"Error: {result.tally.error_rows} of {result.tally.rows} rows are errors, more than --max-error-rate "
+            f"{wanted.max_error_rate} allows; the output is complete, see its error_code column",
+            err=True,
+        )
+        raise SystemExit(EXIT_TOO_MANY_ERRORS)

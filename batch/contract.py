@@ -1,0 +1,365 @@
+"""The contract of a classification task, compiled: prompt, schema, grammar, parser, policy table, fingerprint.
+
+A contract is data (`data/contract.toml`; the same values as `contract.json` inside an adapter bundle). One
+serialisation is used everywhere, compact JSON in the contract's key order: the training target, the grammar that
+the engine decodes under and the parser accept byte for byte the same strings.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from batch.errors import ContractError, InvalidAnswer, nearest
+from batch.rules import Rule
+
+Answer = dict[str, Any]
+
+ASCII_TEXT = r"[ -!#-\[\]-~]"  # printable ASCII without the quote and the backslash, so JSON never escapes it
+ANY_TEXT = r'[^"\\\x00-\x1f\x7f-\x9f\ud800-\udfff]'
+MAX_FACT_COMBINATIONS = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One key of the answer: a label (one of a list), a boolean, or a bounded free text."""
+
+    name: str
+    type: Literal["label", "boolean", "text"]
+    meaning: str = ""
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    min_chars: int = 1
+    max_chars: int = 160
+    ascii: bool = True
+
+    @property
+    def scored(self) -> bool:
+        """Whether the value is one of a finite list and so has a probability."""
+        return self.type != "text"
+
+    @functools.cached_property
+    def values(self) -> tuple[Any, ...]:
+        """The legal values in contract order; empty for a text field."""
+        return {"label": tuple(self.labels), "boolean": (True, False), "text": ()}[self.type]
+
+    @functools.cached_property
+    def pattern(self) -> str:
+        """Regular expression of the value's JSON text."""
+        if self.type == "boolean":
+            return "(?:true|false)"
+        if self.type == "label":
+            return '"(?:' + "|".join(re.escape(label) for label in self.labels) + ')"'
+        return f'"{self.text_pattern}"'
+
+    @property
+    def text_pattern(self) -> str:
+        return f"{ASCII_TEXT if self.ascii else ANY_TEXT}{{{self.min_chars},{self.max_chars}}}"
+
+    @property
+    def max_bytes(self) -> int:
+        """Size in UTF-8 bytes of the longest value's JSON text."""
+        if self.type == "text":
+            return 2 + self.max_chars * (1 if self.ascii else 4)
+        return max(len(_json(value).encode()) for value in self.values)
+
+    def schema(self) -> dict[str, Any]:
+        if self.type == "label":
+            return {"type": "string", "enum": list(self.labels)}
+        if self.type == "boolean":
+            return {"type": "boolean"}
+        # A pattern, not maxLength: xgrammar compiles length bounds far more slowly at a large vocabulary.
+        return {"type": "string", "pattern": f"^{self.text_pattern}$"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyEntry:
+    when: Mapping[str, Any]
+    then: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """A compiled contract. Build it with :meth:`load` or :meth:`from_dict`; both raise `ContractError`."""
+
+    name: str
+    fields: tuple[Field, ...]
+    system_prompt: str
+    max_chars: int
+    max_tokens: int
+    facts: Mapping[str, tuple[Any, ...]]
+    table: tuple[PolicyEntry, ...]
+    rules: tuple[Rule, ...]
+    raw: Mapping[str, Any] = dataclasses.field(repr=False)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Contract":
+        """Read a `.toml` contract or a bundle's `contract.json`."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except FileNotFoundError:
+            raise ContractError(f"no contract at {path}; give the path of a contract.toml") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+            raise ContractError(f"{path}: {error}; correct the file") from error
+        try:
+            return cls.from_dict(raw)
+        except ContractError as error:
+            raise ContractError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Contract":
+        _keys(raw, "contract", required={"name", "prompt", "fields"}, optional={"input", "policy", "rules"})
+        bounds = _keys(raw.get("input", {}), "[input]", optional={"max_chars", "max_tokens"})
+        prompt = _keys(raw["prompt"], "[prompt]", required={"system"})
+        policy = _keys(raw.get("policy", {}), "[policy]", optional={"facts", "table"})
+        fields = tuple(_field(entry) for entry in raw["fields"])
+        _check_fields(fields)
+        by_name = {field.name: field for field in fields}
+        facts = {name: tuple(values) for name, values in policy.get("facts", {}).items()}
+        table = tuple(_policy_entry(entry, facts, by_name) for entry in policy.get("table", []))
+        rules = tuple(Rule.from_dict(entry, by_name) for entry in raw.get("rules", []))
+        return cls(
+            name=raw["name"],
+            fields=fields,
+            system_prompt=_system_prompt(prompt["system"], fields),
+            max_chars=_positive(bounds.get("max_chars", 8000), "[input] max_chars"),
+            max_tokens=_positive(bounds.get("max_tokens", 1024), "[input] max_tokens"),
+            facts=facts,
+            table=table,
+            rules=rules,
+            raw=raw,
+        )
+
+    def to_json(self) -> str:
+        """The snapshot that a bundle carries; :meth:`load` reads it back to an equal contract."""
+        return json.dumps(self.raw, ensure_ascii=False, indent=2) + "\n"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the contract's values; comments and layout of the file do not count."""
+        return hashlib.sha256(_json(self.raw).encode()).hexdigest()
+
+    @functools.cached_property
+    def scored_fields(self) -> tuple[Field, ...]:
+        return tuple(field for field in self.fields if field.scored)
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON Schema of the answer, for guided decoding with compact whitespace in property order."""
+        return {
+            "type": "object",
+            "properties": {field.name: field.schema() for field in self.fields},
+            "required": [field.name for field in self.fields],
+            "additionalProperties": False,
+        }
+
+    @functools.cached_property
+    def regex(self) -> str:
+        """Regular expression of exactly the legal answers, with each value as the group `f<index>`."""
+        members = (f'"{re.escape(f.name)}":(?P<f{i}>{f.pattern})' for i, f in enumerate(self.fields))
+        return r"\{" + ",".join(members) + r"\}"
+
+    @functools.cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self.regex)
+
+    @functools.cached_property
+    def max_answer_bytes(self) -> int:
+        """Size of the longest legal answer. A byte-level tokenizer's tokens hold at least one byte each, so this also
+        bounds the answer's tokens, and `max_answer_bytes + 1` (the end-of-turn token) is a provable `max_tokens`."""
+        return 1 + sum(len(_json(f.name).encode()) + 2 + f.max_bytes for f in self.fields)
+
+    def serialise(self, answer: Mapping[str, Any]) -> str:
+        """The one serialisation of an answer: compact JSON in contract order. Extra keys are ignored.
+
+        Raises `InvalidAnswer` for a missing key or an illegal value.
+        """
+        missing = [field.name for field in self.fields if field.name not in answer]
+        if missing:
+            raise InvalidAnswer(f"missing key {missing[0]!r}")
+        text = _json({field.name: answer[field.name] for field in self.fields})
+        if not self._compiled.fullmatch(text):
+            raise InvalidAnswer(self._why_illegal(answer))
+        return text
+
+    def parse(self, text: str) -> tuple[Answer, dict[str, tuple[int, int]]]:
+        """An answer's values, and for each scored field the span ``(start, end)`` of its JSON text in UTF-8 bytes.
+
+        The span includes a label's closing quote: that is where "Databricks app" is told from "Databricks app + …".
+        Accepts exactly the strings that :meth:`serialise` makes; raises `InvalidAnswer` for any other.
+        """
+        match = self._compiled.fullmatch(text)
+        if match is None:
+            raise InvalidAnswer("the answer is not the contract's compact JSON")
+        answer: Answer = {}
+        spans: dict[str, tuple[int, int]] = {}
+        for index, field in enumerate(self.fields):
+            start, end = match.span(index + 1)
+            value = text[start:end]
+            answer[field.name] = value == "true" if field.type == "boolean" else value[1:-1]
+            if field.scored:
+                if not text.isascii():
+                    start, end = len(text[:start].encode()), len(text[:end].encode())
+                spans[field.name] = (start, end)
+        return answer, spans
+
+    def violations(self, answer: Mapping[str, Any], request: str) -> list[str]:
+        """Names of the contract's rules that `answer` to `request` breaks, in contract order."""
+        return [rule.name for rule in self.rules if not rule.holds(answer, request)]
+
+    def decide(self, facts: Mapping[str, Any]) -> Answer:
+        """The policy table's answer to `facts`: for each field the first entry that holds and names it decides.
+
+        Raises `InvalidAnswer` for an unknown fact or value.
+        """
+        for name, value in facts.items():
+            if name not in self.facts:
+                raise InvalidAnswer(f"unknown fact {name!r}{nearest(name, list(self.facts))}")
+            if not _among(value, self.facts[name]):
+                raise InvalidAnswer(f"fact {name!r} is {value!r}, not one of {list(self.facts[name])}")
+        missing = [name for name in self.facts if name not in facts]
+        if missing:
+            raise InvalidAnswer(f"missing fact {missing[0]!r}")
+        answer: Answer = {}
+        for entry in self.table:
+            if all(facts[name] == value for name, value in entry.when.items()):
+                for name, value in entry.then.items():
+                    answer.setdefault(name, value)
+        return answer
+
+    @functools.cached_property
+    def reachable(self) -> frozenset[tuple[Any, ...]] | None:
+        """Every tuple of scored values that the policy table gives to some facts; None without a table."""
+        combinations = 1
+        for values in self.facts.values():
+            combinations *= len(values)
+        if not self.table or combinations > MAX_FACT_COMBINATIONS:
+            return None
+        tuples = set()
+        for values in itertools.product(*self.facts.values()):
+            answer = self.decide(dict(zip(self.facts, values, strict=True)))
+            tuples.add(tuple(answer.get(field.name) for field in self.scored_fields))
+        return frozenset(tuples)
+
+    def sample_answers(self) -> list[Answer]:
+        """A few dozen legal answers that show every value: for canaries, the replay engine and tests."""
+        count = max(len(field.values) for field in self.scored_fields)
+        tuples = sorted(self.reachable or (), key=repr) or [
+            tuple(field.values[i % len(field.values)] for field in self.scored_fields) for i in range(count)
+        ]
+        text = {f.name: ("The request names these facts. " * f.max_chars)[: min(f.max_chars, 80)] for f in self.fields if not f.scored}
+        scored = [field.name for field in self.scored_fields]
+        return [{**dict(zip(scored, values, strict=True)), **text} for values in tuples if None not in values]
+
+    def policy_mismatch(self, answer: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str | None:
+        """Why `answer` is not what the policy table gives (to `facts`, if known), or None when it is."""
+        if facts is not None and self.table:
+            for name, value in self.decide(facts).items():
+                if answer[name] != value:
+                    return f"{name} is {answer[name]!r}, but the policy table gives {value!r} for its facts"
+        elif self.reachable is not None:
+            values = tuple(answer[field.name] for field in self.scored_fields)
+            if not any(all(want in (None, have) for want, have in zip(r, values, strict=True)) for r in self.reachable):
+                return f"no facts lead to {', '.join(map(repr, values))} in the policy table"
+        return None
+
+    def _why_illegal(self, answer: Mapping[str, Any]) -> str:
+        for field in self.fields:
+            value = answer[field.name]
+            if field.type == "label" and value not in field.labels:
+                return f"{field.name} is {value!r}, not one of {list(field.labels)}{nearest(str(value), list(field.labels))}"
+            if field.type == "boolean" and not isinstance(value, bool):
+                return f"{field.name} is {value!r}, not true or false"
+            if field.type == "text" and not re.fullmatch(field.pattern, _json(value)):
+                kind = "printable ASCII " if field.ascii else ""
+                return (
+                    f"{field.name} must be {field.min_chars} to {field.max_chars} {kind}characters "
+                    f"without quotes and backslashes, not {value!r}"
+                )
+        return "the answer is not legal"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _among(value: Any, values: tuple[Any, ...]) -> bool:
+    return any(type(value) is type(known) and value == known for known in values)  # 1 == True must not pass
+
+
+def _positive(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ContractError(f"{where} must be a positive whole number, not {value!r}")
+    return value
+
+
+def _keys(table: Any, where: str, required: set[str] = frozenset(), optional: set[str] = frozenset()) -> Mapping[str, Any]:  # type: ignore[assignment]
+    if not isinstance(table, Mapping):
+        raise ContractError(f"{where} must be a table")
+    for key in table:
+        if key not in required | optional:
+            raise ContractError(f"unknown key {key!r} in {where}{nearest(key, sorted(required | optional))}")
+    for key in sorted(required - set(table)):
+        raise ContractError(f"missing key {key!r} in {where}")
+    return table
+
+
+def _field(entry: Any) -> Field:
+    allowed = {field.name for field in dataclasses.fields(Field)}
+    table = _keys(entry, "[[fields]]", required={"name", "type"}, optional=allowed)
+    return Field(**table)
+
+
+def _check_fields(fields: tuple[Field, ...]) -> None:
+    names = [field.name for field in fields]
+    if not fields or len(set(names)) < len(names):
+        raise ContractError("a contract needs at least one field, and each name once")
+    if not any(field.scored for field in fields):
+        raise ContractError("a contract needs at least one label or boolean field")
+    for field in fields:
+        where = f"field {field.name!r}"
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", field.name):
+            raise ContractError(f"{where}: a name is letters, digits and underscores (it names output columns)")
+        if field.type not in ("label", "boolean", "text"):
+            raise ContractError(f"{where}: type must be label, boolean or text, not {field.type!r}")
+        if field.type == "label":
+            if len(field.labels) < 2:
+                raise ContractError(f"{where}: needs at least two labels under [fields.labels]")
+            for label in field.labels:
+                if not label or re.search(r'["\\\x00-\x1f\x7f-\x9f]', label):
+                    raise ContractError(f"{where}: label {label!r} is empty or holds a quote, backslash or control character")
+        elif field.labels:
+            raise ContractError(f"{where}: only a label field has labels")
+        if field.type == "text" and not 0 < field.min_chars <= field.max_chars:
+            raise ContractError(f"{where}: needs 0 < min_chars <= max_chars")
+
+
+def _policy_entry(entry: Any, facts: Mapping[str, tuple[Any, ...]], fields: Mapping[str, Field]) -> PolicyEntry:
+    table = _keys(entry, "[[policy.table]]", required={"when", "then"})
+    for name, value in table["when"].items():
+        if name not in facts:
+            raise ContractError(f"[[policy.table]] when: unknown fact {name!r}{nearest(name, list(facts))}")
+        if not _among(value, facts[name]):
+            raise ContractError(f"[[policy.table]] when: {name} is {value!r}, not one of {list(facts[name])}")
+    for name, value in table["then"].items():
+        if name not in fields or not _among(value, fields[name].values):
+            raise ContractError(f"[[policy.table]] then: {name} = {value!r} is no field and legal value")
+    return PolicyEntry(when=table["when"], then=table["then"])
+
+
+def _system_prompt(template: str, fields: tuple[Field, ...]) -> str:
+    if "{fields}" not in template:
+        raise ContractError("[prompt] system must hold {fields}, where the labels and their meanings go")
+    blocks = []
+    for field in fields:
+        kind = {"label": "one of", "boolean": "true or false", "text": f"text, at most {field.max_chars} characters"}[field.type]
+        lines = [f"{field.name}: {field.meaning} ({kind})"]
+        lines += [f'- "{label}": {meaning}' for label, meaning in field.labels.items()]
+        blocks.append("\n".join(lines))
+    return template.replace("{fields}", "\n".join(blocks)).strip()

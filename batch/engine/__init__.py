@@ -1,0 +1,92 @@
+"""The engine: prompt ids in, answer ids and their log-probabilities out.
+
+`vllm.py` is the real one and the only importer of vllm; `replay.py` is the shipped stand-in for I/O and fault tests.
+Both implement :class:`Engine` and run inside a process of their own, behind :class:`batch.engine.process.EngineProcess`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+from batch.contract import Contract
+from batch.tokens import Renderer
+
+
+class Completion(NamedTuple):
+    """What the engine made of one request.
+
+    `token_ids` leaves out the end of turn; `logprobs` holds each of their natural log-probabilities after the
+    grammar's mask, so log P(token | legal). `cached` counts the prompt tokens taken from the prefix cache.
+    """
+
+    key: int
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    finish: Literal["stop", "length", "error"]
+    cached: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSpec:
+    """What an engine process is started with. `None` leaves a choice to the engine for the machine it finds."""
+
+    kind: Literal["vllm", "replay"]
+    base: str  # folder of the base model
+    tokenizer: str  # folder of the tokenizer
+    max_model_len: int
+    max_lora_rank: int
+    max_num_seqs: int | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSpec:
+    """What to serve: an adapter (or the bare base) under one contract. `name` is the bundle's digest."""
+
+    name: str
+    path: str | None  # None serves the base without an adapter
+    schema: dict[str, Any]
+    stop_id: int
+    max_tokens: int
+    canary_ids: tuple[int, ...]  # the prompt ids on which the adapter and the grammar prove that they act
+    samples: tuple[tuple[int, ...], ...] = ()  # legal answers' ids, from which the replay engine chooses
+
+
+CANARY_REQUEST = "A colleague asks for help with a task at work."
+
+
+def adapter_spec(name: str, path: str | None, contract: Contract, renderer: Renderer) -> AdapterSpec:
+    return AdapterSpec(
+        name=name,
+        path=path,
+        schema=contract.json_schema(),
+        stop_id=renderer.end_of_turn_id,
+        max_tokens=renderer.max_answer_tokens,
+        canary_ids=tuple(renderer.encode_prompt(CANARY_REQUEST)),
+        samples=tuple(tuple(renderer.encode_answer(answer)[:-1]) for answer in contract.sample_answers()),
+    )
+
+
+class Engine(Protocol):
+    """Runs inside the engine process. Errors that concern the adapter are `AdapterError`, others end the process."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests added and not yet completed."""
+
+    def facts(self) -> dict[str, Any]:
+        """What serves: versions, device, dtype, threads, `max_num_seqs`."""
+
+    def load(self, adapter: AdapterSpec) -> dict[str, Any]:
+        """Make an adapter servable and prove on the canary that it and the grammar act; returns what was seen.
+
+        Raises `AdapterError` when either does not.
+        """
+
+    def add(self, adapter: str, key: int, prompt_ids: Sequence[int]) -> None:
+        """Queue one request for a loaded adapter."""
+
+    def step(self) -> list[Completion]:
+        """Advance every running request by one step; returns those that finished."""

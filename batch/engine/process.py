@@ -1,0 +1,189 @@
+"""The engine in a process of its own: a crash there costs a restart, and the parent reads and writes meanwhile."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from batch.engine import AdapterSpec, Completion, Engine, EngineSpec
+from batch.errors import AdapterError, EngineError
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+STOP_SECONDS = 5
+
+
+class EngineProcess:
+    """Starts an engine at once and talks to it. Nothing blocks until :meth:`load` or :meth:`poll`.
+
+    Any call raises `EngineError` with the engine's last lines once its process has died.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        # spawn, not fork: the parent has threads (Arrow's, the tokenizer's) and a forked CUDA context would be broken.
+        context = multiprocessing.get_context("spawn")
+        self._conn, child = context.Pipe()
+        descriptor, name = tempfile.mkstemp(prefix="batch-route-engine-", suffix=".log")
+        os.close(descriptor)
+        self._log = Path(name)
+        self._process = context.Process(target=_serve, args=(child, spec, name, os.getpid()), name="engine", daemon=True)
+        self._process.start()
+        child.close()
+        self._buffer: list[Completion] = []
+        self.spec = spec
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    def load(self, adapter: AdapterSpec) -> dict[str, Any]:
+        """Hot-load an adapter: no restart. Returns what its canary showed. Raises `AdapterError` if it does not act."""
+        self._send(("load", adapter))
+        while True:
+            kind, value = self._receive()
+            if kind == "loaded":
+                return value  # type: ignore[no-any-return]
+            if kind == "refused":
+                raise AdapterError(value)
+            self._note(kind, value)
+
+    def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Queue requests ``(key, prompt ids)`` for a loaded adapter."""
+        self._send(("work", (adapter, list(work))))
+
+    def poll(self, timeout: float) -> list[Completion]:
+        """The completions that have arrived, waiting up to `timeout` seconds for the first."""
+        deadline = time.monotonic() + timeout
+        while not self._buffer and self._wait(max(0.0, deadline - time.monotonic())):
+            self._note(*self._receive())
+        while self._wait(0):
+            self._note(*self._receive())
+        done, self._buffer = self._buffer, []
+        return done
+
+    def close(self) -> None:
+        """End the process, at once if it does not end by itself, and remove its log."""
+        with contextlib.suppress(OSError):
+            self._conn.send(("stop", None))
+        self._process.join(STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._conn.close()
+        self._log.unlink(missing_ok=True)
+
+    def __enter__(self) -> "EngineProcess":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _note(self, kind: str, value: Any) -> None:
+        if kind == "ready":
+            self.facts = value
+        elif kind == "done":
+            self._buffer.extend(value)
+        elif kind == "failed":
+            raise EngineError(value)
+
+    def _wait(self, timeout: float) -> bool:
+        try:
+            return self._conn.poll(timeout)
+        except OSError:
+            return True  # let `_receive` say what happened
+
+    def _send(self, message: tuple[str, Any]) -> None:
+        try:
+            self._conn.send(message)
+        except OSError as error:
+            raise self._death() from error
+
+    def _receive(self) -> tuple[str, Any]:
+        try:
+            return self._conn.recv()  # type: ignore[no-any-return]
+        except (EOFError, OSError) as error:
+            raise self._death() from error
+
+    def _death(self) -> EngineError:
+        # What it said before it died, if anything, is worth more than its exit code.
+        with contextlib.suppress(EOFError, OSError):
+            while self._conn.poll(0):
+                kind, value = self._conn.recv()
+                if kind == "failed":
+                    return EngineError(value)
+        self._process.join(STOP_SECONDS)
+        code = self._process.exitcode
+        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        with contextlib.suppress(OSError):
+            lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+            if lines:
+                how += f"; its last line: {lines[-1][:300]}"
+        return EngineError(f"the engine process died ({how}); run again to resume")
+
+
+def _serve(conn: Connection, spec: EngineSpec, log: str, parent: int) -> None:
+    """Body of the engine process."""
+    _tie_to(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    try:
+        engine = _build(spec)
+        conn.send(("ready", engine.facts()))
+        _loop(conn, engine)
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is gone
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            conn.send(("failed", f"the engine failed: {type(error).__name__}: {' '.join(str(error).split())[:400]}; run again to resume"))
+        raise
+    finally:
+        sys.stderr.flush()
+
+
+def _loop(conn: Connection, engine: Engine) -> None:
+    while True:
+        # Take all that waits, so that new requests join the running batch; block only when there is nothing to do.
+        while not engine.in_flight or conn.poll(0):
+            kind, value = conn.recv()
+            if kind == "stop":
+                return
+            if kind == "load":
+                try:
+                    conn.send(("loaded", engine.load(value)))
+                except AdapterError as error:
+                    conn.send(("refused", str(error)))
+            elif kind == "work":
+                adapter, work = value
+                for key, prompt_ids in work:
+                    engine.add(adapter, key, prompt_ids)
+        done = engine.step()
+        if done:
+            conn.send(("done", done))
+
+
+def _build(spec: EngineSpec) -> Engine:
+    if spec.kind == "replay":
+        from batch.engine.replay import ReplayEngine
+
+        return ReplayEngine(spec)
+    from batch.engine.vllm import VllmEngine
+
+    return VllmEngine(spec)
+
+
+def _tie_to(parent: int) -> None:
+    """Die with the parent, however it dies: an engine left behind would keep the GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)

@@ -1,0 +1,185 @@
+"""The vLLM engine: LoRA hot-loading, guided JSON decoding, greedy, token ids in, log-probabilities out."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from batch.engine import AdapterSpec, Completion, EngineSpec
+from batch.errors import AdapterError, EngineError
+
+# The engine already has a process of its own; vLLM's second one would only add a hop and half a minute of start-up.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.config.lora import MaxLoRARanks
+from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+CANARY_KEY = "canary"
+ADAPTER_MOVES = 1e-4  # least change of a log-probability (nats) that counts as the adapter acting
+MAX_LORAS = 8  # adapters that one batch may mix
+
+
+class VllmEngine:
+    """One `LLMEngine`, driven by add and step so that new requests join while others run."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._requests: dict[str, int] = {}
+        self._adapters: dict[str, tuple[SamplingParams, LoRARequest | None]] = {}
+        self._failed: list[Completion] = []
+        cpu = current_platform.is_cpu()
+        self._max_num_seqs = spec.max_num_seqs or (128 if cpu else 512)
+        self._dtype = spec.dtype or ("float32" if cpu and not _cpu_has_bfloat16() else "bfloat16")
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        try:
+            self._engine = LLMEngine.from_engine_args(
+                EngineArgs(
+                    model=spec.base,
+                    tokenizer=spec.tokenizer,
+                    dtype=self._dtype,  # type: ignore[arg-type]
+                    seed=spec.seed,
+                    max_model_len=spec.max_model_len,
+                    max_num_seqs=self._max_num_seqs,
+                    enable_lora=True,
+                    max_lora_rank=_lora_rank(spec.max_lora_rank),
+                    max_loras=1,
+                    enable_prefix_caching=True,
+                    # Compact JSON only: one serialisation, and no padding with white space until max_tokens.
+                    structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+                    generation_config="vllm",  # the model's own generation_config.json must not set sampling
+                    load_format="safetensors",
+                    trust_remote_code=False,
+                    disable_log_stats=True,
+                    distributed_executor_backend="uni",
+                )
+            )
+        except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+            raise EngineError(f"vLLM cannot serve {spec.base}: {_one_line(error)}") from error
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._requests) + len(self._failed)
+
+    def facts(self) -> dict[str, Any]:
+        import vllm
+
+        return {
+            "engine": "vllm",
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "device": current_platform.device_type,
+            "dtype": self._dtype,
+            "threads": torch.get_num_threads(),
+            "max_num_seqs": self._max_num_seqs,
+        }
+
+    def load(self, adapter: AdapterSpec) -> dict[str, Any]:
+        lora = None
+        if adapter.path is not None:
+            lora = LoRARequest(adapter.name, len(self._adapters) + 1, str(Path(adapter.path).resolve()))
+        guided = self._sampling(adapter, logprobs=0, max_tokens=adapter.max_tokens)
+        seen = self._prove(adapter, lora)
+        self._adapters[adapter.name] = (guided, lora)
+        return seen
+
+    def add(self, adapter: str, key: int, prompt_ids: Sequence[int]) -> None:
+        params, lora = self._adapters[adapter]
+        try:
+            self._engine.add_request(str(key), {"prompt_token_ids": list(prompt_ids)}, params, lora_request=lora)
+        except ValueError:  # a request that vLLM refuses is that row's problem
+            self._failed.append(Completion(key, [], [], "error"))
+        else:
+            self._requests[str(key)] = key
+
+    def step(self) -> list[Completion]:
+        done, self._failed = self._failed, []
+        if self._requests:
+            for output in self._engine.step():
+                if isinstance(output, RequestOutput) and output.finished:
+                    done.append(self._completion(output))
+        return done
+
+    def _completion(self, output: RequestOutput) -> Completion:
+        key = self._requests.pop(output.request_id)
+        answer = output.outputs[0]
+        ids = list(answer.token_ids)
+        logprobs = list(answer.logprobs.logprobs)  # type: ignore[union-attr]
+        if answer.finish_reason == "stop":
+            del ids[-1:], logprobs[-1:]  # the end of turn
+        finish = answer.finish_reason if answer.finish_reason in ("stop", "length") else "error"
+        return Completion(key, ids, logprobs, finish, output.num_cached_tokens or 0)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _sampling(adapter: AdapterSpec, guided: bool = True, **options: Any) -> SamplingParams:
+        return SamplingParams(
+            temperature=0.0,
+            stop_token_ids=[adapter.stop_id],
+            detokenize=False,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(json=adapter.schema) if guided else None,
+            **options,
+        )
+
+    def _prove(self, adapter: AdapterSpec, lora: LoRARequest | None) -> dict[str, Any]:
+        """An adapter can load and do nothing, and a grammar can be ignored, both without an error: look."""
+        seen: dict[str, Any] = {}
+        prompt = list(adapter.canary_ids)
+        free = self._sampling(adapter, guided=False, logprobs=20, max_tokens=1)
+        if lora is not None:
+            base = self._first_token(prompt, free, None)
+            tuned = self._first_token(prompt, free, lora)
+            shared = base.keys() & tuned.keys()
+            moved = max((abs(base[i] - tuned[i]) for i in shared), default=float("inf"))
+            if moved < ADAPTER_MOVES:
+                raise AdapterError(
+                    f"adapter {adapter.name[:12]} loads but changes nothing: on the canary no log-probability moved by "
+                    f"{ADAPTER_MOVES}; its module names or its base do not match, train it again"
+                )
+            seen["adapter_moves_logprob_by"] = moved
+        # Push the end of turn, which no legal answer starts with, as hard as vLLM allows. The grammar must hold.
+        pushed = self._sampling(adapter, logprobs=0, max_tokens=1, logit_bias={adapter.stop_id: 100.0})
+        if adapter.stop_id in self._first_token(prompt, pushed, lora):
+            raise AdapterError("the grammar does not act: a forbidden token was generated on the canary; check the vLLM version")
+        seen["grammar_holds"] = True
+        return seen
+
+    def _first_token(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> dict[int, float]:
+        """Log-probabilities at the first generated token, by token id."""
+        try:
+            self._engine.add_request(CANARY_KEY, {"prompt_token_ids": prompt}, params, lora_request=lora)
+            while True:
+                for output in self._engine.step():
+                    if output.finished:
+                        flat = output.outputs[0].logprobs  # type: ignore[union-attr]
+                        return dict(zip(flat.token_ids, flat.logprobs, strict=True))
+        except (ValueError, RuntimeError, OSError) as error:
+            if lora is None:
+                raise
+            raise AdapterError(f"vLLM refuses adapter {lora.lora_name[:12]}: {_one_line(error)}") from error
+
+
+def _lora_rank(rank: int) -> int:
+    """The least rank that vLLM's kernels are built for and that fits."""
+    return min(allowed for allowed in get_args(MaxLoRARanks) if allowed >= rank)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; without it float32 is about four times faster."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,203 @@
+"""What is done: a work directory that holds the job's fingerprint, its finished shards and a lock.
+
+    WORK_DIR/lock                          held while the run lives; the kernel frees it when the run dies
+    WORK_DIR/job.json                      the facts that must not change between a run and its resumption
+    WORK_DIR/shards/00000000-<sha>.parquet rows in input order, each shard named by the sha256 of its bytes
+
+A shard counts if its bytes still have the digest in its name and all before it count. What does not is done again.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch.errors import InputError, OutputLockedError
+from batch.files import Place, storage_error, write_file
+from batch.manifest import finished
+from batch.table import encode_shard
+
+LOCK_PATIENCE = 1.0  # seconds: a run that ends just now lets go within them
+_held: set[int] = set()  # descriptors of locks
+
+
+def _let_go() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)  # or a forked child would hold its parent's lock beyond the parent's death
+
+
+class Ledger:
+    """The finished part of a run. Build it with :meth:`open`; use it as a context manager, or close it."""
+
+    def __init__(self, work_dir: Path, lock: int) -> None:
+        self.work_dir = work_dir
+        self.shards: list[Path] = []
+        self.done_rows = 0
+        self._lock = lock
+
+    @classmethod
+    def open(cls, work_dir: Path, facts: dict[str, Any], fresh: bool = False, output: str | None = None) -> "Ledger":
+        """Lock `work_dir` and pick up what an earlier run of the same job finished there.
+
+        Raises `OutputLockedError` if another run holds it, `InputError` if its unfinished job has other `facts`
+        (JSON values), unless `fresh`. Where that job is known from the manifest of `output` to be finished after
+        all, its leftovers are cleared away.
+        """
+        work_dir = Path(work_dir)
+        try:
+            ledger = cls(work_dir, _lock(work_dir))
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"cannot work in {work_dir}: {error.strerror}; choose another --work-dir") from error
+        except OSError as error:
+            raise storage_error(str(work_dir), error) from error
+        try:
+            ledger._resume(json.loads(json.dumps(facts)), fresh, output)
+        except OSError as error:
+            ledger.close()
+            raise storage_error(str(work_dir), error) from error
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def commit(self, table: pa.Table) -> None:
+        """Make the next rows durable: after this returns they are never computed again. Raises `StorageError`."""
+        data = encode_shard(table)
+        path = self._folder / f"{len(self.shards):08d}-{_digest(data)}.parquet"
+        write_file(path, data)
+        self.shards.append(path)
+        self.done_rows += table.num_rows
+
+    def finish(self) -> None:
+        """Remove the work directory, once the manifest is there. Raises `StorageError`."""
+        try:
+            self._clear()
+            shutil.rmtree(self.work_dir)
+        except OSError as error:
+            raise storage_error(str(self.work_dir), error) from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the lock; what is finished stays."""
+        if self._lock in _held:
+            _held.discard(self._lock)
+            os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def _folder(self) -> Path:
+        return self.work_dir / "shards"
+
+    @property
+    def _job(self) -> Path:
+        return self.work_dir / "job.json"
+
+    def _resume(self, facts: dict[str, Any], fresh: bool, output: str | None) -> None:
+        live = self._live_facts()
+        if live is not None and live != facts and not fresh:
+            if output is None or finished(output, live) is None:
+                raise InputError(f"the unfinished run in {self.work_dir} was another: {_changes(live, facts)}; forget it with --fresh")
+            live = None
+        if live != facts or fresh:
+            self._clear()
+            write_file(self._job, json.dumps(facts, ensure_ascii=False, indent=2).encode())
+        self._folder.mkdir(exist_ok=True)
+        Place.of(self._folder).sync_folder()
+        self._verify()
+
+    def _live_facts(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._job.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise InputError(f"{self._job} is damaged; forget the unfinished run with --fresh") from error
+
+    def _verify(self) -> None:
+        found = sorted(self._folder.iterdir())
+        for path in found:
+            data = path.read_bytes()
+            if path.name != f"{len(self.shards):08d}-{_digest(data)}.parquet":
+                break
+            self.done_rows += pq.read_metadata(pa.BufferReader(data)).num_rows
+            self.shards.append(path)
+        for path in found[len(self.shards) :]:
+            path.unlink()
+
+    def _clear(self) -> None:
+        """Forget the job first: without job.json, shards are leftovers."""
+        self._job.unlink(missing_ok=True)
+        Place.of(self._job).sync_folder()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._folder)
+        self.shards, self.done_rows = [], 0
+
+
+def _digest(data: bytes | pa.Buffer) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _lock(work_dir: Path) -> int:
+    """Descriptor of the work directory's lock; its file holds the process id of the holder."""
+    path = work_dir / "lock"
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # a run that finished took the directory away just now
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                os.truncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+                _held.add(descriptor)
+                return descriptor
+        except FileNotFoundError:
+            pass  # locked, but finish() had removed the file: lock the one that takes its place
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                holder = os.read(descriptor, 20).decode(errors="replace")
+                os.close(descriptor)
+                raise OutputLockedError(f"another run (process {holder}) works in {work_dir}; wait for it to end") from error
+            time.sleep(0.05)
+        os.close(descriptor)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """``path old → new`` for the first facts that differ."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    told = [f"{name} {_short(before.get(name))} → {_short(after.get(name))}" for name in names[:4]]
+    return ", ".join(told) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [leaf for key, inner in items for leaf in _flat(inner, f"{path}.{key}" if path else str(key))]
+    return [(path, value)]
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 32 else f"{text[:16]}…{text[-8:]}"

@@ -1,0 +1,59 @@
+"""OUTPUT.manifest.json: written last, so where it exists, the run is complete."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from batch.errors import StorageError
+from batch.files import Place, storage_error, write_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """What a finished output was found to hold when it was read back."""
+
+    rows: int
+    ids: str  # sha256 of the ids in order
+    sha256: str  # of the file
+    bytes: int
+
+
+def manifest_place(output: str) -> Place:
+    return Place.of(output).sibling("", ".manifest.json")
+
+
+def write_manifest(output: str, job: dict[str, Any], proof: Proof, **facts: Any) -> None:
+    """Declare `output` complete: `job` is the fingerprint's facts, `facts` is what else there is to say.
+
+    Raises `StorageError`.
+    """
+    manifest = {"job": job, "output": dataclasses.asdict(proof), **facts}
+    write_file(manifest_place(output), (json.dumps(manifest, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def remove_manifest(output: str) -> None:
+    """Raises `StorageError`."""
+    place = manifest_place(output)
+    try:
+        place.remove()
+    except (OSError, pa.ArrowException) as error:
+        raise storage_error(place.name, error) from error
+
+
+def finished(output: str, job: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest, if `output` is the complete result of this very job and its bytes are still those recorded."""
+    place = Place.of(output)
+    try:
+        with place.filesystem.open_input_stream(manifest_place(output).path) as stream:
+            manifest = json.loads(stream.read())
+        if manifest["job"] != json.loads(json.dumps(job)):
+            return None
+        return manifest if place.sha256() == manifest["output"]["sha256"] else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return None  # not a manifest of ours: the run starts and replaces it
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"cannot read {place.name}: {error}; run again to resume") from error

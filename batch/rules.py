@@ -1,0 +1,64 @@
+"""Rules that hold whatever the model says. A run counts every violation."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from batch.errors import ContractError, nearest
+
+# "no Salesforce involved", "without touching Salesforce", "Salesforce is not involved": a negated mention is none.
+_NEGATED_BEFORE = re.compile(r"\b(?:no|not|never|without|nothing|isn't|doesn't|don't|avoid(?:s|ing)?|instead of|rather than)\b[^.;,!?]{0,30}$", re.I)
+_NEGATED_AFTER = re.compile(r"^[^.;,!?]{0,20}\b(?:is|are|was)?\s*(?:not|n't|never)\b(?: \w+){0,2} (?:involved|used|needed|touched|part|relevant|required)", re.I)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """When an answer holds the values `when`, either other fields are among `allow`, or the request mentions one of
+    `mentions` (whole words, any case, not negated)."""
+
+    name: str
+    when: Mapping[str, Any]
+    allow: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    mentions: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, entry: Any, fields: Mapping[str, Any]) -> "Rule":
+        """Compile one `[[rules]]` entry against the contract's fields by name; raises `ContractError`."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(entry, Mapping) or not {"name", "when"} <= set(entry):
+            raise ContractError("[[rules]]: each rule needs a name and a when")
+        for key in entry:
+            if key not in known:
+                raise ContractError(f"unknown key {key!r} in [[rules]]{nearest(key, sorted(known))}")
+        where = f"rule {entry['name']!r}"
+        if ("allow" in entry) == ("mentions" in entry):
+            raise ContractError(f"{where}: needs either allow or mentions")
+        named = [(name, [value]) for name, value in entry["when"].items()] + list(entry.get("allow", {}).items())
+        for name, values in named:
+            if name not in fields:
+                raise ContractError(f"{where}: unknown field {name!r}{nearest(name, list(fields))}")
+            for value in values:
+                if value not in fields[name].values:
+                    raise ContractError(f"{where}: {value!r} is no legal value of {name}")
+        allow = {name: tuple(values) for name, values in entry.get("allow", {}).items()}
+        return cls(entry["name"], dict(entry["when"]), allow, tuple(entry.get("mentions", ())))
+
+    def holds(self, answer: Mapping[str, Any], request: str) -> bool:
+        if any(answer[name] != value for name, value in self.when.items()):
+            return True
+        if self.mentions:
+            return any(not _negated(request, match) for match in self._mention.finditer(request))
+        return all(answer[name] in values for name, values in self.allow.items())
+
+    @functools.cached_property
+    def _mention(self) -> re.Pattern[str]:
+        words = "|".join(re.escape(word) for word in self.mentions)
+        return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.I)
+
+
+def _negated(text: str, match: re.Match[str]) -> bool:
+    before = text[max(0, match.start() - 60) : match.start()]
+    after = text[match.end() : match.end() + 60]
+    return bool(_NEGATED_BEFORE.search(before) or _NEGATED_AFTER.search(after))

@@ -1,0 +1,157 @@
+"""What a run did: tallies that travel with the shards, the summary for the manifest, and the table people read."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from batch.contract import Contract
+from batch.router import Counts
+
+TALLY = b"batch_route.tally"  # key of a shard's metadata
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts over rows; they add up, so a resumed run knows of the shards that it did not route."""
+
+    rows: int = 0
+    errors: Counter[str] = dataclasses.field(default_factory=Counter)  # error code → rows
+    values: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)  # field → value → rows
+    violations: Counter[str] = dataclasses.field(default_factory=Counter)  # rule → rows
+    score_sum: float = 0.0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        names = {**self.values, **other.values}
+        return Tally(
+            rows=self.rows + other.rows,
+            errors=self.errors + other.errors,
+            values={name: self.values.get(name, Counter()) + other.values.get(name, Counter()) for name in names},
+            violations=self.violations + other.violations,
+            score_sum=self.score_sum + other.score_sum,
+        )
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        return cls(
+            rows=content["rows"],
+            errors=Counter(content["errors"]),
+            values={name: Counter(values) for name, values in content["values"].items()},
+            violations=Counter(content["violations"]),
+            score_sum=content["score_sum"],
+        )
+
+    @property
+    def error_rows(self) -> int:
+        return self.errors.total()
+
+    @property
+    def error_rate(self) -> float:
+        return self.error_rows / self.rows if self.rows else 0.0
+
+    @property
+    def mean_score(self) -> float | None:
+        answered = self.rows - self.error_rows
+        return self.score_sum / answered if answered else None
+
+
+def with_tally(table: pa.Table, contract: Contract, prefix: str, violations: Counter[str]) -> pa.Table:
+    """`table` (a shard's rows) with its tally in the schema's metadata."""
+    tally = Tally(
+        rows=table.num_rows,
+        errors=_counted(table[prefix + "error_code"]),
+        values={field.name: _counted(table[prefix + field.name]) for field in contract.scored_fields},
+        violations=violations,
+        score_sum=pc.sum(table[prefix + "score"]).as_py() or 0.0,
+    )
+    return table.replace_schema_metadata({TALLY: json.dumps(dataclasses.asdict(tally)).encode()})
+
+
+def shard_tally(shard: Path) -> Tally:
+    return Tally.from_json(json.loads(pq.read_schema(shard).metadata[TALLY]))
+
+
+def _counted(column: pa.ChunkedArray) -> Counter[str]:
+    counts = ((entry["values"], entry["counts"]) for entry in column.value_counts().to_pylist())
+    return Counter({json.dumps(v) if isinstance(v, bool) else v: n for v, n in counts if v is not None})
+
+
+@dataclasses.dataclass
+class Summary:
+    """The whole of a run."""
+
+    tally: Tally = dataclasses.field(default_factory=Tally)
+    resumed_rows: int = 0
+    counts: Counts = dataclasses.field(default_factory=Counts)  # of this run alone
+    engine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds_to_first_row: float | None = None
+    routing_seconds: float = 0.0
+    seconds: float = 0.0
+    already_done: bool = False
+
+    @property
+    def rows_per_second(self) -> float | None:
+        return self.counts.rows / self.routing_seconds if self.routing_seconds else None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "tally": dataclasses.asdict(self.tally),
+            "error_rate": self.tally.error_rate,
+            "mean_score": self.tally.mean_score,
+            "resumed_rows": self.resumed_rows,
+            "rows_per_second": self.rows_per_second,
+            "prefix_cache_hit_rate": self.counts.cache_hit_rate,
+            "prompt_tokens": self.counts.prompt_tokens,
+            "answer_tokens": self.counts.answer_tokens,
+            "seconds_to_first_row": self.seconds_to_first_row,
+            "seconds": self.seconds,
+            "engine": self.engine,
+        }
+
+    @classmethod
+    def of_manifest(cls, manifest: Mapping[str, Any]) -> Self:
+        """The summary of a run that had finished before."""
+        told = manifest["run"]
+        return cls(Tally.from_json(told["tally"]), engine=told["engine"], already_done=True)
+
+
+def show(summary: Summary, output: str, console: Console) -> None:
+    """Print the summary as tables."""
+    tally = summary.tally
+    table = Table(title=f"{output}: {tally.rows} rows", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_column(justify="right")
+    for field, values in tally.values.items():
+        for index, (value, count) in enumerate(values.most_common()):
+            table.add_row("" if index else field, value, f"{count}  {count / tally.rows:6.1%}")
+        table.add_section()
+    if tally.mean_score is not None:
+        table.add_row("mean score", "", f"{tally.mean_score:.3f}")
+    table.add_row("errors", "", f"{tally.error_rows}  {tally.error_rate:6.1%}")
+    for code, count in tally.errors.most_common():
+        table.add_row("", code, str(count))
+    table.add_row("rule violations", "", str(tally.violations.total()))
+    for rule, count in tally.violations.most_common():
+        table.add_row("", rule, str(count))
+    if not summary.already_done:
+        table.add_section()
+        if summary.resumed_rows:
+            table.add_row("resumed", "rows of an earlier run", str(summary.resumed_rows))
+        if summary.rows_per_second:
+            table.add_row("speed", "rows/s", f"{summary.rows_per_second:.1f}")
+            table.add_row("prefix cache", "hit rate", f"{summary.counts.cache_hit_rate:.1%}")
+        table.add_row("time", "seconds, with start-up", f"{summary.seconds:.1f}")
+    console.print(table)
+    if summary.engine.get("engine") == "replay":
+        console.print("[bold red]The replay engine made these answers up; they are for I/O tests only.[/]")
+    if summary.already_done:
+        console.print("This run was finished before; nothing was done again (--fresh does it again).")

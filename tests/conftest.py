@@ -1,0 +1,70 @@
+"""What the tests share: a tiny random base model with a real tokenizer and chat template, and the shipped contract."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from batch.contract import Contract
+
+ROOT = Path(__file__).parents[1]
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPLIT = (  # Qwen's pre-tokenisation
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.fixture(scope="session")
+def contract() -> Contract:
+    return Contract.load(ROOT / "data/contract.toml")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: random two-layer Qwen3 of hidden size 64, byte-level BPE of 1,024 tokens, ChatML template."""
+    import torch
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-base")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1024 - len(CONTROL_TOKENS), initial_alphabet=alphabet, show_progress=False)
+    corpus = (ROOT / "data/contract.toml", *sorted((ROOT / "data/v1").glob("*.jsonl")))
+    tokenizer.train_from_iterator([path.read_text(encoding="utf-8") for path in corpus], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 32768}))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+    torch.manual_seed(0)
+    ends = {
+        name: tokenizer.token_to_id(f"<|{token}|>")
+        for name, token in (("eos_token_id", "im_end"), ("pad_token_id", "endoftext"))
+    }
+    config = Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,  # the least that vLLM serves on a CPU
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        **ends,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -1,0 +1,158 @@
+"""Evaluation: intervals against published values, counts and misses, side by side, JSON."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from batch.bundle import Registry
+from batch.contract import Contract
+from batch.errors import AdapterError, DatasetError
+from tests.test_qlora import SILENT, recipe
+from train import qlora
+from train.cli import main
+from train.dataset import Row, load_rows
+from train.evaluate import Evaluation, Proportion, candidate, evaluate, serve, show, write_json
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass
+class Answer:
+    answer: dict[str, Any] | None
+    error_code: str | None = None
+
+
+@pytest.fixture
+def rows(contract: Contract) -> list[Row]:
+    return load_rows(ROOT / "data/v1/test.jsonl", contract)
+
+
+@pytest.fixture
+def bias(rows: list[Row], contract: Contract) -> Evaluation:
+    """The first experiment's result: one platform wrong of four rows."""
+    answers = [Answer(dict(row.answer)) for row in rows]
+    answers[2].answer = {**rows[2].answer, "recommended_platform": "Databricks app + Salesforce integration"}
+    return evaluate(rows, answers, contract, "v1", "test")
+
+
+@pytest.mark.parametrize(  # Newcombe 1998, table I, and the operating model's 4 of 4
+    ("right", "of", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (4, 4, 0.5101, 1),
+        (0, 0, 0, 1),
+    ],
+)
+def test_wilson_interval(right: int, of: int, low: float, high: float) -> None:
+    assert Proportion(right, of).interval == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_first_experiments_nineteen_of_twenty(bias: Evaluation) -> None:
+    counts = {name: (p.right, p.of) for name, p in bias.measures.items()}
+    assert counts == {
+        "JSON valid": (4, 4),
+        "tier": (4, 4),
+        "risk": (4, 4),
+        "recommended_platform": (3, 4),
+        "needs_review": (4, 4),
+        "all fields right": (3, 4),
+        "field checks": (19, 20),
+    }
+    (miss,) = bias.misses
+    assert (miss.id, miss.field, miss.gold) == ("v1-031", "recommended_platform", "Databricks app")
+
+
+def test_an_error_row_is_wrong_in_every_field(rows: list[Row], contract: Contract) -> None:
+    answers = [Answer(dict(row.answer)) for row in rows[1:]]
+    result = evaluate(rows, [Answer(None, "truncated"), *answers], contract, "v1", "test")
+    assert {p.right for name, p in result.measures.items() if name != "field checks"} == {3}
+    assert [miss.error for miss in result.misses] == ["truncated"] * 4
+
+
+def test_an_answer_for_each_row(rows: list[Row], contract: Contract) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        evaluate(rows, [Answer(dict(rows[0].answer))], contract, "v1", "test")
+
+
+def test_side_by_side_and_json(bias: Evaluation, rows: list[Row], contract: Contract, tmp_path: Path) -> None:
+    perfect = evaluate(rows, [Answer(dict(row.answer)) for row in rows], contract, "champion", "test")
+    console = Console(file=io.StringIO(), record=True, width=200)
+    show([bias, perfect], console)
+    text = console.export_text()
+    assert "3/4  0.30 to 0.95" in text and "4/4  0.51 to 1.00" in text and "19/20" in text
+    assert "v1: wrong" in text and "champion: wrong" not in text
+    write_json([bias, perfect], tmp_path / "eval.json")
+    content = json.loads((tmp_path / "eval.json").read_text())
+    assert content["evaluations"][0]["measures"]["recommended_platform"]["share"] == 0.75
+    assert content["evaluations"][0]["misses"][0]["predicted"] == "Databricks app + Salesforce integration"
+
+
+def test_a_request_is_no_markup(rows: list[Row], contract: Contract) -> None:
+    row = dataclasses.replace(rows[0], request="[bold]x[/nonsense]")
+    console = Console(file=io.StringIO(), record=True, width=200)
+    show([evaluate([row], [Answer(None, "truncated")], contract, "a", "d")], console)
+    assert "[bold]x[/nonsense]" in console.export_text()
+
+
+@pytest.fixture(scope="module")
+def registry(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    registry = Registry(tmp_path_factory.mktemp("registry") / "adapters")
+    qlora.fit(recipe(tiny_base, tmp_path_factory.mktemp("recipe")), registry, SILENT)
+    return registry
+
+
+DATASETS = [ROOT / "data/v1/test.jsonl", ROOT / "data/regression.jsonl"]
+
+
+def test_adapters_and_their_base_share_an_engine(registry: Registry) -> None:
+    subjects = [candidate(name, registry, None, None) for name in ("base", "champion")]
+    assert subjects[0].contract.fingerprint == subjects[1].contract.fingerprint
+    results = serve(subjects, DATASETS, engine="replay")
+    assert [(r.adapter, r.measures["JSON valid"].right) for r in results] == [
+        ("base", 4), ("base", 5), ("champion", 4), ("champion", 5)
+    ]  # fmt: skip
+
+
+def test_what_is_wrong_is_said_before_an_engine_starts(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(DatasetError, match=r"rows\.jsonl:1"):
+        serve([candidate("champion", registry, None, None)], [tmp_path / "rows.jsonl"])
+    with pytest.raises(AdapterError, match="carries its own contract"):
+        candidate("champion", registry, "data/contract.toml", None)
+    with pytest.raises(AdapterError, match=r"no adapter 'champoin'.*did you mean 'champion'"):
+        candidate("champoin", registry, None, None)
+
+
+def test_eval_command_on_vllm(registry: Registry, tmp_path: Path) -> None:
+    """The whole command on the real engine: a base of random weights answers legally and wrongly."""
+    out = tmp_path / "eval.json"
+    arguments = ["eval", "base,champion", *map(str, DATASETS), "--json", str(out)]
+    result = CliRunner().invoke(main, arguments, env={"BATCH_ROUTE_ADAPTERS": str(registry.root), "COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    found = [(e["adapter"], Path(e["dataset"]).name) for e in json.loads(out.read_text())["evaluations"]]
+    assert found == [(name, path.name) for name in ("base", "champion") for path in DATASETS]
+    assert "all fields right" in result.output
+
+
+def test_promote_and_list(registry: Registry, tiny_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    elsewhere = Registry(tmp_path / "adapters")
+    shutil.copytree(registry.resolve("latest"), tmp_path / "copy")
+    environment = {"BATCH_ROUTE_ADAPTERS": str(elsewhere.root), "COLUMNS": "160"}
+    result = CliRunner().invoke(main, ["promote", str(tmp_path / "copy")], env=environment)
+    digest = registry.aliases()["latest"]
+    assert result.exit_code == 0, result.output
+    assert elsewhere.aliases() == {"champion": digest} and (tmp_path / "copy").is_dir()
+    listed = CliRunner().invoke(main, ["adapters"], env=environment).output
+    assert digest[:12] in listed and "champion" in listed
+    assert CliRunner().invoke(main, ["promote", "none"], env=environment).exit_code == 2

@@ -1,0 +1,48 @@
+"""The model card: what a bundle is, from the same facts as its metrics and manifest."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from batch.contract import Contract
+
+
+def model_card(contract: Contract, facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Markdown with the front matter that model hubs read."""
+    base, data, best = facts["base"], facts["data"], metrics["best"]
+    counts, lora = metrics["parameters"], facts["recipe"]["lora"]
+    share = 100 * counts["trainable"] / counts["total"]
+    quantised = facts["recipe"]["quantisation"]["type"]
+    kept = f"step {best['step']}, validation loss {best['validation_loss']:.4f}"
+    rows = "\n".join(
+        f"| {name} | {split['rows']} | `{split['path']}` | `{split['sha256'][:12]}` |" for name, split in data.items()
+    )
+    fields = "\n".join(f"- `{f.name}`: {', '.join(map(str, f.values)) or 'text'}" for f in contract.fields)
+    return f"""---
+base_model: {base["ref"]}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, qlora]
+---
+# {contract.name}
+
+A LoRA adapter that answers a request with one compact JSON object of the contract `{contract.name}`:
+
+{fields}
+
+It is meant for `batch-route`, which decodes under the contract's grammar and checks each answer; the contract in this
+folder is the one it was trained on. It decides nothing outside that contract. Its evaluation: `batch-train eval`.
+
+## Training
+
+- Base: `{base["ref"]}`, revision `{base["revision"] or "none"}`, sha256 `{(base["sha256"] or "")[:12]}`
+- QLoRA: {quantised} base, rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]}, {lora["target"]}
+- Trainable parameters: {counts["trainable"]:,} of {counts["total"]:,} ({share:.2f} %)
+- Steps: {metrics["steps"]} over {metrics["epochs"]:.3g} epochs, seed {facts["seed"]}; kept: {kept}
+- Tokens an epoch: {metrics["tokens"]["all"]:,}, of which learned (answers): {metrics["tokens"]["supervised"]:,}
+
+| split | rows | file | sha256 |
+|---|---|---|---|
+{rows}
+
+![loss](loss.png)
+"""

@@ -1,0 +1,193 @@
+"""Labelled requests: a JSONL file → rows that the contract and its policy accept, or a `DatasetError` naming the line.
+
+A row holds `id`, `request`, the contract's fields and, if the labeller wrote them down, `facts`, from which the
+policy table must give exactly the labels. Evaluation reads rows without text fields and ids as well.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from batch.contract import Contract
+from batch.errors import DatasetError, InvalidAnswer, nearest
+from batch.tokens import Renderer
+
+NOTES = frozenset({"probe", "family", "source"})  # keys for people and reports; training ignores them
+
+# Two requests in different splits are near-duplicates when the Jaccard index of their sets of adjacent word pairs is
+# at least this. A sentence of 17 words that changes two of them reaches 0.6; the most alike of v1's splits reach 0.40.
+NEAR_DUPLICATE = 0.6
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One labelled request. `answer` holds every contract field, but for texts that an evaluation row leaves out."""
+
+    id: str
+    request: str
+    answer: Mapping[str, Any]
+    facts: Mapping[str, Any] | None
+    path: Path
+    line: int
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+def load_rows(path: str | Path, contract: Contract, *, evaluation: bool = False) -> list[Row]:
+    """Read and check a JSONL file. Raises `DatasetError` for the first line that is wrong.
+
+    With `evaluation`, text fields and ids may be absent; a row without an id is named by its line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise DatasetError(f"no dataset at {path}; give the path of a JSONL file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: {error}; save it as UTF-8 text") from error
+    rows = [_row(text, path, n, contract, evaluation) for n, text in enumerate(lines, start=1) if text.strip()]
+    if not rows:
+        raise DatasetError(f"{path}: holds no rows; add one JSON object a line")
+    _refuse_repeats(rows)
+    return rows
+
+
+def check_splits(splits: Mapping[str, Sequence[Row]]) -> None:
+    """Refuse an id or a (nearly) equal request in two splits: what is trained on must not be what is measured."""
+    seen: list[tuple[str, Row]] = []
+    shingles: list[frozenset[tuple[str, ...]]] = []
+    by_shingle: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    ids: dict[str, tuple[str, Row]] = {}
+    for split, rows in splits.items():
+        for row in rows:
+            if row.id in ids and ids[row.id][0] != split:
+                raise DatasetError(
+                    f"{row.where}: id {row.id!r} is also at {ids[row.id][1].where}; ids are unique over all splits"
+                )
+            ids[row.id] = (split, row)
+            own = _shingles(row.request)
+            shared: dict[int, int] = defaultdict(int)
+            for shingle in own:
+                for other in by_shingle[shingle]:
+                    shared[other] += 1
+            for other, count in shared.items():
+                likeness = count / (len(own) + len(shingles[other]) - count)
+                if seen[other][0] != split and likeness >= NEAR_DUPLICATE:
+                    other_split, twin = seen[other]
+                    raise DatasetError(
+                        f"{row.where}: the request is nearly that of {twin.where} in the {other_split} split "
+                        f"(likeness {likeness:.2f}, allowed below {NEAR_DUPLICATE}); reword it or remove one"
+                    )
+            for shingle in own:
+                by_shingle[shingle].append(len(seen))
+            seen.append((split, row))
+            shingles.append(own)
+
+
+def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]]:
+    """Token `input_ids` and `labels` of each row; labels are -100 but on the answer and its end of turn.
+
+    Nothing is cut: a request of more tokens than the contract accepts raises `DatasetError`.
+    """
+    examples = []
+    for row in rows:
+        prompt, completion = renderer.encode_example(row.request, dict(row.answer))
+        size, limit = len(prompt) - len(renderer.prompt([])), renderer.contract.max_tokens
+        if size > limit:
+            raise DatasetError(f"{row.where}: the request has {size} tokens, the contract accepts {limit}; shorten it")
+        examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    return examples
+
+
+def file_facts(path: Path, reference: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """What a bundle's manifest says of a split: the path as configured, the number of rows, the file's sha256."""
+    return {"path": reference, "rows": len(rows), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _row(text: str, path: Path, line: int, contract: Contract, evaluation: bool) -> Row:
+    where = f"{path}:{line}"
+    try:
+        content = json.loads(text, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{where}: is not JSON: {error}; write one JSON object a line") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{where}: is not a JSON object; write one JSON object a line")
+    names = [field.name for field in contract.fields]
+    known = ["id", "request", *names, "facts", *sorted(NOTES)]
+    for key in content:
+        if key not in known:
+            raise DatasetError(f"{where}: unknown key {key!r}{nearest(key, known)}; rename or remove it")
+    optional = {"id", *(field.name for field in contract.fields if field.type == "text")} if evaluation else set()
+    for key in ("id", "request", *names):
+        if key not in content and key not in optional:
+            raise DatasetError(f"{where}: missing key {key!r}; add it")
+    _check_texts(content, where, contract)
+    answer = {name: content[name] for name in names if name in content}
+    # A missing text is stood in for by a legal one, so that the other fields are checked as always.
+    stand_ins = {field.name: "x" * field.min_chars for field in contract.fields if field.name not in content}
+    facts = content.get("facts")
+    try:
+        if facts is not None and not isinstance(facts, dict):
+            raise InvalidAnswer("facts is not a JSON object")
+        contract.serialise(answer | stand_ins)
+        if mismatch := contract.policy_mismatch(answer | stand_ins, facts):
+            raise InvalidAnswer(mismatch)
+    except InvalidAnswer as error:
+        raise DatasetError(f"{where}: {error}; correct the row or the contract") from error
+    return Row(content.get("id", f"line {line}"), content["request"], answer, facts, path, line)
+
+
+def _check_texts(content: Mapping[str, Any], where: str, contract: Contract) -> None:
+    for key in ("id", "request"):
+        if key in content and (not isinstance(content[key], str) or not content[key].strip()):
+            raise DatasetError(f"{where}: {key} must be a text that is not blank, not {content[key]!r}; correct it")
+    if len(content["request"]) > contract.max_chars:
+        size = len(content["request"])
+        raise DatasetError(
+            f"{where}: the request has {size} characters, the contract accepts {contract.max_chars}; shorten it"
+        )
+    try:
+        content["request"].encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f"{where}: the request holds half of a surrogate pair, so is no valid UTF-8; correct it"
+        ) from error
+
+
+def _refuse_repeats(rows: Sequence[Row]) -> None:
+    ids: dict[str, Row] = {}
+    requests: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        if row.id in ids:
+            raise DatasetError(f"{row.where}: id {row.id!r} is also at {ids[row.id].where}; give each row its own")
+        words = tuple(_words(row.request))
+        if words in requests:
+            raise DatasetError(f"{row.where}: the request is also at {requests[words].where}; remove one of them")
+        ids[row.id] = requests[words] = row
+
+
+def _words(text: str) -> list[str]:
+    """Lower-case words, or the text itself where it has none."""
+    return re.findall(r"\w+", text.lower()) or [text.strip()]
+
+
+def _shingles(text: str) -> frozenset[tuple[str, ...]]:
+    """The adjacent word pairs of a text; its one word where it has no pair."""
+    words = _words(text)
+    return frozenset(itertools.pairwise(words)) or frozenset({(words[0],)})
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"key {repeated!r} is there twice")
+    return content
