@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from batch.errors import InputError, nearest
 from batch.files import Place, reason, shown
-from batch.reader import FAILURES, IdDigest, ParquetSource, is_string, plain, row_bytes
+from batch.reader import FAILURES, IdDigest, Int64s, ParquetSource, is_string, plain, row_bytes
 
 MAX_ROWS = 500_000_000  # 8 bytes each are held while ids are checked
 MAX_BYTES = 1 << 40  # uncompressed, as declared and as read
@@ -38,7 +38,7 @@ class Backlog:
             check()
         taken = [name for name in backlog.schema.names if name in set(output_columns)]
         if taken:
-            raise InputError(f"{backlog.source} already has a column {taken[0]!r}; give the output's another name with --prefix")
+            raise InputError(f"{backlog.source} already has a column {taken[0]!r}; rename the output's with --prefix")
         return backlog
 
     @property
@@ -49,8 +49,7 @@ class Backlog:
         """What makes this input this input, as JSON values: a resumed run must find it unchanged."""
         return {
             "files": [
-                {"path": f.place.path, "size": f.size, "modified_ns": f.modified_ns, "row_groups": list(f.row_groups)}
-                for f in self.files
+                {"path": f.place.path, "size": f.size, "modified_ns": f.modified_ns, "row_groups": list(f.row_groups)} for f in self.files
             ],
             "schema": {field.name: str(field.type) for field in self.schema},
         }
@@ -68,7 +67,8 @@ class Backlog:
         Returns the sha256 (hex) of the ids in order. Raises `InputError` naming the row, counted from 0. Holds 8
         bytes a row: ids whose hashes are equal are compared in a second pass, so the answer is exact.
         """
-        digest, hashes = IdDigest(), np.empty(self.rows, dtype=np.int64)
+        digest = IdDigest()
+        hashes: Int64s = np.empty(self.rows, dtype=np.int64)
         row = decoded = 0
         for batch in self.batches():
             ids = plain(batch.column(self.id_column))
@@ -116,7 +116,8 @@ class Backlog:
     def _check_expansion(self, decoded: int) -> None:
         size = sum(file.size for file in self.files)
         if decoded > MAX_BYTES or decoded > max(FREE_BYTES, size * MAX_EXPANSION):
-            raise InputError(f"{self.source}: {size} bytes expand to more than {decoded >> 20} MiB of text; split or shorten it")
+            expansion = f"{size} bytes expand to more than {decoded >> 20} MiB of text"
+            raise InputError(f"{self.source}: {expansion}; split or shorten it")
 
     def _check_schemas(self) -> None:
         first = {field.name: field.type for field in self.schema}
@@ -128,33 +129,40 @@ class Backlog:
             if list(other.items()) != list(first.items()) or len(other) < len(file.schema.names):
                 differing = [n for n in (*first, *other) if first.get(n) != other.get(n)]
                 what = f"column {differing[0]!r} differs" if differing else "its columns come in another order or twice"
-                raise InputError(f"{file.place.name} has not the schema of {self.files[0].place.name}: {what}; make them alike")
+                pair = f"{file.place.name} has not the schema of {self.files[0].place.name}"
+                raise InputError(f"{pair}: {what}; make them alike")
 
     def _check_columns(self) -> None:
         for option, name in (("--id-column", self.id_column), ("--text-column", self.text_column)):
             if name not in self.schema.names:
                 hint = nearest(name, self.schema.names) or f" (it has {', '.join(map(repr, self.schema.names[:8]))})"
                 raise InputError(f"{self.source} has no column {name!r}{hint}; name one with {option}")
-        for name, integers in ((self.id_column, True), (self.text_column, False)):
+        for option, name, integers in (
+            ("--id-column", self.id_column, True),
+            ("--text-column", self.text_column, False),
+        ):
             kind = self.schema.field(name).type
             value = kind.value_type if pa.types.is_dictionary(kind) else kind
             # An empty export has columns of type null; so has one whose texts are all null.
             empty = pa.types.is_null(kind) and (self.rows == 0 or not integers)
-            if not (is_string(value) or empty or integers and pa.types.is_integer(kind)):
+            if not (is_string(value) or empty or (integers and pa.types.is_integer(kind))):
                 wanted = "strings or whole numbers" if integers else "strings"
-                raise InputError(f"{self.source}: column {name!r} is {str(kind)[:60]}, not {wanted}; convert it or name another")
+                found = f"column {name!r} is {str(kind)[:60]}, not {wanted}"
+                raise InputError(f"{self.source}: {found}; convert it or name another with {option}")
 
-    def _hashes(self, ids: pa.Array, row: int) -> np.ndarray:
+    def _hashes(self, ids: pa.Array, row: int) -> Int64s:
         """64 bits an id, int64 [rows]. Python's string hash is keyed anew in each process, so nobody can prepare a
         backlog of equal hashes; whole numbers stand for themselves."""
         if pa.types.is_integer(ids.type):
-            return ids.to_numpy().astype(np.int64)
+            whole: Int64s = ids.to_numpy().astype(np.int64)
+            return whole
         try:
-            return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
+            hashes: Int64s = np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
         except UnicodeDecodeError as error:
             raise InputError(f"{self.source}: an id after row {row} is not valid UTF-8; correct it") from error
+        return hashes
 
-    def _check_repeated(self, repeated: np.ndarray) -> None:
+    def _check_repeated(self, repeated: Int64s) -> None:
         seen: dict[Any, int] = {}
         row = 0
         for batch in self.batches(columns=[self.id_column]):
@@ -162,7 +170,8 @@ class Backlog:
             suspects = np.flatnonzero(np.isin(self._hashes(ids, row), repeated))
             for offset, value in zip(suspects, ids.take(pa.array(suspects)).to_pylist(), strict=True):
                 if value in seen:
-                    raise InputError(f"{self.source}: rows {seen[value]} and {row + offset} have the same id; make ids unique")
+                    pair = f"rows {seen[value]} and {row + offset}"
+                    raise InputError(f"{self.source}: {pair} have the same id; make ids unique")
                 seen[value] = row + int(offset)
             row += len(ids)
 
@@ -174,30 +183,35 @@ def _first(mask: pa.Array) -> int:
 def _places(source: str) -> list[Place]:
     """The files of a path, directory or glob, in order of path."""
     place = Place.of(source)
-    filesystem = place.filesystem
     try:
-        info = filesystem.get_file_info(place.path)
+        info = place.filesystem.get_file_info(place.path)
         if info.type == fs.FileType.File:
             return [place]
-        root, pattern = place.path, re.compile(r".*\.(parquet|parq|pq)", re.DOTALL)
+        root, deep, pattern = place.path, True, r".*\.(parquet|parq|pq)"
         if info.type == fs.FileType.NotFound:
             if not re.search(r"[*?\[]", place.path):
                 raise InputError(f"no file {place.name}; check the path")
-            root, pattern = re.split(r"/[^/]*[*?\[]", place.path)[0], re.compile(_regex(place.path), re.DOTALL)
-        selector = fs.FileSelector(root or "/", recursive="/" in place.path[len(root) + 1 :] or info.type == fs.FileType.Directory)
-        found = [f for f in filesystem.get_file_info(selector) if f.type == fs.FileType.File and pattern.fullmatch(f.path)]
+            root, pattern = re.split(r"/[^/]*[*?\[]", place.path)[0], _regex(place.path)
+            deep = "/" in place.path[len(root) + 1 :]
+        found = place.filesystem.get_file_info(fs.FileSelector(root or "/", recursive=deep))
     except FAILURES as error:
         raise InputError(f"cannot read {place.name}: {reason(error)}; check the path") from error
-    # _SUCCESS, .crc, work directories and half-written outputs
-    visible = [f.path for f in found if not re.search(r"/[._]", "/" + f.path[len(root) :].lstrip("/"))]
-    if not visible:
+    paths = sorted(file.path for file in found if file.type == fs.FileType.File)
+    # Not _SUCCESS, work directories and half-written outputs.
+    hidden = re.compile(r"/[._]")
+    paths = [p for p in paths if re.fullmatch(pattern, p, re.DOTALL) and not hidden.search(p, len(root.rstrip("/")))]
+    if not paths:
         raise InputError(f"no Parquet file matches {place.name}; check the path")
-    base = place.name if info.type == fs.FileType.Directory else None
-    return [Place(filesystem, path, f"{base.rstrip('/')}{path[len(root.rstrip('/')) :]}" if base else path) for path in sorted(visible)]
+    return [Place(place.filesystem, path, path) for path in paths]
 
 
 def _regex(glob: str) -> str:
     """A glob as a regular expression: `*` and `?` stay inside a folder, `**/` crosses them."""
-    parts = re.split(r"(\*\*/|\*|\?|\[[^]]*\])", glob)
     known = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return "".join(known.get(p) or (p.replace("[!", "[^", 1) if p[:1] == "[" and p[-1:] == "]" else re.escape(p)) for p in parts)
+    parts = []
+    for part in re.split(r"(\*\*/|\*|\?|\[[^]]+\])", glob):
+        if part.startswith("[") and part.endswith("]"):
+            parts.append(part.replace("[!", "[^", 1))
+        else:
+            parts.append(known.get(part) or re.escape(part))
+    return "".join(parts)

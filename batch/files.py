@@ -75,7 +75,7 @@ class Place:
         return Place(self.filesystem, path, f"{parent}{name_slash}{prefix}{name}{suffix}")
 
     def exists(self) -> bool:
-        return self.filesystem.get_file_info(self.path).type == fs.FileType.File
+        return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
 
     def sha256(self) -> str:
         """sha256 (hex) of the file's bytes, read a chunk at a time."""

@@ -15,7 +15,6 @@ import os
 import shutil
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -99,7 +98,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     @property
@@ -114,7 +113,8 @@ class Ledger:
         live = self._live_facts()
         if live is not None and live != facts and not fresh:
             if output is None or finished(output, live) is None:
-                raise InputError(f"the unfinished run in {self.work_dir} was another: {_changes(live, facts)}; forget it with --fresh")
+                changes = _changes(live, facts)
+                raise InputError(f"the unfinished run in {self.work_dir} was another: {changes}; forget it with --fresh")
             live = None
         if live != facts or fresh:
             self._clear()
@@ -125,7 +125,8 @@ class Ledger:
 
     def _live_facts(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self._job.read_bytes())
+            facts: dict[str, Any] = json.loads(self._job.read_bytes())
+            return facts
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -178,7 +179,8 @@ def _lock(work_dir: Path) -> int:
             if time.monotonic() > deadline:
                 holder = os.read(descriptor, 20).decode(errors="replace")
                 os.close(descriptor)
-                raise OutputLockedError(f"another run (process {holder}) works in {work_dir}; wait for it to end") from error
+                message = f"another run (process {holder}) works in {work_dir}; wait for it to end"
+                raise OutputLockedError(message) from error
             time.sleep(0.05)
         os.close(descriptor)
 

@@ -21,11 +21,12 @@ from batch.files import Place, reason
 BATCH_BYTES = 16 << 20  # strings in one batch, decoded
 ROW_BYTES = 16 << 20  # strings in one row: more is refused
 LOCAL_BUFFER, REMOTE_BUFFER = 1 << 16, 1 << 22  # read ahead, a column: bounds memory against a wide row group
+Int64s = np.ndarray[Any, np.dtype[np.int64]]
 FAILURES = (pa.ArrowException, OSError, MemoryError, ValueError, KeyError, TypeError, OverflowError)
 
 
 def is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return any((pa.types.is_string(kind), pa.types.is_large_string(kind), pa.types.is_string_view(kind)))
 
 
 def is_stringlike(kind: pa.DataType) -> bool:
@@ -99,9 +100,7 @@ class ParquetSource:
                 yield from self._group(group, stream, schema, max(0, start_row - first_row))
             first_row += rows
 
-    def _group(
-        self, group: int, stream: Iterator[pa.RecordBatch], schema: pa.Schema, skip: int
-    ) -> Iterator[pa.RecordBatch]:
+    def _group(self, group: int, stream: Iterator[pa.RecordBatch], schema: pa.Schema, skip: int) -> Iterator[pa.RecordBatch]:
         row = 0
         while True:
             try:
@@ -118,9 +117,8 @@ class ParquetSource:
             drop = min(skip, batch.num_rows)
             skip -= drop
             if len(sizes) and sizes.max() > ROW_BYTES:
-                raise InputError(
-                    f"{self.place.name}: a row of row group {group} holds more than {ROW_BYTES >> 20} MiB; shorten or drop it"
-                )
+                what = f"a row of row group {group} holds more than {ROW_BYTES >> 20} MiB"
+                raise InputError(f"{self.place.name}: {what}; shorten or drop it")
             for start, end in _cuts(sizes[drop:], BATCH_BYTES):
                 yield batch.slice(drop + start, end - start)
         if row != self.row_groups[group]:
@@ -129,7 +127,9 @@ class ParquetSource:
     def _damaged(self, group: int, error: BaseException) -> InputError | StorageError:
         where = f"{self.place.name}: cannot read row group {group}: {reason(error)}"
         failed_store = isinstance(error, OSError) and (error.errno or not self.place.local) and "CRC" not in str(error)
-        return StorageError(f"{where}; run again to resume") if failed_store else InputError(f"{where}; write the file again")
+        if failed_store:
+            return StorageError(f"{where}; run again to resume")
+        return InputError(f"{where}; write the file again")
 
 
 def _safe_size(file: pq.ParquetFile, group: int, strings: Sequence[str]) -> int:
@@ -183,9 +183,9 @@ def _refusal(place: Place, error: BaseException) -> str:
     return f"{place.name}: its Parquet footer cannot be read ({reason(error)}); write the file again"
 
 
-def row_bytes(batch: pa.RecordBatch | pa.Table) -> np.ndarray:
+def row_bytes(batch: pa.RecordBatch | pa.Table) -> Int64s:
     """Bytes of strings in each row, int64 [rows]; other types are small and nested ones are not counted."""
-    sizes = np.zeros(batch.num_rows, dtype=np.int64)
+    sizes: Int64s = np.zeros(batch.num_rows, dtype=np.int64)
     for column in batch.columns:
         if not is_stringlike(column.type):
             continue
@@ -203,7 +203,7 @@ def _measurable(column: pa.Array) -> pa.Array:
     return column
 
 
-def _cuts(sizes: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
+def _cuts(sizes: Int64s, limit: int) -> Iterator[tuple[int, int]]:
     """Runs ``(start, end)`` of rows that hold at most `limit` bytes each, or one row."""
     ends = np.cumsum(sizes)
     start = 0

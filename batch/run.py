@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
 from collections import Counter, deque
@@ -264,15 +265,16 @@ def show_plan(job: Job, console: Console) -> None:
         sample += [text for text in job.backlog.texts(batch)[0] if text]
         if len(sample) >= PLAN_SAMPLE:
             break
+    say = functools.partial(console.print, soft_wrap=True)
     lengths = [len(ids) for ids in renderer.encode_requests(sample)]
     mean = sum(lengths) / len(lengths) if lengths else 0.0
     fixed = len(renderer.prefix_ids) + len(renderer.suffix_ids)
-    console.print(f"input      {job.backlog.source}: {job.rows} rows to route, ids unique, every page readable")
-    console.print(f"adapter    {job.bundle.digest[:12]} ({job.bundle.contract.name}) on base {job.bundle.base['ref']}")
-    console.print(f"prompt     {fixed} tokens of instructions, cached, and {mean:.0f} a request (mean of {len(lengths)})")
-    console.print(f"tokens     about {mean * job.rows:.0f} of requests, at most {renderer.max_answer_tokens} of answer a row")
+    say(f"input      {job.backlog.source}: {job.rows} rows to route, ids unique, every page readable")
+    say(f"adapter    {job.bundle.digest[:12]} ({job.bundle.contract.name}) on base {job.bundle.base['ref']}")
+    say(f"prompt     {fixed} tokens of instructions, cached, and {mean:.0f} a request (mean of {len(lengths)})")
+    say(f"tokens     about {mean * job.rows:.0f} of requests, at most {renderer.max_answer_tokens} of answer a row")
     rates = ", ".join(f"{job.rows / rate / 60:.1f} min at {rate} rows/s" for rate in (10, 50, 500))
-    console.print(f"time       {rates}; an earlier run's manifest has this machine's rate")
+    say(f"time       {rates}; an earlier run's manifest has this machine's rate")
 
 
 @contextlib.contextmanager

@@ -39,6 +39,9 @@ class Tally:
             score_sum=self.score_sum + other.score_sum,
         )
 
+    def as_json(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # a Counter is a dict
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         return cls(
@@ -72,7 +75,7 @@ def with_tally(table: pa.Table, contract: Contract, prefix: str, violations: Cou
         violations=violations,
         score_sum=pc.sum(table[prefix + "score"]).as_py() or 0.0,
     )
-    return table.replace_schema_metadata({TALLY: json.dumps(dataclasses.asdict(tally)).encode()})
+    return table.replace_schema_metadata({TALLY: json.dumps(tally.as_json()).encode()})
 
 
 def shard_tally(shard: Path) -> Tally:
@@ -103,7 +106,7 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "tally": dataclasses.asdict(self.tally),
+            "tally": self.tally.as_json(),
             "error_rate": self.tally.error_rate,
             "mean_score": self.tally.mean_score,
             "resumed_rows": self.resumed_rows,

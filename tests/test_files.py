@@ -81,7 +81,7 @@ def test_a_remote_store_is_written_then_moved() -> None:
 
 
 def test_a_full_disk_is_named_with_a_remedy() -> None:
-    with pytest.raises(OSError) as full:  # noqa: PT011 - the kernel's own ENOSPC, through pyarrow
+    with pytest.raises(OSError) as full:  # the kernel's own ENOSPC, through pyarrow
         fs.LocalFileSystem().open_output_stream("/dev/full").write(b"x" * (1 << 20))
     error = storage_error("out.parquet", full.value)
     assert error.exit_code == 75
@@ -92,7 +92,11 @@ def test_unwritable_outputs(tmp_path: Path) -> None:
     check_writable(tmp_path / "out.parquet")
     assert not os.listdir(tmp_path)
     (tmp_path / "file").touch()
-    for bad, why in ((tmp_path, "is a directory"), (tmp_path / "no" / "x", "does not exist"), ("/proc/x", "cannot write")):
+    for bad, why in (
+        (tmp_path, "is a directory"),
+        (tmp_path / "no" / "x", "does not exist"),
+        ("/proc/x", "cannot write"),
+    ):
         with pytest.raises(InputError, match=why):
             check_writable(bad)
 

@@ -28,6 +28,7 @@ from torch.nn import functional
 from batch.contract import Contract
 from batch.errors import BatchRouteError, ConfigError
 from train import lexicon
+from train.muon import Muon
 from train.requests import Request, phrase_book, requests
 from train.tasks import Task, build_tasks
 
@@ -57,7 +58,7 @@ class BaseConfig:
     steps: int = 20_000  # an upper bound
     batch_size: int = 40
     learning_rate: float = 2.5e-3
-    muon_rate: float = 0.01  # of the two-dimensional weights, by Muon; 0 trains them with AdamW too
+    muon_rate: float = 0.02  # of the two-dimensional weights, by Muon; 0 trains them with AdamW too
     word_swap: float = 0.06  # share of request tokens replaced by a nearest neighbour in meaning
     word_drop: float = 0.02  # share of request tokens left out
     noise: float = 0.02  # standard deviation added to each component of a request token's unit embedding
@@ -247,7 +248,7 @@ def _optimizers(model: Any, config: BaseConfig) -> list[tuple[torch.optim.Optimi
     adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     if not matrices:
         return [(adamw, config.learning_rate)]
-    muon = torch.optim.Muon(matrices, lr=config.muon_rate, weight_decay=0.05, adjust_lr_fn="original")
+    muon = Muon(matrices, lr=config.muon_rate, weight_decay=0.05)
     return [(adamw, config.learning_rate), (muon, config.muon_rate)]
 
 

@@ -1,5 +1,6 @@
 """The vLLM engine: LoRA hot-loading, guided JSON decoding, greedy, token ids in, log-probabilities out."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import psutil
 import torch
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.config.lora import MaxLoRARanks
@@ -59,6 +61,7 @@ class VllmEngine:
                     trust_remote_code=False,
                     disable_log_stats=True,
                     distributed_executor_backend="uni",
+                    kv_cache_memory_bytes=_cpu_cache_bytes(spec, self._max_num_seqs) if cpu else None,
                 )
             )
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
@@ -170,6 +173,18 @@ class VllmEngine:
 def _lora_rank(rank: int) -> int:
     """The least rank that vLLM's kernels are built for and that fits."""
     return min(allowed for allowed in get_args(MaxLoRARanks) if allowed >= rank)
+
+
+def _cpu_cache_bytes(spec: EngineSpec, max_num_seqs: int) -> int:
+    """Bytes of KV cache that the longest legal rows can need at once, but at most a quarter of the free memory.
+
+    On a CPU vLLM's default claims nearly all memory, whatever the model.
+    """
+    config = json.loads((Path(spec.base) / "config.json").read_text())
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    token = config["num_hidden_layers"] * heads * size * 2 * 4  # keys and values, float32
+    return int(min(token * spec.max_model_len * (max_num_seqs + 1), psutil.virtual_memory().available // 4))
 
 
 def _cpu_has_bfloat16() -> bool:
