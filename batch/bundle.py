@@ -47,6 +47,9 @@ class Bundle:
         digests = manifest.get("files")
         if not isinstance(digests, dict):
             raise AdapterError(f"{path}: {MANIFEST} has no list of files; train the adapter again")
+        base = manifest.get("base")
+        if not isinstance(base, dict) or not {"ref", "revision", "sha256"} <= set(base):
+            raise AdapterError(f"{path}: {MANIFEST} does not say which base model it is for; train the adapter again")
         for name in REQUIRED:
             if name not in digests:
                 raise AdapterError(f"{path}: {MANIFEST} does not list {name}; train the adapter again")
@@ -56,7 +59,7 @@ class Bundle:
         if unlisted := sorted(present - set(digests)):
             raise AdapterError(f"{path}: {unlisted[0]} is not in {MANIFEST}; remove it or copy the bundle again")
         for name, digest in digests.items():
-            if Path(name).name != name or name not in present:
+            if Path(name).name != name or not (path / name).is_file():
                 raise AdapterError(f"{path}: {name} is missing; copy the bundle again")
             if file_digest(path / name) != digest:
                 raise AdapterError(f"{path}: {name} differs from its sha256 in {MANIFEST}; copy the bundle again")
@@ -93,7 +96,7 @@ def lint(path: Path) -> int:
         "modules_to_save": config.get("modules_to_save") and "replaces whole modules, which vLLM ignores",
         "bias": config.get("bias", "none") != "none" and "trains biases, which vLLM ignores",
         "auto_map": config.get("auto_map") and "names remote code, which is never run",
-        "r": not 0 < config.get("r", 0) <= MAX_RANK and f"is outside 1 to {MAX_RANK}",
+        "r": not (type(rank := config.get("r")) is int and 0 < rank <= MAX_RANK) and f"is outside 1 to {MAX_RANK}",
     }
     for key, problem in refused.items():
         if problem:

@@ -8,7 +8,6 @@ the engine decodes under and the parser accept byte for byte the same strings.
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import re
 import tomllib
@@ -16,14 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from batch import checks
 from batch.errors import ContractError, InvalidAnswer, nearest
+from batch.policy import Policy
 from batch.rules import Rule
 
 Answer = dict[str, Any]
 
 ASCII_TEXT = r"[ -!#-\[\]-~]"  # printable ASCII without the quote and the backslash, so JSON never escapes it
 ANY_TEXT = r'[^"\\\x00-\x1f\x7f-\x9f\ud800-\udfff]'
-MAX_FACT_COMBINATIONS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +78,6 @@ class Field:
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyEntry:
-    when: Mapping[str, Any]
-    then: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
 class Contract:
     """A compiled contract. Build it with :meth:`load` or :meth:`from_dict`; both raise `ContractError`."""
 
@@ -92,8 +86,7 @@ class Contract:
     system_prompt: str
     max_chars: int
     max_tokens: int
-    facts: Mapping[str, tuple[Any, ...]]
-    table: tuple[PolicyEntry, ...]
+    policy: Policy
     rules: tuple[Rule, ...]
     raw: Mapping[str, Any] = dataclasses.field(repr=False)
 
@@ -115,25 +108,21 @@ class Contract:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Contract":
-        _keys(raw, "contract", required={"name", "prompt", "fields"}, optional={"input", "policy", "rules"})
-        bounds = _keys(raw.get("input", {}), "[input]", optional={"max_chars", "max_tokens"})
-        prompt = _keys(raw["prompt"], "[prompt]", required={"system"})
-        policy = _keys(raw.get("policy", {}), "[policy]", optional={"facts", "table"})
-        fields = tuple(_field(entry) for entry in raw["fields"])
+        checks.keys(raw, "contract", required={"name", "prompt", "fields"}, optional={"input", "policy", "rules"})
+        bounds = checks.keys(raw.get("input", {}), "[input]", optional={"max_chars", "max_tokens"})
+        prompt = checks.keys(raw["prompt"], "[prompt]", required={"system"})
+        fields = tuple(_field(entry) for entry in checks.items(raw["fields"], "[[fields]]"))
         _check_fields(fields)
         by_name = {field.name: field for field in fields}
-        facts = {name: tuple(values) for name, values in policy.get("facts", {}).items()}
-        table = tuple(_policy_entry(entry, facts, by_name) for entry in policy.get("table", []))
-        rules = tuple(Rule.from_dict(entry, by_name) for entry in raw.get("rules", []))
+        rules = checks.items(raw["rules"], "[[rules]]") if "rules" in raw else []
         return cls(
-            name=raw["name"],
+            name=checks.text(raw["name"], "name"),
             fields=fields,
-            system_prompt=_system_prompt(prompt["system"], fields),
-            max_chars=_positive(bounds.get("max_chars", 8000), "[input] max_chars"),
-            max_tokens=_positive(bounds.get("max_tokens", 1024), "[input] max_tokens"),
-            facts=facts,
-            table=table,
-            rules=rules,
+            system_prompt=_system_prompt(checks.text(prompt["system"], "[prompt] system"), fields),
+            max_chars=checks.positive(bounds.get("max_chars", 8000), "[input] max_chars"),
+            max_tokens=checks.positive(bounds.get("max_tokens", 1024), "[input] max_tokens"),
+            policy=Policy.from_dict(raw.get("policy", {}), by_name),
+            rules=tuple(Rule.from_dict(entry, by_name) for entry in rules),
             raw=raw,
         )
 
@@ -213,61 +202,28 @@ class Contract:
         """Names of the contract's rules that `answer` to `request` breaks, in contract order."""
         return [rule.name for rule in self.rules if not rule.holds(answer, request)]
 
+    @property
+    def facts(self) -> Mapping[str, tuple[Any, ...]]:
+        """What a labeller reads off a request: each fact's name and legal values."""
+        return self.policy.facts
+
     def decide(self, facts: Mapping[str, Any]) -> Answer:
-        """The policy table's answer to `facts`: for each field the first entry that holds and names it decides.
+        """The policy table's answer to `facts`; see :meth:`Policy.decide`."""
+        return self.policy.decide(facts)
 
-        Raises `InvalidAnswer` for an unknown fact or value.
-        """
-        for name, value in facts.items():
-            if name not in self.facts:
-                raise InvalidAnswer(f"unknown fact {name!r}{nearest(name, list(self.facts))}")
-            if not _among(value, self.facts[name]):
-                raise InvalidAnswer(f"fact {name!r} is {value!r}, not one of {list(self.facts[name])}")
-        missing = [name for name in self.facts if name not in facts]
-        if missing:
-            raise InvalidAnswer(f"missing fact {missing[0]!r}")
-        answer: Answer = {}
-        for entry in self.table:
-            if all(facts[name] == value for name, value in entry.when.items()):
-                for name, value in entry.then.items():
-                    answer.setdefault(name, value)
-        return answer
-
-    @functools.cached_property
-    def reachable(self) -> frozenset[tuple[Any, ...]] | None:
-        """Every tuple of scored values that the policy table gives to some facts; None without a table."""
-        combinations = 1
-        for values in self.facts.values():
-            combinations *= len(values)
-        if not self.table or combinations > MAX_FACT_COMBINATIONS:
-            return None
-        tuples = set()
-        for values in itertools.product(*self.facts.values()):
-            answer = self.decide(dict(zip(self.facts, values, strict=True)))
-            tuples.add(tuple(answer.get(field.name) for field in self.scored_fields))
-        return frozenset(tuples)
+    def policy_mismatch(self, answer: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str | None:
+        """Why `answer` is not what the policy table gives; see :meth:`Policy.mismatch`."""
+        return self.policy.mismatch(answer, facts)
 
     def sample_answers(self) -> list[Answer]:
         """A few dozen legal answers that show every value: for canaries, the replay engine and tests."""
         count = max(len(field.values) for field in self.scored_fields)
-        tuples = sorted(self.reachable or (), key=repr) or [
+        tuples = sorted(self.policy.reachable or (), key=repr) or [
             tuple(field.values[i % len(field.values)] for field in self.scored_fields) for i in range(count)
         ]
         text = {f.name: ("The request names these facts. " * f.max_chars)[: min(f.max_chars, 80)] for f in self.fields if not f.scored}
         scored = [field.name for field in self.scored_fields]
         return [{**dict(zip(scored, values, strict=True)), **text} for values in tuples if None not in values]
-
-    def policy_mismatch(self, answer: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str | None:
-        """Why `answer` is not what the policy table gives (to `facts`, if known), or None when it is."""
-        if facts is not None and self.table:
-            for name, value in self.decide(facts).items():
-                if answer[name] != value:
-                    return f"{name} is {answer[name]!r}, but the policy table gives {value!r} for its facts"
-        elif self.reachable is not None:
-            values = tuple(answer[field.name] for field in self.scored_fields)
-            if not any(all(want in (None, have) for want, have in zip(r, values, strict=True)) for r in self.reachable):
-                return f"no facts lead to {', '.join(map(repr, values))} in the policy table"
-        return None
 
     def _why_illegal(self, answer: Mapping[str, Any]) -> str:
         for field in self.fields:
@@ -289,30 +245,17 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _among(value: Any, values: tuple[Any, ...]) -> bool:
-    return any(type(value) is type(known) and value == known for known in values)  # 1 == True must not pass
-
-
-def _positive(value: Any, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ContractError(f"{where} must be a positive whole number, not {value!r}")
-    return value
-
-
-def _keys(table: Any, where: str, required: set[str] = frozenset(), optional: set[str] = frozenset()) -> Mapping[str, Any]:  # type: ignore[assignment]
-    if not isinstance(table, Mapping):
-        raise ContractError(f"{where} must be a table")
-    for key in table:
-        if key not in required | optional:
-            raise ContractError(f"unknown key {key!r} in {where}{nearest(key, sorted(required | optional))}")
-    for key in sorted(required - set(table)):
-        raise ContractError(f"missing key {key!r} in {where}")
-    return table
-
-
 def _field(entry: Any) -> Field:
     allowed = {field.name for field in dataclasses.fields(Field)}
-    table = _keys(entry, "[[fields]]", required={"name", "type"}, optional=allowed)
+    table = checks.keys(entry, "[[fields]]", required={"name", "type"}, optional=allowed)
+    where = f"field {checks.text(table['name'], '[[fields]] name')!r}"
+    checks.text(table.get("meaning", ""), f"{where}: meaning")
+    for label, meaning in checks.table(table.get("labels", {}), f"{where}: labels").items():
+        checks.text(meaning, f"{where}: the meaning of {label!r}")
+    for bound in {"min_chars", "max_chars"} & set(table):
+        checks.positive(table[bound], f"{where}: {bound}")
+    if not isinstance(table.get("ascii", True), bool):
+        raise ContractError(f"{where}: ascii must be true or false, not {table['ascii']!r}")
     return Field(**table)
 
 
@@ -338,19 +281,6 @@ def _check_fields(fields: tuple[Field, ...]) -> None:
             raise ContractError(f"{where}: only a label field has labels")
         if field.type == "text" and not 0 < field.min_chars <= field.max_chars:
             raise ContractError(f"{where}: needs 0 < min_chars <= max_chars")
-
-
-def _policy_entry(entry: Any, facts: Mapping[str, tuple[Any, ...]], fields: Mapping[str, Field]) -> PolicyEntry:
-    table = _keys(entry, "[[policy.table]]", required={"when", "then"})
-    for name, value in table["when"].items():
-        if name not in facts:
-            raise ContractError(f"[[policy.table]] when: unknown fact {name!r}{nearest(name, list(facts))}")
-        if not _among(value, facts[name]):
-            raise ContractError(f"[[policy.table]] when: {name} is {value!r}, not one of {list(facts[name])}")
-    for name, value in table["then"].items():
-        if name not in fields or not _among(value, fields[name].values):
-            raise ContractError(f"[[policy.table]] then: {name} = {value!r} is no field and legal value")
-    return PolicyEntry(when=table["when"], then=table["then"])
 
 
 def _system_prompt(template: str, fields: tuple[Field, ...]) -> str:

@@ -110,13 +110,13 @@ class Ledger:
         return self.work_dir / "job.json"
 
     def _resume(self, facts: dict[str, Any], fresh: bool, output: str | None) -> None:
-        live = self._live_facts()
-        if live is not None and live != facts and not fresh:
+        live = None if fresh else self._live_facts()
+        if live is not None and live != facts:
             if output is None or finished(output, live) is None:
                 changes = _changes(live, facts)
                 raise InputError(f"the unfinished run in {self.work_dir} was another: {changes}; forget it with --fresh")
             live = None
-        if live != facts or fresh:
+        if live != facts:
             self._clear()
             write_file(self._job, json.dumps(facts, ensure_ascii=False, indent=2).encode())
         self._folder.mkdir(exist_ok=True)
@@ -133,6 +133,8 @@ class Ledger:
             raise InputError(f"{self._job} is damaged; forget the unfinished run with --fresh") from error
 
     def _verify(self) -> None:
+        for path in self._folder.glob(".*.partial"):
+            path.unlink()  # of a commit that was cut short
         found = sorted(self._folder.iterdir())
         for path in found:
             data = path.read_bytes()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from batch import checks
 from batch.errors import ContractError, nearest
 
 # "no Salesforce involved", "without touching Salesforce", "Salesforce is not involved": a negated mention is none.
@@ -27,23 +28,22 @@ class Rule:
     def from_dict(cls, entry: Any, fields: Mapping[str, Any]) -> "Rule":
         """Compile one `[[rules]]` entry against the contract's fields by name; raises `ContractError`."""
         known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(entry, Mapping) or not {"name", "when"} <= set(entry):
-            raise ContractError("[[rules]]: each rule needs a name and a when")
-        for key in entry:
-            if key not in known:
-                raise ContractError(f"unknown key {key!r} in [[rules]]{nearest(key, sorted(known))}")
-        where = f"rule {entry['name']!r}"
+        checks.keys(entry, "[[rules]]", required={"name", "when"}, optional=known)
+        where = f"rule {checks.text(entry['name'], '[[rules]] name')!r}"
         if ("allow" in entry) == ("mentions" in entry):
             raise ContractError(f"{where}: needs either allow or mentions")
-        named = [(name, [value]) for name, value in entry["when"].items()] + list(entry.get("allow", {}).items())
+        when, allow = checks.table(entry["when"], f"{where}: when"), checks.table(entry.get("allow", {}), f"{where}: allow")
+        named = [(name, [value]) for name, value in when.items()]
+        named += [(name, checks.items(values, f"{where}: allow {name}")) for name, values in allow.items()]
         for name, values in named:
             if name not in fields:
                 raise ContractError(f"{where}: unknown field {name!r}{nearest(name, list(fields))}")
             for value in values:
-                if value not in fields[name].values:
+                if not checks.among(value, fields[name].values):
                     raise ContractError(f"{where}: {value!r} is no legal value of {name}")
-        allow = {name: tuple(values) for name, values in entry.get("allow", {}).items()}
-        return cls(entry["name"], dict(entry["when"]), allow, tuple(entry.get("mentions", ())))
+        mentions = checks.items(entry["mentions"], f"{where}: mentions") if "mentions" in entry else []
+        words = tuple(checks.text(word, f"{where}: mentions") for word in mentions)
+        return cls(entry["name"], dict(when), {name: tuple(values) for name, values in allow.items()}, words)
 
     def holds(self, answer: Mapping[str, Any], request: str) -> bool:
         if any(answer[name] != value for name, value in self.when.items()):

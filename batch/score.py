@@ -27,7 +27,7 @@ def field_scores(
         position += len(renderer.token_bytes(token_id))
         if position > start and begin < end:
             total += logprob
-        if position >= end:
+        while position >= end:  # more than once where one token holds several values
             scores[name] = math.exp(min(total, 0.0))
             following = next(remaining, None)
             if following is None:

@@ -125,7 +125,10 @@ class Renderer:
     def _token_bytes(self) -> list[bytes]:
         to_byte = {char: byte for byte, char in _byte_level_alphabet().items()}
         table = [b""] * self._tokenizer.get_vocab_size(with_added_tokens=True)
+        controls = self._tokenizer.get_added_tokens_decoder()  # some vocabularies list them as well
         for token, token_id in self._plain.get_vocab(with_added_tokens=False).items():
+            if token_id in controls:
+                continue
             if token_id >= len(table):
                 table.extend([b""] * (token_id + 1 - len(table)))
             table[token_id] = bytes(to_byte[char] for char in token)
@@ -143,8 +146,9 @@ def _render(template: str, config: dict[str, Any], system: str, folder: Path) ->
     environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
     messages = [{"role": "system", "content": system}, {"role": "user", "content": _SLOT}]
     tokens = {name: _token(config.get(name)) for name in ("bos_token", "eos_token", "pad_token") if config.get(name)}
+    absent = {"tools": None, "documents": None}  # as transformers passes them: None, not undefined
     try:
-        text = environment.from_string(template).render(messages=messages, add_generation_prompt=True, **tokens)
+        text = environment.from_string(template).render(messages=messages, add_generation_prompt=True, **absent, **tokens)
     except jinja2.TemplateError as error:
         raise AdapterError(f"{folder}: the chat template fails: {error}; use an instruct model's") from error
     if text.count(_SLOT) != 1:

@@ -41,6 +41,27 @@ def test_resumes_after_the_last_shard(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
+def test_a_commit_cut_short_costs_only_itself(tmp_path: Path) -> None:
+    """Really killed, between the shard's bytes and its name. Checked against a `_verify` that trips over the rest."""
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "import pyarrow as pa\n"
+        "from batch.files import Place\n"
+        "from batch.ledger import Ledger\n"
+        "ledger = Ledger.open(Path(sys.argv[1]), {})\n"
+        "ledger.commit(pa.table({'id': [0, 1]}))\n"
+        "Place.sync = lambda place: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "ledger.commit(pa.table({'id': [2]}))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "work")], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path / "work" / "shards")) == 2
+    with Ledger.open(tmp_path / "work", {}) as ledger:
+        assert ledger.done_rows == 2
+        assert os.listdir(tmp_path / "work" / "shards") == [ledger.shards[0].name]
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "rename"])
 def test_a_damaged_shard_is_dropped_with_all_after_it(tmp_path: Path, damage: str) -> None:
     fill(tmp_path / "work")
@@ -101,6 +122,7 @@ def test_a_damaged_job_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "work" / "job.json").write_text("{")
     with pytest.raises(InputError, match="--fresh"):
         Ledger.open(tmp_path / "work", FACTS)
+    Ledger.open(tmp_path / "work", FACTS, fresh=True).close()
     with pytest.raises(InputError, match="--work-dir"):
         Ledger.open(tmp_path / "work" / "job.json", FACTS)
     with pytest.raises(InputError, match="--work-dir"):

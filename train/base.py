@@ -47,16 +47,16 @@ IGNORED = -100
 class BaseConfig:
     """Size and training of the mini base; `train/base.py` is the one place of these defaults."""
 
-    vocab_size: int = 12_000  # byte-level BPE; control tokens come behind it
+    vocab_size: int = 14_400  # byte-level BPE; control tokens come behind it
     hidden_size: int = 256  # a multiple of 64, bitsandbytes' NF4 block
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
     kv_heads: int = 2
     ffn_size: int = 640
     max_length: int = 2048
     minutes: float = 36.0  # wall-clock of the training itself; the schedule follows the clock
     steps: int = 20_000  # an upper bound
-    batch_size: int = 40
+    batch_size: int = 32
     learning_rate: float = 2.5e-3
     muon_rate: float = 0.02  # of the two-dimensional weights, by Muon; 0 trains them with AdamW too
     word_swap: float = 0.06  # share of request tokens replaced by a nearest neighbour in meaning
@@ -164,7 +164,7 @@ class Pretraining:
                 loss = self.step(next(batches), rate)
                 loss_mean = loss if step == 0 else 0.98 * loss_mean + 0.02 * loss
                 progress.update(bar, completed=done, note=f"step {step} loss {loss_mean:.3f}")
-                if step % 200 == 0 and not progress.console.is_terminal:
+                if step % 50 == 0 and not progress.console.is_terminal:
                     print(f"{minutes:5.1f} min  step {step}  loss {loss_mean:.3f}", flush=True)
         self.model.eval()
 

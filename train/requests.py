@@ -116,7 +116,7 @@ class _Composer:
             parts = [main, *tail]
         if len(parts) > 1 and rng.random() < 0.12:  # a clause may come first
             parts.insert(0, parts.pop())
-        if rng.random() < 0.15 * self.noise:
+        if rng.random() < 0.08 * self.noise:
             parts.insert(0, self._fill(rng.choice(phrase_book()["noise"]["before"])))
         text = " ".join(capitalise(part) for part in parts if part)
         if register.letter:
@@ -190,7 +190,7 @@ class _Composer:
 
     def _noise_clauses(self) -> list[str]:
         rng, book = self.rng, phrase_book()["noise"]
-        count = rng.choices([0, 1, 2, 4], [0.6, 0.25, 0.1, 0.05])[0] if self.noise else 0
+        count = rng.choices([0, 1, 2, 3], [0.72, 0.19, 0.06, 0.03])[0] if self.noise else 0
         clauses = [rng.choice(book["sentence"]) for _ in range(count)]
         if self.facts.system == "none" and rng.random() < 0.12 * self.noise:
             free = self.facts.need != "build" and rng.random() < 0.5

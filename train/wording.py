@@ -23,7 +23,7 @@ class Register:
     def sample(cls, rng: random.Random) -> "Register":
         chat = rng.random() < 0.15
         return cls(
-            letter=rng.random() < 0.12,
+            letter=rng.random() < 0.07,
             lower=chat,
             shout=not chat and rng.random() < 0.01,
             bare=chat or rng.random() < 0.2,
