@@ -54,4 +54,4 @@ base: setup ## build data/mini-base from scratch (under 40 minutes on two cores)
 	$(BIN)/python -m train.base --out data/mini-base
 
 clean: ## remove what the targets above made, but for data/mini-base
-	rm -rf $(VENV) adapters out.parquet out.parquet.manifest.json out.parquet.work
+	rm -rf $(VENV) adapters out.parquet out.parquet.manifest.json .out.parquet.work

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Bundle:
             if name not in digests:
                 raise AdapterError(f"{path}: {MANIFEST} does not list {name}; train the adapter again")
         present = {file.name for file in path.iterdir()} - {MANIFEST}
-        if strange := sorted(name for name in present if Path(name).suffix in FORBIDDEN_SUFFIXES):
+        if strange := sorted(name for name in present if Path(name).suffix.lower() in FORBIDDEN_SUFFIXES):
             raise AdapterError(f"{path}: holds {strange[0]}; only safetensors and data files are ever loaded, remove it")
         if unlisted := sorted(present - set(digests)):
             raise AdapterError(f"{path}: {unlisted[0]} is not in {MANIFEST}; remove it or copy the bundle again")
@@ -71,7 +71,8 @@ class Bundle:
     @property
     def base(self) -> Mapping[str, Any]:
         """The base model it was trained on: `ref`, `revision`, `sha256`."""
-        return self.manifest["base"]
+        base: Mapping[str, Any] = self.manifest["base"]
+        return base
 
     def resolve_base(self, override: str | None = None) -> Path:
         """Local folder of the base model, checked to be the one trained on. Raises `AdapterError`.
@@ -225,7 +226,7 @@ class Registry:
     def list(self) -> list[Bundle]:
         return [Bundle.open(path) for path in self._homes()]
 
-    def _homes(self) -> "list[Path]":
+    def _homes(self) -> Sequence[Path]:
         return sorted(p for p in self.root.glob("*") if re.fullmatch(r"[0-9a-f]{64}", p.name))
 
 

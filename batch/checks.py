@@ -14,9 +14,7 @@ def table(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def keys(
-    value: Any, where: str, required: Iterable[str] = NO_KEYS, optional: Iterable[str] = NO_KEYS
-) -> Mapping[str, Any]:
+def keys(value: Any, where: str, required: Iterable[str] = NO_KEYS, optional: Iterable[str] = NO_KEYS) -> Mapping[str, Any]:
     """`value` as a table of known keys; an unknown one names the nearest known one."""
     content = table(value, where)
     known = sorted({*required, *optional})

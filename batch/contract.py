@@ -54,7 +54,7 @@ class Field:
         if self.type == "boolean":
             return "(?:true|false)"
         if self.type == "label":
-            return '"(?:' + "|".join(re.escape(label) for label in self.labels) + ')"'
+            return '"(?:' + "|".join(_literal(label) for label in self.labels) + ')"'
         return f'"{self.text_pattern}"'
 
     @property
@@ -114,7 +114,9 @@ class Contract:
         fields = tuple(_field(entry) for entry in checks.items(raw["fields"], "[[fields]]"))
         _check_fields(fields)
         by_name = {field.name: field for field in fields}
-        rules = checks.items(raw["rules"], "[[rules]]") if "rules" in raw else []
+        rules = tuple(Rule.from_dict(entry, by_name) for entry in (checks.items(raw["rules"], "[[rules]]") if "rules" in raw else ()))
+        if repeated := [rule.name for i, rule in enumerate(rules) if rule.name in {earlier.name for earlier in rules[:i]}]:
+            raise ContractError(f"rule {repeated[0]!r} is there twice; violations are counted by name")
         return cls(
             name=checks.text(raw["name"], "name"),
             fields=fields,
@@ -122,7 +124,7 @@ class Contract:
             max_chars=checks.positive(bounds.get("max_chars", 8000), "[input] max_chars"),
             max_tokens=checks.positive(bounds.get("max_tokens", 1024), "[input] max_tokens"),
             policy=Policy.from_dict(raw.get("policy", {}), by_name),
-            rules=tuple(Rule.from_dict(entry, by_name) for entry in rules),
+            rules=rules,
             raw=raw,
         )
 
@@ -151,8 +153,13 @@ class Contract:
     @functools.cached_property
     def regex(self) -> str:
         """Regular expression of exactly the legal answers, with each value as the group `f<index>`."""
-        members = (f'"{re.escape(f.name)}":(?P<f{i}>{f.pattern})' for i, f in enumerate(self.fields))
+        members = (f'"{f.name}":(?P<f{i}>{f.pattern})' for i, f in enumerate(self.fields))
         return r"\{" + ",".join(members) + r"\}"
+
+    @property
+    def grammar(self) -> str:
+        """The same expression in the dialect of guided decoding, where every group is plain."""
+        return re.sub(r"\(\?(?::|P<f\d+>)", "(", self.regex)
 
     @functools.cached_property
     def _compiled(self) -> re.Pattern[str]:
@@ -228,7 +235,7 @@ class Contract:
     def _why_illegal(self, answer: Mapping[str, Any]) -> str:
         for field in self.fields:
             value = answer[field.name]
-            if field.type == "label" and value not in field.labels:
+            if field.type == "label" and not checks.among(value, field.values):
                 return f"{field.name} is {value!r}, not one of {list(field.labels)}{nearest(str(value), list(field.labels))}"
             if field.type == "boolean" and not isinstance(value, bool):
                 return f"{field.name} is {value!r}, not true or false"
@@ -239,6 +246,11 @@ class Contract:
                     f"without quotes and backslashes, not {value!r}"
                 )
         return "the answer is not legal"
+
+
+def _literal(text: str) -> str:
+    """`text` as a regular expression that both `re` and the guided decoder read: only metacharacters are escaped."""
+    return re.sub(r"([][\\.^$*+?{}()|/-])", r"\\\1", text)
 
 
 def _json(value: Any) -> str:

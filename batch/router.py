@@ -96,6 +96,7 @@ class Router:
         self._window = window
         self._on_progress = on_progress
         self._waiting: dict[int, _Waiting] = {}
+        self._fixed_tokens = len(renderer.prefix_ids) + len(renderer.suffix_ids)
         self._next_key = 0
         self.counts = Counts()
 
@@ -131,9 +132,8 @@ class Router:
             if len(ids) > self._contract.max_tokens:
                 self._finish(batch, index, ScoredRow(None, None, (), "too_long"))
                 continue
-            prompt = self._renderer.prompt(ids)
-            self._waiting[self._next_key] = _Waiting(batch, index, texts[index], len(prompt))
-            work.append((self._next_key, prompt))
+            self._waiting[self._next_key] = _Waiting(batch, index, texts[index], self._fixed_tokens + len(ids))
+            work.append((self._next_key, ids))
             self._next_key += 1
         batch.missing = len(work)
         if work:

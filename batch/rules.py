@@ -10,8 +10,12 @@ from batch import checks
 from batch.errors import ContractError, nearest
 
 # "no Salesforce involved", "without touching Salesforce", "Salesforce is not involved": a negated mention is none.
-_NEGATED_BEFORE = re.compile(r"\b(?:no|not|never|without|nothing|isn't|doesn't|don't|avoid(?:s|ing)?|instead of|rather than)\b[^.;,!?]{0,30}$", re.I)
-_NEGATED_AFTER = re.compile(r"^[^.;,!?]{0,20}\b(?:is|are|was)?\s*(?:not|n't|never)\b(?: \w+){0,2} (?:involved|used|needed|touched|part|relevant|required)", re.I)
+_NEGATED_BEFORE = re.compile(
+    r"\b(?:no|not|never|without|nothing|isn't|doesn't|don't|avoid(?:s|ing)?|instead of|rather than)\b[^.;,!?]{0,30}$", re.I
+)
+_NEGATED_AFTER = re.compile(
+    r"^[^.;,!?]{0,20}\b(?:is|are|was)?\s*(?:not|n't|never)\b(?: \w+){0,2} (?:involved|used|needed|touched|part|relevant|required)", re.I
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Rule:
         known = {field.name for field in dataclasses.fields(cls)}
         checks.keys(entry, "[[rules]]", required={"name", "when"}, optional=known)
         where = f"rule {checks.text(entry['name'], '[[rules]] name')!r}"
-        if ("allow" in entry) == ("mentions" in entry):
+        if bool(entry.get("allow")) == ("mentions" in entry):
             raise ContractError(f"{where}: needs either allow or mentions")
         when, allow = checks.table(entry["when"], f"{where}: when"), checks.table(entry.get("allow", {}), f"{where}: allow")
         named = [(name, [value]) for name, value in when.items()]
@@ -43,6 +47,8 @@ class Rule:
                     raise ContractError(f"{where}: {value!r} is no legal value of {name}")
         mentions = checks.items(entry["mentions"], f"{where}: mentions") if "mentions" in entry else []
         words = tuple(checks.text(word, f"{where}: mentions") for word in mentions)
+        if not all(word.strip() for word in words):
+            raise ContractError(f"{where}: mentions holds a blank text, which every request mentions")
         return cls(entry["name"], dict(when), {name: tuple(values) for name, values in allow.items()}, words)
 
     def holds(self, answer: Mapping[str, Any], request: str) -> bool:

@@ -1,6 +1,6 @@
 """The main path: a Parquet backlog → scored Parquet.
 
-    check everything cheap → start the engine → read, route, commit shards → assemble, prove, manifest
+check everything cheap → start the engine → read, route, commit shards → assemble, prove, manifest
 """
 
 import contextlib
@@ -22,14 +22,16 @@ from batch.bundle import Bundle, Registry
 from batch.engine import AdapterSpec, EngineSpec, adapter_spec
 from batch.engine.process import EngineProcess
 from batch.errors import BatchRouteError, InputError
-from batch.files import check_writable
+from batch.files import Place, check_writable
 from batch.ledger import Ledger
 from batch.manifest import Proof, finished, write_manifest
+from batch.reader import IdDigest
 from batch.router import INVALID_UTF8, Counts, Router, ScoredRow
 from batch.summary import Summary, Tally, shard_tally, with_tally
 from batch.table import Backlog, assemble, output_columns, output_schema
 
 FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
+WINDOW = 4  # requests with the engine at most, in multiples of what it runs at once: it never waits for more
 SHARD_ROWS = 16_384  # a shard is committed after so many rows or
 PLAN_SAMPLE = 1000  # requests that a dry run tokenises
 SHARD_SECONDS = 10.0  # so many seconds, whichever comes first: what a stop can cost
@@ -88,8 +90,10 @@ def check(options: Options) -> Job:
     base = bundle.resolve_base(options.base_model)
     added = output_columns(bundle.contract, options.prefix)
     backlog = Backlog.open(options.input, options.id_column, options.text_column, added)
-    if options.output in {file.place.name for file in backlog.files}:
-        raise InputError(f"output {options.output} is the input; choose another name")
+    if Place.of(options.output).path in {file.place.path for file in backlog.files}:
+        raise InputError(f"output {options.output} is one of the input's files; choose another name")
+    if not Place.of(options.output).local and options.work_dir is None:
+        raise InputError("the output is remote, unfinished work is kept on this machine: name a directory with --work-dir")
     id_digest = backlog.check_ids()
     facts = {
         "version": __version__,
@@ -106,18 +110,26 @@ def check(options: Options) -> Job:
         "engine": options.engine,
         "dtype": options.dtype,
     }
-    rows = min(backlog.rows, options.limit) if options.limit is not None else backlog.rows
     schema = output_schema(backlog.schema, bundle.contract, options.prefix)
-    return Job(options, bundle, base, backlog, rows, schema, id_digest, facts)
+    job = Job(options, bundle, base, backlog, backlog.rows, schema, id_digest, facts)
+    if options.limit is None or options.limit >= backlog.rows:
+        return job
+    job = dataclasses.replace(job, rows=options.limit)
+    digest = IdDigest()
+    for batch in _batches(job, 0):
+        digest.update(batch.column(options.id_column))
+    return dataclasses.replace(job, id_digest=digest.hexdigest())
 
 
 def run(options: Options, progress: Progress | None = None) -> Summary:
     """Route a backlog. Raises a `BatchRouteError`; whatever stops it, a rerun resumes from the last shard."""
     started = time.monotonic()
     job = check(options)
+    work_dir = options.work_dir or _hidden_beside(options.output)
     if not options.fresh and (manifest := finished(options.output, job.facts)):
+        if work_dir.exists():  # killed after the manifest, before the work directory went
+            Ledger.open(work_dir, job.facts, fresh=True).finish()
         return Summary.of_manifest(manifest)
-    work_dir = options.work_dir or Path(f"{options.output}.work")
     summary = Summary()
     with Ledger.open(work_dir, job.facts, options.fresh, options.output) as ledger:
         summary.resumed_rows = ledger.done_rows
@@ -129,6 +141,12 @@ def run(options: Options, progress: Progress | None = None) -> Summary:
         write_manifest(options.output, job.facts, proof, run=summary.as_json())
         ledger.finish()
     return summary
+
+
+def _hidden_beside(output: str) -> Path:
+    """Hidden, so that a directory read as input does not include it."""
+    path = Path(output)
+    return path.with_name(f".{path.name}.work")
 
 
 def start_engine(job: Job) -> EngineProcess:
@@ -152,9 +170,7 @@ def spec_of(bundle: Bundle) -> AdapterSpec:
     return adapter_spec(bundle.digest, str(bundle.path), bundle.contract, bundle.renderer)
 
 
-def _route(
-    job: Job, ledger: Ledger, engine: EngineProcess, summary: Summary, progress: Progress | None, started: float
-) -> None:
+def _route(job: Job, ledger: Ledger, engine: EngineProcess, summary: Summary, progress: Progress | None, started: float) -> None:
     adapter = spec_of(job.bundle)
     canary = engine.load(adapter)
     summary.engine = {**engine.facts, "canary": canary}
@@ -166,7 +182,7 @@ def _route(
         if progress:
             progress(counts, job.rows - summary.resumed_rows)
 
-    window = 4 * engine.facts.get("max_num_seqs", 1024)
+    window = WINDOW * engine.facts["max_num_seqs"]
     router = Router(engine, adapter, job.bundle.contract, job.bundle.renderer, window, on_progress)
     summary.counts = router.counts
     inputs: deque[pa.RecordBatch] = deque()  # read ahead of the engine, waiting for their scores
@@ -253,9 +269,8 @@ def _assemble(job: Job, ledger: Ledger, summary: Summary) -> Proof:
         "batch_route.contract": job.bundle.contract.fingerprint,
         "batch_route.engine": job.options.engine,
     }
-    expect = (job.rows, job.id_digest) if job.rows == job.backlog.rows else None
     summary.tally = sum((shard_tally(shard) for shard in ledger.shards), Tally())
-    return assemble(ledger.shards, job.options.output, job.schema, metadata, job.options.id_column, expect)
+    return assemble(ledger.shards, job.options.output, job.schema, metadata, job.options.id_column, (job.rows, job.id_digest))
 
 
 def show_plan(job: Job, console: Console) -> None:

@@ -137,9 +137,7 @@ class Renderer:
 
 def _render(template: str, config: dict[str, Any], system: str, folder: Path) -> tuple[str, str]:
     """The rendered conversation in front of and behind the request."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     # The names that transformers gives to chat templates, but for `strftime_now`: a prompt that changes with the date
     # would differ between training and serving.
     environment.globals["raise_exception"] = _raise
@@ -149,7 +147,7 @@ def _render(template: str, config: dict[str, Any], system: str, folder: Path) ->
     absent = {"tools": None, "documents": None}  # as transformers passes them: None, not undefined
     try:
         text = environment.from_string(template).render(messages=messages, add_generation_prompt=True, **absent, **tokens)
-    except jinja2.TemplateError as error:
+    except Exception as error:  # a template is a program: it can fail in any way
         raise AdapterError(f"{folder}: the chat template fails: {error}; use an instruct model's") from error
     if text.count(_SLOT) != 1:
         raise AdapterError(f"{folder}: the chat template does not hold the request exactly once")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from batch.bundle import Bundle, Registry, base_digest, copy_tokenizer, write_manifest
 from batch.contract import Contract
 
 ROOT = Path(__file__).parents[1]
@@ -50,10 +51,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
     torch.manual_seed(0)
-    ends = {
-        name: tokenizer.token_to_id(f"<|{token}|>")
-        for name, token in (("eos_token_id", "im_end"), ("pad_token_id", "endoftext"))
-    }
+    ends = {name: tokenizer.token_to_id(f"<|{token}|>") for name, token in (("eos_token_id", "im_end"), ("pad_token_id", "endoftext"))}
     config = Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=64,
@@ -68,3 +66,33 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_base: Path, contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with a random, acting rank-4 adapter for `tiny_base`: the real format without the minutes of a fit."""
+    return make_bundle(tiny_base, contract, tmp_path_factory.mktemp("registry"))
+
+
+def make_bundle(base: Path, contract: Contract, root: Path, scale: float = 0.05) -> Bundle:
+    """Seal a random LoRA adapter as a bundle in the registry at `root`; `scale` 0 makes one that does nothing."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, target_modules=linear, task_type="CAUSAL_LM"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=scale) if scale else torch.nn.init.zeros_(weight)
+    registry = Registry(root)
+    folder = registry.staging()
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    copy_tokenizer(base, folder)
+    (folder / "contract.json").write_text(contract.to_json())
+    (folder / "metrics.json").write_text("{}")
+    (folder / "calibration.json").write_text('{"calibrated": false}')
+    write_manifest(folder, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 4})
+    return registry.add(folder)

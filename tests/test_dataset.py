@@ -15,8 +15,7 @@ ROOT = Path(__file__).parents[1]
 FACTS = {"need": "analytics", "writes": False, "autonomous": False, "regulated": False, "system": "none"}
 ROW = {
     "id": "a",
-    "request": "A sales analyst wants to query opportunity data with SQL and build a dashboard of pipeline trends for each "
-    "region.",
+    "request": "A sales analyst wants to query opportunity data with SQL and build a dashboard of pipeline trends for each region.",
     "tier": "Trusted Technical Analyst",
     "risk": "medium",
     "recommended_platform": "Databricks + governed dashboarding",
@@ -27,9 +26,7 @@ ROW = {
 
 
 def write(path: Path, *rows: Any) -> Path:
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
-    )
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -109,9 +106,7 @@ def test_near_duplicates_across_splits(tmp_path: Path, contract: Contract, old: 
     other = {**ROW, "id": "b", "request": ROW["request"].replace(old, new)}
     second = load_rows(write(tmp_path / "test.jsonl", other), contract)
     if refused:
-        with pytest.raises(
-            DatasetError, match=r"test\.jsonl:1: the request is nearly that of .*train\.jsonl:1 in the train split"
-        ):
+        with pytest.raises(DatasetError, match=r"test\.jsonl:1: the request is nearly that of .*train\.jsonl:1 in the train split"):
             check_splits({"train": first, "test": second})
     else:
         check_splits({"train": first, "test": second})
@@ -131,7 +126,5 @@ def test_an_id_in_two_splits_is_refused(tmp_path: Path, contract: Contract) -> N
 
 def test_a_request_of_too_many_tokens_is_refused_not_cut(tmp_path: Path, tiny_base: Path, contract: Contract) -> None:
     rows = load_rows(write(tmp_path / "rows.jsonl", ROW, {**ROW, "id": "b", "request": "7 " * 1500}), contract)
-    with pytest.raises(
-        DatasetError, match=r"rows\.jsonl:2: the request has \d+ tokens, the contract accepts 1024; shorten it"
-    ):
+    with pytest.raises(DatasetError, match=r"rows\.jsonl:2: the request has \d+ tokens, the contract accepts 1024; shorten it"):
         encode(rows, Renderer.load(tiny_base, contract))

@@ -52,8 +52,6 @@ def test_a_model_that_is_not_here_needs_a_shape(tmp_path: Path) -> None:
         make_plan(Config.load(tmp_path / "recipe.toml"))
 
 
-@pytest.mark.parametrize(
-    ("rows", "batch", "accumulation", "steps"), [(24, 2, 2, 6), (25, 4, 1, 7), (3, 4, 4, 1), (9, 2, 2, 3)]
-)
+@pytest.mark.parametrize(("rows", "batch", "accumulation", "steps"), [(24, 2, 2, 6), (25, 4, 1, 7), (3, 4, 4, 1), (9, 2, 2, 3)])
 def test_steps_per_epoch(rows: int, batch: int, accumulation: int, steps: int) -> None:
     assert steps_per_epoch(rows, Training(batch_size=batch, gradient_accumulation=accumulation)) == steps

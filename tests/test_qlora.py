@@ -111,7 +111,9 @@ def test_the_bundle_says_how_it_was_made(bundle: Bundle, tiny_base: Path) -> Non
     assert metrics["best"] == {"step": 6, "validation_loss": min(validation.values())}
     assert 0 < metrics["parameters"]["trainable"] < metrics["parameters"]["total"]
     assert json.loads((bundle.path / "calibration.json").read_text())["calibrated"] is False
-    assert json.loads((bundle.path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_base)
+    adapter = json.loads((bundle.path / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(tiny_base)
+    assert adapter["target_modules"] == [f"{name}_proj" for name in ("down", "gate", "k", "o", "q", "up", "v")]
     assert bundle.manifest["data"]["train"]["rows"] == 24
     assert bundle.manifest["recipe"]["lora"]["r"] == bundle.rank == 4
     assert str(tiny_base) in (bundle.path / "card.md").read_text()

@@ -7,8 +7,8 @@ platforms; the company's policy is left to the adapter.
 """
 
 import dataclasses
+import itertools
 import json
-import math
 import os
 import random
 import re
@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 
 from batch.contract import Contract
-from batch.errors import BatchRouteError, ConfigError
+from batch.errors import BatchRouteError
 from train import lexicon
 from train.muon import Muon
 from train.requests import Request, phrase_book, requests
@@ -41,6 +41,14 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 """
 IGNORED = -100
+FACT_VALUES: dict[str, tuple[Any, ...]] = {
+    "need": ("knowledge", "analytics", "build"),
+    "writes": (False, True),
+    "autonomous": (False, True),
+    "regulated": (False, True),
+    "system": ("none", "Salesforce", "ServiceNow"),
+}
+TYPICAL_ANSWER = 32  # tokens behind the request, for sizing batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +62,30 @@ class BaseConfig:
     kv_heads: int = 2
     ffn_size: int = 640
     max_length: int = 2048
-    minutes: float = 36.0  # wall-clock of the training itself; the schedule follows the clock
-    steps: int = 20_000  # an upper bound
-    batch_size: int = 32
+    steps: int = 3_000
+    batch_tokens: int = 2_560  # of a batch's rows with their padding, without the shared head
+    max_request_tokens: int = 160  # longer ones are left out: attention over them costs more than they teach
     learning_rate: float = 2.5e-3
     muon_rate: float = 0.02  # of the two-dimensional weights, by Muon; 0 trains them with AdamW too
     word_swap: float = 0.06  # share of request tokens replaced by a nearest neighbour in meaning
     word_drop: float = 0.02  # share of request tokens left out
+    probe_weight: float = 0.2  # of the facts' loss beside the answers'
     noise: float = 0.02  # standard deviation added to each component of a request token's unit embedding
     seed: int = 17
 
 
-def build(out: Path, contract_path: Path, config: BaseConfig) -> Path:
-    """Train the base and put its folder at `out`, whole or not at all. Returns `out`."""
+def build(out: Path, contract_path: Path, config: BaseConfig, embedder: lexicon.Vectors | None = None) -> Path:
+    """Train the base and put its folder at `out`, whole or not at all. Returns `out`.
+
+    `embedder` gives the word vectors; the default is all-MiniLM-L6-v2 from its package.
+    """
     torch.manual_seed(config.seed)
     contract = Contract.load(contract_path)
-    embedder = lexicon.Embedder()
+    embedder = embedder or lexicon.Embedder()
     tasks = build_tasks(contract.system_prompt, random.Random(config.seed))
     tokenizer = make_tokenizer(embedder, contract, tasks, config)
     model = make_model(tokenizer, config)
-    vectors = lexicon.token_vectors(
-        tokenizer, embedder, config.hidden_size, model.config.vocab_size, config.seed
-    )
+    vectors = lexicon.token_vectors(tokenizer, embedder, config.hidden_size, model.config.vocab_size, config.seed)
     model.model.embed_tokens.weight.data.copy_(vectors)
     model.model.embed_tokens.weight.requires_grad_(False)
     Pretraining(model, tokenizer, tasks, vectors, config).run()
@@ -83,9 +93,7 @@ def build(out: Path, contract_path: Path, config: BaseConfig) -> Path:
     return out
 
 
-def make_tokenizer(
-    embedder: lexicon.Embedder, contract: Contract, tasks: list[Task], config: BaseConfig
-) -> Tokenizer:
+def make_tokenizer(embedder: lexicon.Vectors, contract: Contract, tasks: list[Task], config: BaseConfig) -> Tokenizer:
     """BPE over generated requests, the tasks' answers, the prompts and weighted English words."""
     stream = requests(random.Random(config.seed), "train")
     texts = []
@@ -129,14 +137,14 @@ class Batch:
     rows: torch.Tensor
     labels: torch.Tensor
     text: torch.Tensor  # True at the request's tokens
+    start: torch.Tensor  # [B], where each answer starts to be predicted
+    facts: torch.Tensor  # [B, 5], index of each fact's value
 
 
 class Pretraining:
     """The loop: batches of one task each, whose system prompt is run once and shared by the rows."""
 
-    def __init__(
-        self, model: Any, tokenizer: Tokenizer, tasks: list[Task], vectors: torch.Tensor, config: BaseConfig
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, tasks: list[Task], vectors: torch.Tensor, config: BaseConfig) -> None:
         self.model, self.tokenizer, self.tasks, self.config = model, tokenizer, tasks, config
         self.rng = random.Random(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -145,10 +153,13 @@ class Pretraining:
         self.tail = self._ids("<|im_end|>\n<|im_start|>assistant\n")
         self.heads = [self._ids(f"<|im_start|>system\n{t.system}<|im_end|>\n<|im_start|>user\n") for t in tasks]
         self.weights = [task.weight for task in tasks]
-        self.optimizers = _optimizers(model, config)
+        sizes = [len(values) for values in FACT_VALUES.values()]
+        self.probe = torch.nn.Linear(config.hidden_size, sum(sizes))
+        self.probe_sizes = sizes
+        self.optimizers = _optimizers(model, self.probe, config)
 
     def run(self) -> None:
-        """Train until the clock or the step bound ends; the rates fall to zero with whichever is nearer."""
+        """Train for `steps` batches; the rates rise for 60 steps and fall to zero over the second half."""
         columns = (*rich.progress.Progress.get_default_columns(), rich.progress.TextColumn("{task.fields[note]}"))
         start, loss_mean = time.monotonic(), 0.0
         batches = self.batches()
@@ -156,22 +167,19 @@ class Pretraining:
         with rich.progress.Progress(*columns) as progress:
             bar = progress.add_task("training the base", total=1.0, note="")
             for step in range(self.config.steps):
-                minutes = (time.monotonic() - start) / 60
-                done = max(step / self.config.steps, minutes / self.config.minutes)
-                if done >= 1:
-                    break
-                rate = min(1.0, (step + 1) / 60) * min(1.0, 1.6 * (1 - done)) ** 1.3
+                done = step / self.config.steps
+                rate = min(1.0, (step + 1) / 60) * min(1.0, 2 * (1 - done))
                 loss = self.step(next(batches), rate)
                 loss_mean = loss if step == 0 else 0.98 * loss_mean + 0.02 * loss
                 progress.update(bar, completed=done, note=f"step {step} loss {loss_mean:.3f}")
-                if step % 50 == 0 and not progress.console.is_terminal:
-                    print(f"{minutes:5.1f} min  step {step}  loss {loss_mean:.3f}", flush=True)
+                if step % 100 == 0 and not progress.console.is_terminal:
+                    minutes = (time.monotonic() - start) / 60
+                    print(f"step {step} of {self.config.steps}  loss {loss_mean:.3f}  {minutes:.1f} min", flush=True)
         self.model.eval()
 
     def step(self, batch: Batch, rate: float) -> float:
         loss = self.loss(batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_((p for p in self.model.parameters() if p.requires_grad), 1.0)
         for optimizer, peak in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
@@ -180,8 +188,12 @@ class Pretraining:
         return float(loss.detach())
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Cross-entropy of the answers. The softmax is over the batch's own answer tokens and a random sample of the
-        others, because the whole vocabulary would cost more than all layers together."""
+        """Cross-entropy of the answers, plus that of the facts read by a linear probe where each answer starts.
+
+        The answers' softmax is over the batch's own answer tokens and a random sample of the others, because the whole
+        vocabulary would cost more than all layers together. The probe reads one layer below the last and is thrown
+        away: it makes every prompt, whatever it asks, compute the facts where an adapter can pick them up.
+        """
         model = self.model.model
         count = len(batch.rows)
         cache = transformers.DynamicCache()
@@ -193,28 +205,35 @@ class Pretraining:
         jitter = torch.randn(embedded.shape, generator=self.generator) * self.config.noise
         embedded = embedded + jitter * batch.text[..., None]
         # Rows are padded on the right and attention is causal, so that no row sees its padding and no mask is needed.
-        states = model(inputs_embeds=embedded, past_key_values=shared, use_cache=True).last_hidden_state
+        out = model(inputs_embeds=embedded, past_key_values=shared, use_cache=True, output_hidden_states=True)
+        states, below = out.last_hidden_state, out.hidden_states[-2][torch.arange(count), batch.start]
+        read = self.probe(functional.rms_norm(below, below.shape[-1:])).split(self.probe_sizes, dim=1)
+        facts = sum(functional.cross_entropy(part, batch.facts[:, i]) for i, part in enumerate(read))
         wanted = batch.labels[:, 1:] != IGNORED
         states, labels = states[:, :-1][wanted], batch.labels[:, 1:][wanted]
         others = torch.randint(self.model.config.vocab_size, (768,), generator=self.generator)
         classes, labels = torch.unique(torch.cat([labels, others]), return_inverse=True)
         logits = states @ self.model.lm_head.weight[classes].T
-        return functional.cross_entropy(logits, labels[: len(states)])
+        return functional.cross_entropy(logits, labels[: len(states)]) + self.config.probe_weight * facts
 
     def batches(self) -> Iterator[Batch]:
         """Batches without end. Rows of similar length go together, so that little is padding."""
         stream = requests(random.Random(self.config.seed + 1), "train")
-        size = self.config.batch_size
         while True:
-            pool = sorted((next(stream) for _ in range(6 * size)), key=lambda request: len(request.text))
-            groups = [pool[i : i + size] for i in range(0, len(pool), size)]
+            pool = [(self._noised(self._ids(request.text)), request) for request in itertools.islice(stream, 256)]
+            pool = sorted((row for row in pool if len(row[0]) <= self.config.max_request_tokens), key=lambda row: len(row[0]))
+            groups, group = [], []
+            for row in pool:
+                group.append(row)
+                if len(group) * (len(row[0]) + TYPICAL_ANSWER) >= self.config.batch_tokens:
+                    groups.append(group)
+                    group = []
             for group in self.rng.sample(groups, len(groups)):
                 yield self._batch(self.rng.choices(range(len(self.tasks)), self.weights)[0], group)
 
-    def _batch(self, number: int, group: list[Request]) -> Batch:
+    def _batch(self, number: int, group: list[tuple[list[int], Request]]) -> Batch:
         rows, labels, texts = [], [], []
-        for request in group:
-            text = self._noised(self._ids(request.text))
+        for text, request in group:
             answer = [*self._ids(self.tasks[number].target(request)), self.end]
             rows.append(torch.tensor([*text, *self.tail, *answer]))
             labels.append(torch.tensor([IGNORED] * (len(text) + len(self.tail)) + answer))
@@ -225,6 +244,8 @@ class Pretraining:
             pad(rows, batch_first=True, padding_value=self.pad),
             pad(labels, batch_first=True, padding_value=IGNORED),
             pad(texts, batch_first=True, padding_value=False),
+            torch.tensor([len(text) + len(self.tail) - 1 for text, _ in group]),
+            torch.tensor([_fact_indices(request) for _, request in group]),
         )
 
     def _noised(self, ids: list[int]) -> list[int]:
@@ -240,11 +261,16 @@ class Pretraining:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _optimizers(model: Any, config: BaseConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+def _fact_indices(request: Request) -> list[int]:
+    facts = request.facts.as_dict()
+    return [values.index(facts[name]) for name, values in FACT_VALUES.items()]
+
+
+def _optimizers(model: Any, probe: torch.nn.Module, config: BaseConfig) -> list[tuple[torch.optim.Optimizer, float]]:
     """Muon for the layers' matrices, which it trains in fewer steps, and AdamW for the norms; with their peak rates."""
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim == 2] if config.muon_rate else []
-    others = [p for p in trained if p.ndim != 2 or not config.muon_rate]
+    others = [p for p in trained if p.ndim != 2 or not config.muon_rate] + list(probe.parameters())
     adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     if not matrices:
         return [(adamw, config.learning_rate)]
@@ -261,6 +287,7 @@ def save(out: Path, model: Any, tokenizer: Tokenizer, config: BaseConfig) -> Non
         do_sample=False, eos_token_id=[model.config.eos_token_id, model.config.pad_token_id], pad_token_id=model.config.pad_token_id
     )
     model.to(torch.bfloat16).save_pretrained(part)
+    (part / "model.safetensors").chmod(0o644)  # written for the owner only
     tokenizer.save(str(part / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -284,13 +311,11 @@ def save(out: Path, model: Any, tokenizer: Tokenizer, config: BaseConfig) -> Non
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the model; replaced if it exists.")
 @click.option("--contract", type=click.Path(path_type=Path), default=Path("data/contract.toml"), show_default=True)
-@click.option("--minutes", type=float, default=BaseConfig.minutes, show_default=True, help="Length of the training.")
-def main(out: Path, contract: Path, minutes: float) -> None:
+@click.option("--steps", type=click.IntRange(min=1), default=BaseConfig.steps, show_default=True)
+def main(out: Path, contract: Path, steps: int) -> None:
     """Train the embedded default base model from scratch."""
     try:
-        if not math.isfinite(minutes) or minutes <= 0:
-            raise ConfigError("--minutes must be above 0")
-        build(out, contract, dataclasses.replace(BaseConfig(), minutes=minutes))
+        build(out, contract, dataclasses.replace(BaseConfig(), steps=steps))
     except BatchRouteError as error:
         raise click.ClickException(str(error)) from error
 

@@ -1,5 +1,6 @@
 """The model card: what a bundle is, from the same facts as its metrics and manifest."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,8 @@ def model_card(contract: Contract, facts: Mapping[str, Any], metrics: Mapping[st
     share = 100 * counts["trainable"] / counts["total"]
     quantised = facts["recipe"]["quantisation"]["type"]
     kept = f"step {best['step']}, validation loss {best['validation_loss']:.4f}"
-    rows = "\n".join(
-        f"| {name} | {split['rows']} | `{split['path']}` | `{split['sha256'][:12]}` |" for name, split in data.items()
-    )
-    fields = "\n".join(f"- `{f.name}`: {', '.join(map(str, f.values)) or 'text'}" for f in contract.fields)
+    rows = "\n".join(f"| {name} | {split['rows']} | `{split['path']}` | `{split['sha256'][:12]}` |" for name, split in data.items())
+    fields = "\n".join(f"- `{f.name}`: {', '.join(map(_value, f.values)) or 'text'}" for f in contract.fields)
     return f"""---
 base_model: {base["ref"]}
 library_name: peft
@@ -46,3 +45,8 @@ folder is the one it was trained on. It decides nothing outside that contract. I
 
 ![loss](loss.png)
 """
+
+
+def _value(value: Any) -> str:
+    """A label as it is, a boolean as JSON has it."""
+    return value if isinstance(value, str) else json.dumps(value)

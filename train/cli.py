@@ -54,12 +54,8 @@ def plan(config: Path) -> None:
 @click.argument("datasets", metavar="DATASET...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures and every miss here.")
 @click.option("--contract", help="For `base`: the contract. [default: the champion's, else data/contract.toml]")
-@click.option(
-    "--base-model", help="The base model. [default: the adapter's; for `base` the champion's, else data/mini-base]"
-)
-def evaluate(
-    adapters: str, datasets: tuple[Path, ...], json_path: Path | None, contract: str | None, base_model: str | None
-) -> None:
+@click.option("--base-model", help="The base model. [default: the adapter's; for `base` the champion's, else data/mini-base]")
+def evaluate(adapters: str, datasets: tuple[Path, ...], json_path: Path | None, contract: str | None, base_model: str | None) -> None:
     """Judge adapters on labelled requests, through the path that serves them.
 
     ADAPTER is a bundle directory, a digest, an alias, or `base` for the base model without an adapter.

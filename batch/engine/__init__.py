@@ -1,4 +1,4 @@
-"""The engine: prompt ids in, answer ids and their log-probabilities out.
+"""The engine: token ids in, answer ids and their log-probabilities out.
 
 `vllm.py` is the real one and the only importer of vllm; `replay.py` is the shipped stand-in for I/O and fault tests.
 Both implement :class:`Engine` and run inside a process of their own, behind :class:`batch.engine.process.EngineProcess`.
@@ -47,11 +47,16 @@ class AdapterSpec:
 
     name: str
     path: str | None  # None serves the base without an adapter
-    schema: dict[str, Any]
+    grammar: str  # regular expression of exactly the legal answers
     stop_id: int
     max_tokens: int
-    canary_ids: tuple[int, ...]  # the prompt ids on which the adapter and the grammar prove that they act
+    prefix_ids: tuple[int, ...]  # the prompt in front of the request, sent once and not with every row
+    suffix_ids: tuple[int, ...]  # and behind it
+    canary_ids: tuple[int, ...]  # a request on which the adapter and the grammar prove that they act
     samples: tuple[tuple[int, ...], ...] = ()  # legal answers' ids, from which the replay engine chooses
+
+    def prompt(self, request_ids: Sequence[int]) -> list[int]:
+        return [*self.prefix_ids, *request_ids, *self.suffix_ids]
 
 
 CANARY_REQUEST = "A colleague asks for help with a task at work."
@@ -61,10 +66,12 @@ def adapter_spec(name: str, path: str | None, contract: Contract, renderer: Rend
     return AdapterSpec(
         name=name,
         path=path,
-        schema=contract.json_schema(),
+        grammar=contract.grammar,
         stop_id=renderer.end_of_turn_id,
         max_tokens=renderer.max_answer_tokens,
-        canary_ids=tuple(renderer.encode_prompt(CANARY_REQUEST)),
+        prefix_ids=renderer.prefix_ids,
+        suffix_ids=renderer.suffix_ids,
+        canary_ids=tuple(renderer.encode_requests([CANARY_REQUEST])[0]),
         samples=tuple(tuple(renderer.encode_answer(answer)[:-1]) for answer in contract.sample_answers()),
     )
 
@@ -85,8 +92,8 @@ class Engine(Protocol):
         Raises `AdapterError` when either does not.
         """
 
-    def add(self, adapter: str, key: int, prompt_ids: Sequence[int]) -> None:
-        """Queue one request for a loaded adapter."""
+    def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
+        """Queue one request, given the ids of its text, for a loaded adapter."""
 
     def step(self) -> list[Completion]:
         """Advance every running request by one step; returns those that finished."""

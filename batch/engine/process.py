@@ -4,9 +4,11 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -56,7 +58,7 @@ class EngineProcess:
             self._note(kind, value)
 
     def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Queue requests ``(key, prompt ids)`` for a loaded adapter."""
+        """Queue requests ``(key, ids of the request text)`` for a loaded adapter."""
         self._send(("work", (adapter, list(work))))
 
     def poll(self, timeout: float) -> list[Completion]:
@@ -136,11 +138,14 @@ def _serve(conn: Connection, spec: EngineSpec, log: str, parent: int) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    # Reading goes on while the engine computes or sends: were both sides to send at once, both pipes could fill up.
+    threading.Thread(target=_read, args=(conn, inbox), daemon=True).start()
     try:
         engine = _build(spec)
         conn.send(("ready", engine.facts()))
-        _loop(conn, engine)
-    except (EOFError, BrokenPipeError):
+        _loop(conn, inbox, engine)
+    except BrokenPipeError:
         pass  # the parent is gone
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -150,11 +155,19 @@ def _serve(conn: Connection, spec: EngineSpec, log: str, parent: int) -> None:
         sys.stderr.flush()
 
 
-def _loop(conn: Connection, engine: Engine) -> None:
+def _read(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None:
+    try:
+        while True:
+            inbox.put(conn.recv())
+    except (EOFError, OSError):
+        os._exit(0)  # the parent is gone; whatever runs is of no use to anyone
+
+
+def _loop(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine: Engine) -> None:
     while True:
         # Take all that waits, so that new requests join the running batch; block only when there is nothing to do.
-        while not engine.in_flight or conn.poll(0):
-            kind, value = conn.recv()
+        while not engine.in_flight or not inbox.empty():
+            kind, value = inbox.get()
             if kind == "stop":
                 return
             if kind == "load":
@@ -164,8 +177,8 @@ def _loop(conn: Connection, engine: Engine) -> None:
                     conn.send(("refused", str(error)))
             elif kind == "work":
                 adapter, work = value
-                for key, prompt_ids in work:
-                    engine.add(adapter, key, prompt_ids)
+                for key, request_ids in work:
+                    engine.add(adapter, key, request_ids)
         done = engine.step()
         if done:
             conn.send(("done", done))

@@ -1,4 +1,4 @@
-"""A stand-in engine for I/O and fault tests: a legal answer derived from the prompt's hash, at once."""
+"""A stand-in engine for I/O and fault tests: a legal answer derived from the request's hash, at once."""
 
 import hashlib
 from array import array
@@ -12,6 +12,7 @@ class ReplayEngine:
     """Answers with one of the adapter's sample answers. The output's manifest says that this engine made it."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        self._max_num_seqs = spec.max_num_seqs or 1024
         self._adapters: dict[str, AdapterSpec] = {}
         self._logprobs: dict[str, list[list[float]]] = {}
         self._done: list[Completion] = []
@@ -21,7 +22,7 @@ class ReplayEngine:
         return len(self._done)
 
     def facts(self) -> dict[str, Any]:
-        return {"engine": "replay"}
+        return {"engine": "replay", "max_num_seqs": self._max_num_seqs}
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
         self._adapters[adapter.name] = adapter
@@ -29,9 +30,9 @@ class ReplayEngine:
         self._logprobs[adapter.name] = [[-0.01] * len(sample) for sample in adapter.samples]
         return {}
 
-    def add(self, adapter: str, key: int, prompt_ids: Sequence[int]) -> None:
+    def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
         samples = self._adapters[adapter].samples
-        digest = hashlib.blake2b(array("I", prompt_ids).tobytes(), digest_size=8).digest()
+        digest = hashlib.blake2b(array("I", request_ids).tobytes(), digest_size=8).digest()
         choice = int.from_bytes(digest) % len(samples)
         self._done.append(Completion(key, samples[choice], self._logprobs[adapter][choice], "stop"))
 

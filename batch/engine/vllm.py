@@ -34,7 +34,7 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._requests: dict[str, int] = {}
-        self._adapters: dict[str, tuple[SamplingParams, LoRARequest | None]] = {}
+        self._adapters: dict[str, tuple[AdapterSpec, SamplingParams, LoRARequest | None]] = {}
         self._failed: list[Completion] = []
         cpu = current_platform.is_cpu()
         self._max_num_seqs = spec.max_num_seqs or (128 if cpu else 512)
@@ -54,7 +54,6 @@ class VllmEngine:
                     max_lora_rank=_lora_rank(spec.max_lora_rank),
                     max_loras=1,
                     enable_prefix_caching=True,
-                    # Compact JSON only: one serialisation, and no padding with white space until max_tokens.
                     structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                     generation_config="vllm",  # the model's own generation_config.json must not set sampling
                     load_format="safetensors",
@@ -90,13 +89,13 @@ class VllmEngine:
             lora = LoRARequest(adapter.name, len(self._adapters) + 1, str(Path(adapter.path).resolve()))
         guided = self._sampling(adapter, logprobs=0, max_tokens=adapter.max_tokens)
         seen = self._prove(adapter, lora)
-        self._adapters[adapter.name] = (guided, lora)
+        self._adapters[adapter.name] = (adapter, guided, lora)
         return seen
 
-    def add(self, adapter: str, key: int, prompt_ids: Sequence[int]) -> None:
-        params, lora = self._adapters[adapter]
+    def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
+        spec, params, lora = self._adapters[adapter]
         try:
-            self._engine.add_request(str(key), {"prompt_token_ids": list(prompt_ids)}, params, lora_request=lora)
+            self._engine.add_request(str(key), {"prompt_token_ids": spec.prompt(request_ids)}, params, lora_request=lora)
         except ValueError:  # a request that vLLM refuses is that row's problem
             self._failed.append(Completion(key, [], [], "error"))
         else:
@@ -128,14 +127,14 @@ class VllmEngine:
             detokenize=False,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=StructuredOutputsParams(json=adapter.schema) if guided else None,
+            structured_outputs=StructuredOutputsParams(regex=adapter.grammar) if guided else None,
             **options,
         )
 
     def _prove(self, adapter: AdapterSpec, lora: LoRARequest | None) -> dict[str, Any]:
         """An adapter can load and do nothing, and a grammar can be ignored, both without an error: look."""
         seen: dict[str, Any] = {}
-        prompt = list(adapter.canary_ids)
+        prompt = adapter.prompt(adapter.canary_ids)
         free = self._sampling(adapter, guided=False, logprobs=20, max_tokens=1)
         if lora is not None:
             base = self._first_token(prompt, free, None)
@@ -162,8 +161,11 @@ class VllmEngine:
             while True:
                 for output in self._engine.step():
                     if output.finished:
-                        flat = output.outputs[0].logprobs  # type: ignore[union-attr]
-                        return dict(zip(flat.token_ids, flat.logprobs, strict=True))
+                        if output.outputs[0].finish_reason not in ("stop", "length"):
+                            raise EngineError("vLLM could not run the canary; its log has the reason")
+                        flat = output.outputs[0].logprobs
+                        first = slice(flat.start_indices[0], flat.end_indices[0])
+                        return dict(zip(flat.token_ids[first], flat.logprobs[first], strict=True))
         except (ValueError, RuntimeError, OSError) as error:
             if lora is None:
                 raise

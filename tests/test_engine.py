@@ -1,0 +1,110 @@
+"""The real vLLM engine in its own process, on a tiny random base: adapters, grammar, log-probabilities, death."""
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batch.bundle import Bundle
+from batch.contract import Contract
+from batch.engine import AdapterSpec, Completion, EngineSpec, adapter_spec
+from batch.engine.process import EngineProcess
+from batch.errors import AdapterError, EngineError
+from batch.router import Router
+from batch.run import spec_of
+from tests.conftest import make_bundle
+
+REQUESTS = ["Please build a dashboard of sales.", "Find our travel policy.", "<|im_end|>{}", "Bitte ein Überblick über Lagerbestände."]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base: Path, contract: Contract, tiny_bundle: Bundle) -> Iterator[EngineProcess]:
+    spec = EngineSpec("vllm", str(tiny_base), str(tiny_base), tiny_bundle.renderer.max_model_len, max_lora_rank=4, max_num_seqs=8)
+    with EngineProcess(spec) as process:
+        yield process
+
+
+def complete(engine: EngineProcess, adapter: AdapterSpec, bundle: Bundle, requests: list[str]) -> dict[int, Completion]:
+    engine.submit(adapter.name, list(enumerate(bundle.renderer.encode_requests(requests))))
+    done: dict[int, Completion] = {}
+    while len(done) < len(requests):
+        done.update({completion.key: completion for completion in engine.poll(60)})
+    return done
+
+
+def test_answers_are_legal_and_probabilities_are_after_the_grammar(engine: EngineProcess, tiny_bundle: Bundle) -> None:
+    """Random weights answer legally: whatever the grammar forces has probability 1, and no score leaves (0, 1]."""
+    adapter = spec_of(tiny_bundle)
+    seen = engine.load(adapter)
+    assert seen["adapter_moves_logprob_by"] > 1e-4 and seen["grammar_holds"] is True
+    assert engine.facts["vllm"].startswith("0.32")
+    for completion in complete(engine, adapter, tiny_bundle, REQUESTS).values():
+        assert completion.finish == "stop" and len(completion.token_ids) == len(completion.logprobs)
+        answer, spans = tiny_bundle.contract.parse(tiny_bundle.renderer.decode(completion.token_ids))
+        assert set(spans) == {"tier", "risk", "recommended_platform", "needs_review"}
+        assert max(completion.logprobs) <= 1e-6 and all(map(math.isfinite, completion.logprobs))
+        text = tiny_bundle.renderer.decode(completion.token_ids)
+        if answer["tier"] != "Trusted Functional Builder":
+            forced = text.index("Technical")  # between the two technical tiers: everything up to the last word
+            assert text[forced - len("Trusted ") : forced] == "Trusted "
+
+
+def test_the_same_request_gets_the_same_answer(engine: EngineProcess, tiny_bundle: Bundle) -> None:
+    adapter = spec_of(tiny_bundle)
+    first, second = (complete(engine, adapter, tiny_bundle, REQUESTS) for _ in range(2))
+    assert {k: list(c.token_ids) for k, c in first.items()} == {k: list(c.token_ids) for k, c in second.items()}
+    assert all(completion.cached > len(tiny_bundle.renderer.prefix_ids) // 2 for completion in second.values())
+
+
+def test_an_adapter_is_hot_loaded_beside_another_and_the_base(
+    engine: EngineProcess, tiny_bundle: Bundle, tiny_base: Path, contract: Contract, tmp_path: Path
+) -> None:
+    """Three servings of one process, whose answers differ and do not disturb each other."""
+    pid, one = engine.pid, spec_of(tiny_bundle)
+    before = complete(engine, one, tiny_bundle, REQUESTS)
+    other = make_bundle(tiny_base, contract, tmp_path, scale=0.2)
+    two, bare = spec_of(other), adapter_spec("base", None, contract, other.renderer)
+    engine.load(two)
+    engine.load(bare)
+    assert engine.pid == pid
+    answers = [{k: list(c.token_ids) for k, c in complete(engine, s, tiny_bundle, REQUESTS).items()} for s in (one, two, bare)]
+    assert answers[0] == {k: list(c.token_ids) for k, c in before.items()}
+    assert answers[0] != answers[1] != answers[2] != answers[0]
+
+
+def test_an_adapter_that_does_nothing_is_refused(engine: EngineProcess, tiny_base: Path, contract: Contract, tmp_path: Path) -> None:
+    """B = 0 loads without an error and changes nothing: the canary must see it. The engine goes on."""
+    idle = make_bundle(tiny_base, contract, tmp_path, scale=0.0)
+    with pytest.raises(AdapterError, match="changes nothing"):
+        engine.load(spec_of(idle))
+
+
+def test_router_keeps_order_and_isolates_bad_rows(engine: EngineProcess, tiny_bundle: Bundle) -> None:
+    router = Router(engine, spec_of(tiny_bundle), tiny_bundle.contract, tiny_bundle.renderer, window=3)
+    batches = [[REQUESTS[0], None, REQUESTS[1]], [""], [], [REQUESTS[2], REQUESTS[3]]]
+    rows = list(router.route(batches))
+    assert [[row.error_code for row in batch] for batch in rows] == [[None, "null_text", None], ["empty_text"], [], [None, None]]
+    assert router.counts.rows == 6 and router.counts.errors == 2 and router.counts.inferred == 4
+    assert router.counts.cache_hit_rate > 0.5
+    for row in (row for batch in rows for row in batch if row.scores):
+        assert all(0 < score <= 1 for score in row.scores.values())  # type: ignore[union-attr]
+
+
+def test_a_dead_engine_is_one_clear_error(tiny_bundle: Bundle, tiny_base: Path) -> None:
+    """Killed while it works: `EngineError` (exit 75), not a hang and not a traceback."""
+    with EngineProcess(EngineSpec("replay", str(tiny_base), str(tiny_base), 1000, 4)) as process:
+        process.load(spec_of(tiny_bundle))
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match="SIGKILL") as died:
+            process.poll(10)
+        assert died.value.exit_code == 75
+
+
+def test_a_base_that_vllm_cannot_serve_is_one_clear_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["Nonsense"], "model_type": "nonsense"}')
+    with EngineProcess(EngineSpec("vllm", str(tmp_path), str(tmp_path), 1000, 4)) as process, pytest.raises(EngineError) as refused:
+        process.load(spec_of(tiny_bundle))
+    assert refused.value.exit_code == 75 and "\n" not in str(refused.value)
