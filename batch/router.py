@@ -72,7 +72,7 @@ class _Batch:
 
 class _Waiting(NamedTuple):
     batch: _Batch
-    index: int
+    row: int  # its place in the batch
     text: str
     prompt_tokens: int
 
@@ -159,7 +159,7 @@ class Router:
             self.counts.cached_tokens += completion.cached
             self.counts.answer_tokens += len(completion.token_ids)
             waiting.batch.missing -= 1
-            self._finish(waiting.batch, waiting.index, self._score(completion, waiting.text))
+            self._finish(waiting.batch, waiting.row, self._score(completion, waiting.text))
         if self._on_progress:
             self._on_progress(self.counts)
 

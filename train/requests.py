@@ -22,7 +22,7 @@ PHRASES = Path(__file__).with_name("phrases.toml")
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT = {"core", "frame"}  # the tables of the phrase book whose entries are families
-SHARED_LISTS = {"thing", "rec_ing"}  # short fillers inside [core]: holding these out would only remove words
+SHARED_LISTS = {"thing", "rec_ing", "read_vp"}  # short fillers inside [core]: holding these out would only remove words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +103,10 @@ class _Composer:
     def request(self) -> Request:
         rng = self.rng
         register = Register.sample(rng)
-        core, is_vp, about_build = self._core()
-        frame = self._frame(is_vp, about_build)
-        forms = self._forms(core, is_vp)
-        summary = forms["ving"] if is_vp else forms["np"]
+        core, form = self._core()
+        frame = self._frame(form)
+        forms = self._forms(core, form == "vp")
+        summary = forms["ving"] if form == "vp" else forms["np"]
         main = self._fill(re.sub(r"\{(vp|ving|vps|np)\}", lambda m: forms[m[1]], frame))
         parts = [main, *self._fact_clauses()]
         parts += [self._fill(p) for p in self._noise_clauses()]
@@ -133,23 +133,25 @@ class _Composer:
     def _pick(self, table: str, name: str) -> str:
         return self.rng.choice(families(table, name, self.split))
 
-    def _core(self) -> tuple[str, bool, bool]:
-        """A core phrase, whether it is a verb phrase, and whether frames that speak of building fit."""
-        if self.facts.need != "build":
-            is_vp = self.rng.random() < 0.7
-            return self._pick("core", self.facts.need + ("" if is_vp else "_np")), is_vp, False
+    def _core(self) -> tuple[str, str]:
+        """A core phrase and its form: `vp` a verb phrase, `np` a thing, `thing` one to be built, `s` a sentence."""
+        need = self.facts.need
+        form = self.rng.choices(["vp", "np", "s"], [0.46, 0.26, 0.28])[0]
+        if need != "build":
+            return self._pick("core", need if form == "vp" else f"{need}_{form}"), form
         kind = "write" if self.facts.writes else "read"
-        if self.rng.random() < 0.35:
-            return self._pick("core", f"build_vp_{kind}"), True, False
-        core = self._pick("core", "build_np")
+        if form == "s":
+            return self._pick("core", f"build_{kind}_s"), form
+        if self.rng.random() < 0.5:
+            return self._pick("core", f"build_vp_{kind}"), "vp"
         # Actions are families too: each is drawn from the split's own list and becomes a part of the family.
-        action = self._pick("core", f"build_{kind}")
-        return core.replace("{act}", action), False, True
+        return self._pick("core", "build_np").replace("{act}", self._pick("core", f"build_{kind}")), "thing"
 
-    def _frame(self, is_vp: bool, about_build: bool) -> str:
-        names = ["person_vp", "we_vp"] if is_vp else ["build_np", "np"] if about_build else ["np"]
-        weights = [0.4, 0.6] if len(names) == 2 else [1.0]
-        return self._pick("frame", self.rng.choices(names, weights)[0])
+    def _frame(self, form: str) -> str:
+        if form == "s":
+            return "{np}"
+        names = {"vp": ["person_vp", "we_vp"], "thing": ["build_np", "np"], "np": ["np"]}[form]
+        return self._pick("frame", self.rng.choices(names, [0.4, 0.6][: len(names)])[0])
 
     def _forms(self, core: str, is_vp: bool) -> dict[str, str]:
         filled = self._adverb(self._fill(core))
@@ -209,6 +211,8 @@ class _Composer:
     regulated_said = False
 
     def _slot(self, name: str) -> str:
+        if name[0].isupper():
+            return capitalise(self._fill(self._slot(name[0].lower() + name[1:])))
         book, rng = phrase_book(), self.rng
         if name in ("docs", "data"):
             return self._content(name)
@@ -218,10 +222,7 @@ class _Composer:
             return self._pick("core", f"build_{name}")
         if name in SHARED_LISTS:
             return rng.choice(book["core"][name])
-        if name in ("who", "Who"):
-            return self._who(name == "Who")
-        value = rng.choice(book["fill"][name.lower()])
-        return capitalise(value) if name[0].isupper() else value
+        return self._who() if name == "who" else rng.choice(book["fill"][name])
 
     def _content(self, kind: str) -> str:
         """Documents or data. For a build the ones of a system would name what it integrates with."""
@@ -263,7 +264,7 @@ class _Composer:
             return rng.choice(book[f"rec_{facts.system.lower()}"])
         return f"{value} {rng.choice(book['in_' + facts.system.lower()])}"
 
-    def _who(self, starts: bool) -> str:
+    def _who(self) -> str:
         book, rng = phrase_book()["fill"], self.rng
         dept, kind = rng.choice(book["dept"]), rng.random()
         if kind < 0.35:
@@ -278,4 +279,4 @@ class _Composer:
             value = dept
         else:
             value = rng.choice(book["person"])
-        return capitalise(value) if starts else value
+        return value

@@ -174,7 +174,7 @@ class VllmEngine:
 
 def _lora_rank(rank: int) -> int:
     """The least rank that vLLM's kernels are built for and that fits."""
-    return min(allowed for allowed in get_args(MaxLoRARanks) if allowed >= rank)
+    return min(int(allowed) for allowed in get_args(MaxLoRARanks) if allowed >= rank)
 
 
 def _cpu_cache_bytes(spec: EngineSpec, max_num_seqs: int) -> int:
