@@ -2,8 +2,8 @@
 
 A request is composed from the phrase book `train/phrases.toml`: a core (what is wanted), a frame around it, clauses
 that state or deny a fact, and noise that decides nothing. Each core and each frame is a family. Families are held out
-whole: a hash of the phrase puts it into `train`, `validation` or `test`, and a generator for one split uses the
-phrases of that split only. What is right for the facts is the caller's policy; nothing here knows it.
+whole: a phrase's hash puts it into `train`, `validation` or `test`, and a generator for one split uses the phrases of
+that split only. What is right for the facts is the caller's policy; nothing here knows it.
 """
 
 import dataclasses
@@ -54,20 +54,19 @@ def phrase_book() -> dict[str, dict[str, list[str]]]:
     return tomllib.loads(PHRASES.read_text(encoding="utf-8"))
 
 
-def split_of(phrase: str) -> Split:
-    """The split that a family belongs to: by its text's hash, one in ten for each of validation and test."""
-    bucket = hashlib.sha256(phrase.encode()).digest()[0] % 10
-    return "validation" if bucket == 0 else "test" if bucket == 1 else "train"
-
-
 @functools.cache
 def families(table: str, name: str, split: Split | None) -> list[str]:
-    """The phrases of one list that a generator for `split` may use; all of them for None."""
+    """The phrases of one list that a generator for `split` may use; all of them for None.
+
+    A tenth of each list, at least one phrase, goes to validation and as much to test, in the order of their hashes.
+    """
     phrases = phrase_book()[table][name]
     if split is None or table not in HELD_OUT or name in SHARED_LISTS:
         return phrases
-    kept = [phrase for phrase in phrases if split_of(phrase) == split]
-    return kept or phrases  # a list too short to be held out is shared
+    ranked = sorted(phrases, key=lambda phrase: hashlib.sha256(phrase.encode()).digest())
+    share = max(1, round(len(phrases) / 10))
+    parts = {"validation": ranked[:share], "test": ranked[share : 2 * share], "train": ranked[2 * share :]}
+    return parts[split]
 
 
 def sample_facts(rng: random.Random) -> Facts:
