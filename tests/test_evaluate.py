@@ -89,7 +89,7 @@ def test_side_by_side_and_json(bias: Evaluation, rows: list[Row], contract: Cont
     show([bias, perfect], console)
     text = console.export_text()
     assert "3/4  0.30 to 0.95" in text and "4/4  0.51 to 1.00" in text and "19/20" in text
-    assert "v1: wrong" in text and "champion: wrong" not in text
+    assert "v1 on test: wrong" in text and "champion on test: wrong" not in text
     write_json([bias, perfect], tmp_path / "eval.json")
     content = json.loads((tmp_path / "eval.json").read_text())
     assert content["evaluations"][0]["measures"]["recommended_platform"]["share"] == 0.75

@@ -108,8 +108,8 @@ def adapters() -> None:
     registry = Registry()
     aliases = registry.aliases()
     table = Table(title=f"{registry.root}/", title_justify="left")
-    for column in ("digest", "aliases", "contract", "base", "rank", "train rows", "validation loss", "created"):
-        table.add_column(column)
+    for column in ("digest", "aliases", "contract", "base", "rank", "rows", "loss", "created"):
+        table.add_column(column, no_wrap=column in ("digest", "loss"))
     bundles = sorted(registry.list(), key=lambda bundle: str(bundle.manifest.get("created_at", "")))
     for bundle in bundles:
         best = json.loads((bundle.path / "metrics.json").read_text(encoding="utf-8")).get("best", {})
@@ -121,7 +121,7 @@ def adapters() -> None:
             str(bundle.rank),
             str(bundle.manifest.get("data", {}).get("train", {}).get("rows", "")),
             f"{best['validation_loss']:.4f}" if "validation_loss" in best else "",
-            str(bundle.manifest.get("created_at", "")),
+            str(bundle.manifest.get("created_at", ""))[:10],
         )
     Console(highlight=False).print(table)
     if not bundles:

@@ -7,6 +7,7 @@ engine. A row that ended in an error counts as wrong in every field.
 import dataclasses
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -176,12 +177,11 @@ def serve(subjects: Sequence[Candidate], datasets: Sequence[Path], engine: Liter
 
 
 def show(evaluations: Sequence[Evaluation], console: Console) -> None:
-    """A table for each dataset, its adapters side by side, then what each got wrong."""
+    """A table for each dataset, its adapters side by side with 95 % intervals; then what each got wrong."""
     for dataset in dict.fromkeys(evaluation.dataset for evaluation in evaluations):
         group = [evaluation for evaluation in evaluations if evaluation.dataset == dataset]
-        size = next(iter(group[0].measures.values())).of
-        table = Table(title=f"{dataset}: {size} rows, right of all and 95 % Wilson interval", title_justify="left")
-        table.add_column("")
+        table = Table(title=f"{Path(dataset).name}, {group[0].measures['JSON valid'].of} rows", title_justify="left")
+        table.add_column("right, of, 95 % interval")
         for evaluation in group:
             table.add_column(evaluation.adapter, justify="right")
         for name in dict.fromkeys(name for evaluation in group for name in evaluation.measures):
@@ -189,20 +189,22 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
             # The checks of one row depend on each other, so an interval over them would be too narrow.
             table.add_row(name, *(cell.split("  ")[0] if name == "field checks" else cell for cell in cells))
         console.print(table)
-        for evaluation in group:
+    for evaluation in evaluations:
+        if evaluation.misses:
             _show_misses(evaluation, console)
 
 
 def _show_misses(evaluation: Evaluation, console: Console) -> None:
-    if not evaluation.misses:
-        return
-    table = Table(title=f"{evaluation.adapter}: wrong", title_justify="left")
-    for column in ("id", "field", "gold", "answered", "request"):
-        table.add_column(column, overflow="fold" if column == "request" else "ellipsis")
+    table = Table(title=f"{evaluation.adapter} on {Path(evaluation.dataset).name}: wrong", title_justify="left")
+    for column, options in (("request", {"ratio": 2}), ("field", {"no_wrap": True}), ("gold", {}), ("answered", {})):
+        table.add_column(column, **options)  # type: ignore[arg-type]
+    previous = None
     for miss in evaluation.misses[:MISSES_SHOWN]:
+        request = f"{miss.id}: {miss.request}" if miss.id != previous else ""
         answered = f"({miss.error})" if miss.error else str(miss.predicted)
         # `Text`: a request is data, and "[bold]" in it is no markup.
-        table.add_row(*map(Text, (miss.id, miss.field, str(miss.gold), answered, miss.request)))
+        table.add_row(*map(Text, (textwrap.shorten(request, 72), miss.field, str(miss.gold), answered)))
+        previous = miss.id
     console.print(table)
     if len(evaluation.misses) > MISSES_SHOWN:
         console.print(f"and {len(evaluation.misses) - MISSES_SHOWN} more; --json writes all of them")

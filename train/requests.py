@@ -269,7 +269,7 @@ class _Composer:
         if kind < 0.35:
             role = rng.choice(book["role"])
             bare = dept.removeprefix("the ")
-            value = f"{'an' if bare[0] in 'aeiouAEIOH' and not bare.startswith('HR ') or bare == 'HR' else 'a'} {bare} {role}"
+            value = f"{'an' if bare[0] in 'aeioHI' else 'a'} {bare} {role}"  # an HR clerk, an IT lead
         elif kind < 0.55:
             value = (
                 f"{rng.choice(['our', 'the'])} {dept.removeprefix('the ')} {rng.choice(['team', 'department', 'group', 'folks', 'people'])}"

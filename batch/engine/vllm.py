@@ -39,6 +39,10 @@ class VllmEngine:
         cpu = current_platform.is_cpu()
         self._max_num_seqs = spec.max_num_seqs or (128 if cpu else 512)
         self._dtype = spec.dtype or ("float32" if cpu and not _cpu_has_bfloat16() else "bfloat16")
+        if cpu:
+            from batch.engine import cpu_lora
+
+            cpu_lora.install()
         if spec.threads:
             torch.set_num_threads(spec.threads)
         try:
