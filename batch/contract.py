@@ -13,68 +13,15 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from batch import checks
 from batch.errors import ContractError, InvalidAnswer, nearest
+from batch.fields import Field, check_fields, compact_json, read_field
 from batch.policy import Policy
 from batch.rules import Rule
 
 Answer = dict[str, Any]
-
-ASCII_TEXT = r"[ -!#-\[\]-~]"  # printable ASCII without the quote and the backslash, so JSON never escapes it
-ANY_TEXT = r'[^"\\\x00-\x1f\x7f-\x9f\ud800-\udfff]'
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """One key of the answer: a label (one of a list), a boolean, or a bounded free text."""
-
-    name: str
-    type: Literal["label", "boolean", "text"]
-    meaning: str = ""
-    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    min_chars: int = 1
-    max_chars: int = 160
-    ascii: bool = True
-
-    @property
-    def scored(self) -> bool:
-        """Whether the value is one of a finite list and so has a probability."""
-        return self.type != "text"
-
-    @functools.cached_property
-    def values(self) -> tuple[Any, ...]:
-        """The legal values in contract order; empty for a text field."""
-        return {"label": tuple(self.labels), "boolean": (True, False), "text": ()}[self.type]
-
-    @functools.cached_property
-    def pattern(self) -> str:
-        """Regular expression of the value's JSON text."""
-        if self.type == "boolean":
-            return "(?:true|false)"
-        if self.type == "label":
-            return '"(?:' + "|".join(_literal(label) for label in self.labels) + ')"'
-        return f'"{self.text_pattern}"'
-
-    @property
-    def text_pattern(self) -> str:
-        return f"{ASCII_TEXT if self.ascii else ANY_TEXT}{{{self.min_chars},{self.max_chars}}}"
-
-    @property
-    def max_bytes(self) -> int:
-        """Size in UTF-8 bytes of the longest value's JSON text."""
-        if self.type == "text":
-            return 2 + self.max_chars * (1 if self.ascii else 4)
-        return max(len(_json(value).encode()) for value in self.values)
-
-    def schema(self) -> dict[str, Any]:
-        if self.type == "label":
-            return {"type": "string", "enum": list(self.labels)}
-        if self.type == "boolean":
-            return {"type": "boolean"}
-        # A pattern, not maxLength: xgrammar compiles length bounds far more slowly at a large vocabulary.
-        return {"type": "string", "pattern": f"^{self.text_pattern}$"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +58,8 @@ class Contract:
         checks.keys(raw, "contract", required={"name", "prompt", "fields"}, optional={"input", "policy", "rules"})
         bounds = checks.keys(raw.get("input", {}), "[input]", optional={"max_chars", "max_tokens"})
         prompt = checks.keys(raw["prompt"], "[prompt]", required={"system"})
-        fields = tuple(_field(entry) for entry in checks.items(raw["fields"], "[[fields]]"))
-        _check_fields(fields)
+        fields = tuple(read_field(entry) for entry in checks.items(raw["fields"], "[[fields]]"))
+        check_fields(fields)
         by_name = {field.name: field for field in fields}
         rules = tuple(Rule.from_dict(entry, by_name) for entry in (checks.items(raw["rules"], "[[rules]]") if "rules" in raw else ()))
         if repeated := [rule.name for i, rule in enumerate(rules) if rule.name in {earlier.name for earlier in rules[:i]}]:
@@ -135,7 +82,7 @@ class Contract:
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of the contract's values; comments and layout of the file do not count."""
-        return hashlib.sha256(_json(self.raw).encode()).hexdigest()
+        return hashlib.sha256(compact_json(self.raw).encode()).hexdigest()
 
     @functools.cached_property
     def scored_fields(self) -> tuple[Field, ...]:
@@ -169,7 +116,7 @@ class Contract:
     def max_answer_bytes(self) -> int:
         """Size of the longest legal answer. A byte-level tokenizer's tokens hold at least one byte each, so this also
         bounds the answer's tokens, and `max_answer_bytes + 1` (the end-of-turn token) is a provable `max_tokens`."""
-        return 1 + sum(len(_json(f.name).encode()) + 2 + f.max_bytes for f in self.fields)
+        return 1 + sum(len(compact_json(f.name).encode()) + 2 + f.max_bytes for f in self.fields)
 
     def serialise(self, answer: Mapping[str, Any]) -> str:
         """The one serialisation of an answer: compact JSON in contract order. Extra keys are ignored.
@@ -179,7 +126,7 @@ class Contract:
         missing = [field.name for field in self.fields if field.name not in answer]
         if missing:
             raise InvalidAnswer(f"missing key {missing[0]!r}")
-        text = _json({field.name: answer[field.name] for field in self.fields})
+        text = compact_json({field.name: answer[field.name] for field in self.fields})
         if not self._compiled.fullmatch(text):
             raise InvalidAnswer(self._why_illegal(answer))
         return text
@@ -239,60 +186,13 @@ class Contract:
                 return f"{field.name} is {value!r}, not one of {list(field.labels)}{nearest(str(value), list(field.labels))}"
             if field.type == "boolean" and not isinstance(value, bool):
                 return f"{field.name} is {value!r}, not true or false"
-            if field.type == "text" and not re.fullmatch(field.pattern, _json(value)):
+            if field.type == "text" and not re.fullmatch(field.pattern, compact_json(value)):
                 kind = "printable ASCII " if field.ascii else ""
                 return (
                     f"{field.name} must be {field.min_chars} to {field.max_chars} {kind}characters "
                     f"without quotes and backslashes, not {value!r}"
                 )
         return "the answer is not legal"
-
-
-def _literal(text: str) -> str:
-    """`text` as a regular expression that both `re` and the guided decoder read: only metacharacters are escaped."""
-    return re.sub(r"([][\\.^$*+?{}()|/-])", r"\\\1", text)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _field(entry: Any) -> Field:
-    allowed = {field.name for field in dataclasses.fields(Field)}
-    table = checks.keys(entry, "[[fields]]", required={"name", "type"}, optional=allowed)
-    where = f"field {checks.text(table['name'], '[[fields]] name')!r}"
-    checks.text(table.get("meaning", ""), f"{where}: meaning")
-    for label, meaning in checks.table(table.get("labels", {}), f"{where}: labels").items():
-        checks.text(meaning, f"{where}: the meaning of {label!r}")
-    for bound in {"min_chars", "max_chars"} & set(table):
-        checks.positive(table[bound], f"{where}: {bound}")
-    if not isinstance(table.get("ascii", True), bool):
-        raise ContractError(f"{where}: ascii must be true or false, not {table['ascii']!r}")
-    return Field(**table)
-
-
-def _check_fields(fields: tuple[Field, ...]) -> None:
-    names = [field.name for field in fields]
-    if not fields or len(set(names)) < len(names):
-        raise ContractError("a contract needs at least one field, and each name once")
-    if not any(field.scored for field in fields):
-        raise ContractError("a contract needs at least one label or boolean field")
-    for field in fields:
-        where = f"field {field.name!r}"
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", field.name):
-            raise ContractError(f"{where}: a name is letters, digits and underscores (it names output columns)")
-        if field.type not in ("label", "boolean", "text"):
-            raise ContractError(f"{where}: type must be label, boolean or text, not {field.type!r}")
-        if field.type == "label":
-            if len(field.labels) < 2:
-                raise ContractError(f"{where}: needs at least two labels under [fields.labels]")
-            for label in field.labels:
-                if not label or re.search(r'["\\\x00-\x1f\x7f-\x9f]', label):
-                    raise ContractError(f"{where}: label {label!r} is empty or holds a quote, backslash or control character")
-        elif field.labels:
-            raise ContractError(f"{where}: only a label field has labels")
-        if field.type == "text" and not 0 < field.min_chars <= field.max_chars:
-            raise ContractError(f"{where}: needs 0 < min_chars <= max_chars")
 
 
 def _system_prompt(template: str, fields: tuple[Field, ...]) -> str:

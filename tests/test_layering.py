@@ -35,9 +35,13 @@ def top_level(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
+# The engine, and the LoRA products that it puts in vLLM's place on a CPU.
+ENGINE = {ROOT / "batch/engine/vllm.py", ROOT / "batch/engine/cpu_lora.py"}
+
+
 def test_only_the_engine_imports_vllm() -> None:
     importers = {path for package in ("batch", "train") for path in modules(package) if "vllm" in top_level(path)}
-    assert importers == {ROOT / "batch/engine/vllm.py"}
+    assert importers == ENGINE
 
 
 def test_batch_never_imports_train() -> None:
@@ -47,12 +51,12 @@ def test_batch_never_imports_train() -> None:
 def test_batch_imports_torch_in_the_engine_only() -> None:
     heavy = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
     importers = {path for path in modules("batch") if heavy & top_level(path)}
-    assert importers <= {ROOT / "batch/engine/vllm.py"}
+    assert importers <= ENGINE
 
 
 def test_the_core_does_no_input_and_output() -> None:
     """Contract, rules, policy, score and renderer know no table, no engine and no command line."""
-    for name in ("errors", "checks", "rules", "policy", "contract", "tokens", "score"):
+    for name in ("errors", "checks", "fields", "rules", "policy", "contract", "tokens", "score"):
         assert not {"pyarrow", "polars", "click", "rich", "numpy"} & top_level(ROOT / f"batch/{name}.py"), name
         assert not {n for n in imports(ROOT / f"batch/{name}.py") if n.startswith("batch.engine")}, name
 

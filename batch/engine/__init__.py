@@ -1,6 +1,6 @@
 """The engine: token ids in, answer ids and their log-probabilities out.
 
-`vllm.py` is the real one and the only importer of vllm; `replay.py` is the shipped stand-in for I/O and fault tests.
+`vllm.py` is the real one, and this folder the only importer of vllm; `replay.py` is the shipped stand-in for I/O and fault tests.
 Both implement :class:`Engine` and run inside a process of their own, behind :class:`batch.engine.process.EngineProcess`.
 """
 
