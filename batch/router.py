@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from batch.contract import Contract
 from batch.engine import AdapterSpec, Completion
-from batch.errors import InvalidAnswer
+from batch.errors import EngineError, InvalidAnswer
 from batch.score import field_scores
 from batch.tokens import Renderer
 
@@ -152,7 +152,10 @@ class Router:
         return None
 
     def _collect(self) -> None:
-        for completion in self._engine.poll(ENGINE_TIMEOUT):
+        completions = self._engine.poll(ENGINE_TIMEOUT)
+        if not completions:
+            raise EngineError(f"the engine has finished no request for {ENGINE_TIMEOUT:.0f} seconds; run again to resume")
+        for completion in completions:
             waiting = self._waiting.pop(completion.key)
             self.counts.inferred += 1
             self.counts.prompt_tokens += waiting.prompt_tokens

@@ -217,10 +217,11 @@ class _Shard:
             self.commit()
 
     def commit(self) -> None:
-        if self._batches:
-            table = pa.Table.from_batches(self._batches, self._job.schema)
-            self._ledger.commit(with_tally(table, self._job.bundle.contract, self._job.options.prefix, self._violations))
-        self._clear()
+        batches, violations = self._batches, self._violations
+        self._clear()  # first: were a signal to come in between, rows must be redone rather than be there twice
+        if batches:
+            table = pa.Table.from_batches(batches, self._job.schema)
+            self._ledger.commit(with_tally(table, self._job.bundle.contract, self._job.options.prefix, violations))
 
     def _clear(self) -> None:
         self._batches: list[pa.RecordBatch] = []
