@@ -62,7 +62,7 @@ class BaseConfig:
     kv_heads: int = 2
     ffn_size: int = 640
     max_length: int = 2048
-    steps: int = 3_000
+    steps: int = 1_100
     batch_tokens: int = 2_560  # of a batch's rows with their padding, without the shared head
     max_request_tokens: int = 160  # longer ones are left out: attention over them costs more than they teach
     learning_rate: float = 2.5e-3
