@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed-$(STACK)
 # Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup run train eval doctor test check bench base clean
+.PHONY: help setup run train eval test check base clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
