@@ -92,6 +92,10 @@ def test_the_base_is_nf4_and_only_the_adapter_trains(tiny_base: Path, tmp_path: 
     assert len(weights) == 2 * 7
     assert all(p.quant_state.quant_type == "nf4" and p.quant_state.nested for p in weights)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    before = [p.quant_state.absmax.clone() for p in weights]
+    with torch.no_grad():
+        model.eval()(torch.tensor([[1, 2, 3]]))
+    assert all(torch.equal(p.quant_state.absmax, b) for p, b in zip(weights, before, strict=True))  # not repacked
     assert len(trained) == 2 * 7 * 2 and all(".lora_" in name for name in trained)
 
 

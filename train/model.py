@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -58,6 +59,11 @@ def load_quantised(folder: Path, config: Config) -> PeftModel:
     except (OSError, ValueError, KeyError) as error:
         raise AdapterError(f"{folder}: the base model does not load: {_first_line(error)}; copy it again") from error
     base.config.use_cache = False
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            # Where a CPU has AVX512-BF16, bitsandbytes repacks a weight at the first evaluation, and rounds its scales
+            # for good: training would go on with other weights than before, and than a resumed run's.
+            module.support_avx512bf16_for_cpu = False
     base = prepare_model_for_kbit_training(
         base,
         use_gradient_checkpointing=config.training.gradient_checkpointing,
