@@ -1,5 +1,6 @@
 """The real vLLM engine in its own process, on a tiny random base: adapters, grammar, log-probabilities, death."""
 
+import dataclasses
 import math
 import os
 import signal
@@ -12,7 +13,7 @@ from batch.bundle import Bundle
 from batch.contract import Contract
 from batch.engine import AdapterSpec, Completion, EngineSpec, adapter_spec
 from batch.engine.process import EngineProcess
-from batch.errors import AdapterError, EngineError
+from batch.errors import AdapterError, EngineError, InvalidAnswer
 from batch.router import Router
 from batch.run import spec_of
 from tests.conftest import make_bundle
@@ -80,6 +81,32 @@ def test_an_adapter_that_does_nothing_is_refused(engine: EngineProcess, tiny_bas
     idle = make_bundle(tiny_base, contract, tmp_path, scale=0.0)
     with pytest.raises(AdapterError, match="changes nothing"):
         engine.load(spec_of(idle))
+    following = make_bundle(tiny_base, contract, tmp_path, scale=0.1)  # not served with the refused one's weights
+    assert engine.load(spec_of(following))["adapter_moves_logprob_by"] > 1e-4
+
+
+def test_arms_for_a_diagnosis(engine: EngineProcess, tiny_bundle: Bundle) -> None:
+    """Without a grammar random weights babble; behind a `{` in the prompt too. Not strict, an idle adapter is reported."""
+    served = spec_of(tiny_bundle)
+    assert engine.load(served)["decoding"] == {
+        "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+        "frequency_penalty": 0.0, "max_tokens": served.max_tokens, "stop_token_ids": [served.stop_id],
+    }  # fmt: skip
+    free = dataclasses.replace(served, name="free", grammar=None)
+    assert "grammar_holds" not in engine.load(free)
+    brace = next(i for i in range(1024) if tiny_bundle.renderer.token_bytes(i) == b"{")
+    prefill = dataclasses.replace(free, name="prefill", suffix_ids=(*free.suffix_ids, brace))
+    engine.load(prefill)
+    answers = [complete(engine, spec, tiny_bundle, REQUESTS)[0] for spec in (served, free, prefill)]
+    assert len({tuple(answer.token_ids) for answer in answers}) == 3
+    with pytest.raises((InvalidAnswer, UnicodeDecodeError)):
+        tiny_bundle.contract.parse(tiny_bundle.renderer.decode(answers[1].token_ids))
+
+
+def test_what_does_nothing_can_be_looked_at(engine: EngineProcess, tiny_base: Path, contract: Contract, tmp_path: Path) -> None:
+    idle = dataclasses.replace(spec_of(make_bundle(tiny_base, contract, tmp_path, scale=0.0)), strict=False)
+    seen = engine.load(idle)
+    assert seen["adapter_moves_logprob_by"] < 1e-4 and seen["grammar_holds"] is True
 
 
 def test_router_keeps_order_and_isolates_bad_rows(engine: EngineProcess, tiny_bundle: Bundle) -> None:

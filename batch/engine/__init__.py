@@ -47,13 +47,14 @@ class AdapterSpec:
 
     name: str
     path: str | None  # None serves the base without an adapter
-    grammar: str  # regular expression of exactly the legal answers
+    grammar: str | None  # regular expression of exactly the legal answers; None decodes freely, for a diagnosis
     stop_id: int
     max_tokens: int
     prefix_ids: tuple[int, ...]  # the prompt in front of the request, sent once and not with every row
     suffix_ids: tuple[int, ...]  # and behind it
     canary_ids: tuple[int, ...]  # a request on which the adapter and the grammar prove that they act
     samples: tuple[tuple[int, ...], ...] = ()  # legal answers' ids, from which the replay engine chooses
+    strict: bool = True  # refuse an adapter or a grammar that does not act; False only reports what the canary showed
 
     def prompt(self, request_ids: Sequence[int]) -> list[int]:
         return [*self.prefix_ids, *request_ids, *self.suffix_ids]
@@ -89,7 +90,7 @@ class Engine(Protocol):
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
         """Make an adapter servable and prove on the canary that it and the grammar act; returns what was seen.
 
-        Raises `AdapterError` when either does not.
+        Raises `AdapterError` when either does not, unless the adapter's spec is not `strict`.
         """
 
     def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
