@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed-$(STACK)
 # Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup run train eval test check base clean
+.PHONY: help setup run train eval loop test check base clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -39,8 +39,11 @@ run: setup ## train the mini adapter if there is none, route data/requests.parqu
 train: setup ## train an adapter: CONFIG=train/qwen3-4b.toml for the 4B model on a GPU
 	$(BIN)/batch-train fit $(CONFIG)
 
-eval: setup ## base and champion on the test and regression sets, side by side
-	$(BIN)/batch-train eval base,champion data/v1/test.jsonl data/regression.jsonl
+eval: setup ## baselines, base and champion on the test and regression sets, side by side
+	$(BIN)/batch-train eval majority,keywords,tfidf,base,champion data/v1/test.jsonl data/regression.jsonl
+
+loop: setup ## train on v1 and on v2, show side by side the bias and its fix (under 15 minutes on two cores)
+	$(BIN)/batch-train loop v1=train/mini.toml,v2=train/mini-v2.toml data/probes.jsonl data/v2/test.jsonl data/natural.jsonl data/regression.jsonl
 
 test: setup ## every test
 	$(BIN)/python -m pytest

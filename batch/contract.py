@@ -55,7 +55,7 @@ class Contract:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Contract":
-        checks.keys(raw, "contract", required={"name", "prompt", "fields"}, optional={"input", "policy", "rules"})
+        checks.keys(raw, "contract", required={"name", "prompt", "fields"}, optional={"input", "policy", "rules", "contrast"})
         bounds = checks.keys(raw.get("input", {}), "[input]", optional={"max_chars", "max_tokens"})
         prompt = checks.keys(raw["prompt"], "[prompt]", required={"system"})
         fields = tuple(read_field(entry) for entry in checks.items(raw["fields"], "[[fields]]"))

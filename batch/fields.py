@@ -25,6 +25,7 @@ class Field:
     min_chars: int = 1
     max_chars: int = 160
     ascii: bool = True
+    escalates: tuple[Any, ...] = ()  # values that must not be let through, from the least to the most grave
 
     @property
     def scored(self) -> bool:
@@ -35,6 +36,11 @@ class Field:
     def values(self) -> tuple[Any, ...]:
         """The legal values in contract order; empty for a text field."""
         return {"label": tuple(self.labels), "boolean": (True, False), "text": ()}[self.type]
+
+    def under_escalates(self, gold: Any, answered: Any) -> bool:
+        """Whether `answered` lets through what is `gold`: it ranks lower in `escalates`, or is not in it at all."""
+        rank = {value: place for place, value in enumerate(self.escalates)}
+        return gold in rank and rank.get(answered, -1) < rank[gold]
 
     @functools.cached_property
     def pattern(self) -> str:
@@ -85,7 +91,8 @@ def read_field(entry: Any) -> Field:
         checks.positive(table[bound], f"{where}: {bound}")
     if not isinstance(table.get("ascii", True), bool):
         raise ContractError(f"{where}: ascii must be true or false, not {table['ascii']!r}")
-    return Field(**table)
+    escalates = tuple(checks.items(table["escalates"], f"{where}: escalates")) if "escalates" in table else ()
+    return Field(**{**table, "escalates": escalates})
 
 
 def check_fields(fields: tuple[Field, ...]) -> None:
@@ -100,6 +107,9 @@ def check_fields(fields: tuple[Field, ...]) -> None:
             raise ContractError(f"{where}: a name is letters, digits and underscores (it names output columns)")
         if field.type not in ("label", "boolean", "text"):
             raise ContractError(f"{where}: type must be label, boolean or text, not {field.type!r}")
+        for value in field.escalates:
+            if not checks.among(value, field.values) or field.escalates.count(value) > 1:
+                raise ContractError(f"{where}: escalates lists legal values, each once; {value!r} is none or is there twice")
         if field.type == "label":
             if len(field.labels) < 2:
                 raise ContractError(f"{where}: needs at least two labels under [fields.labels]")

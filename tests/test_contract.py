@@ -1,5 +1,6 @@
 """The contract: one serialisation that the parser and the served grammar accept byte for byte; the policy table."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from itertools import product
@@ -425,3 +426,21 @@ def test_another_contract_goes_the_same_way(tiny_base: Path, kind: str) -> None:
         assert len(ids) <= renderer.max_answer_tokens
         assert contract.violations(answer, "") == (["angry_is_never_slow"] if answer["angry"] and answer["urgency"] == "this week" else [])
         assert contract.policy_mismatch(answer, None) is None
+
+
+def test_escalation_is_data_and_optional(contract: Contract) -> None:
+    """An ordered list: what ranks lower, or is not in it, lets the case through. Contracts without one stay valid."""
+    by_name = {field.name: field for field in contract.fields}
+    assert (by_name["risk"].escalates, by_name["needs_review"].escalates, by_name["tier"].escalates) == (("high",), (True,), ())
+    risk = dataclasses.replace(by_name["risk"], escalates=("medium", "high"))
+    through = [(g, a) for g in risk.values for a in risk.values if risk.under_escalates(g, a)]
+    assert through == [("medium", "low"), ("high", "low"), ("high", "medium")]
+    assert by_name["needs_review"].under_escalates(True, False) and not by_name["needs_review"].under_escalates(False, True)
+
+
+@pytest.mark.parametrize("escalates", [["severe"], ["high", "high"], [], [1], "high"])
+def test_an_escalation_of_unknown_values_is_refused(contract: Contract, escalates: Any) -> None:
+    raw = json.loads(contract.to_json())
+    raw["fields"][1]["escalates"] = escalates
+    with pytest.raises(ContractError, match="escalates"):
+        Contract.from_dict(raw)

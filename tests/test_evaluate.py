@@ -17,7 +17,10 @@ from tests.test_qlora import SILENT, recipe
 from train import qlora
 from train.cli import main
 from train.dataset import Row, load_rows
-from train.evaluate import Evaluation, Proportion, candidate, evaluate, serve, show, write_json
+from train.evaluate import Evaluation, compare, evaluate
+from train.serve import candidate, serve
+from train.show import show, write_json
+from train.statistics import Proportion
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,25 +44,11 @@ def bias(rows: list[Row], contract: Contract) -> Evaluation:
     return evaluate(rows, answers, contract, "v1", "test")
 
 
-@pytest.mark.parametrize(  # Newcombe 1998, table I, and the operating model's 4 of 4
-    ("right", "of", "low", "high"),
-    [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (4, 4, 0.5101, 1),
-        (0, 0, 0, 1),
-    ],
-)
-def test_wilson_interval(right: int, of: int, low: float, high: float) -> None:
-    assert Proportion(right, of).interval == pytest.approx((low, high), abs=5e-5)
-
-
 def test_the_first_experiments_nineteen_of_twenty(bias: Evaluation) -> None:
-    counts = {name: (p.right, p.of) for name, p in bias.measures.items()}
+    counts = {name: (p.count, p.of) for name, p in bias.measures.items()}
     assert counts == {
-        "JSON valid": (4, 4),
+        "parsed": (4, 4),
+        "schema-valid": (4, 4),
         "tier": (4, 4),
         "risk": (4, 4),
         "recommended_platform": (3, 4),
@@ -74,7 +63,7 @@ def test_the_first_experiments_nineteen_of_twenty(bias: Evaluation) -> None:
 def test_an_error_row_is_wrong_in_every_field(rows: list[Row], contract: Contract) -> None:
     answers = [Answer(dict(row.answer)) for row in rows[1:]]
     result = evaluate(rows, [Answer(None, "truncated"), *answers], contract, "v1", "test")
-    assert {p.right for name, p in result.measures.items() if name != "field checks"} == {3}
+    assert {p.count for name, p in result.measures.items() if name != "field checks"} == {3}
     assert [miss.error for miss in result.misses] == ["truncated"] * 4
 
 
@@ -88,11 +77,16 @@ def test_side_by_side_and_json(bias: Evaluation, rows: list[Row], contract: Cont
     console = Console(file=io.StringIO(), record=True, width=200)
     show([bias, perfect], console)
     text = console.export_text()
+    assert "not distinguishable; about" in text and "macro-F1 tier" in text and "let through, needs_review" in text
     assert "3/4  0.30 to 0.95" in text and "4/4  0.51 to 1.00" in text and "19/20" in text
     assert "v1 on test: wrong" in text and "champion on test: wrong" not in text
     write_json([bias, perfect], tmp_path / "eval.json")
     content = json.loads((tmp_path / "eval.json").read_text())
     assert content["evaluations"][0]["measures"]["recommended_platform"]["share"] == 0.75
+    cells = content["evaluations"][0]["confusion"]["recommended_platform"]
+    wrong = {"gold": "Databricks app", "answered": "Databricks app + Salesforce integration", "rows": 1}
+    assert wrong in cells and sum(cell["rows"] for cell in cells) == 4
+    assert content["comparisons"][0]["measures"]["all fields right"]["only_second_right"] == 1
     assert content["evaluations"][0]["misses"][0]["predicted"] == "Databricks app + Salesforce integration"
 
 
@@ -101,6 +95,34 @@ def test_a_request_is_no_markup(rows: list[Row], contract: Contract) -> None:
     console = Console(file=io.StringIO(), record=True, width=200)
     show([evaluate([row], [Answer(None, "truncated")], contract, "a", "d")], console)
     assert "[bold]x[/nonsense]" in console.export_text()
+
+
+def test_layers_and_what_is_let_through(rows: list[Row], contract: Contract) -> None:
+    """v1's test rows: three are medium or low, one is high; three need review. An error row lets nothing through."""
+    high = next(i for i, row in enumerate(rows) if row.answer["risk"] == "high")
+    review = next(i for i, row in enumerate(rows) if row.answer["needs_review"] and i != high)
+    answers = [Answer(dict(row.answer)) for row in rows]
+    answers[high].answer = {**rows[high].answer, "risk": "medium"}
+    answers[review].answer = {**rows[review].answer, "needs_review": False}
+    result = evaluate(rows, answers, contract, "v1", "test")
+    needing = sum(row.answer["needs_review"] for row in rows)
+    assert {name: (p.count, p.of) for name, p in result.under_escalation.items()} == {"risk": (1, 1), "needs_review": (1, needing)}
+    assert result.confusion["risk"]["high", "medium"] == 1 and result.f1["risk"] < result.f1["tier"] == 1
+    answers[high] = Answer(None, "truncated")
+    result = evaluate(rows, answers, contract, "v1", "test")
+    assert result.under_escalation["risk"] == Proportion(0, 1) and result.measures["parsed"] == Proportion(3, 4)
+    answers[high] = Answer({**rows[high].answer, "tier": "Trusted Nobody"})  # parsed, not legal, the other fields right
+    result = evaluate(rows, answers, contract, "v1", "test")
+    assert [result.measures[name].count for name in ("parsed", "schema-valid", "tier", "risk")] == [4, 3, 3, 4]
+
+
+def test_two_adapters_are_compared_row_by_row(bias: Evaluation, rows: list[Row], contract: Contract) -> None:
+    perfect = evaluate(rows, [Answer(dict(row.answer)) for row in rows], contract, "v2", "test")
+    pair = compare(bias, perfect)
+    assert (pair.tests["all fields right"].first, pair.tests["all fields right"].second) == (0, 1)
+    assert pair.tests["tier"].verdict == "not distinguishable: right and wrong on the same cases"
+    with pytest.raises(ValueError, match="same rows"):
+        compare(bias, evaluate(rows[:2], [Answer(None)] * 2, contract, "v2", "test"))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +139,7 @@ def test_adapters_and_their_base_share_an_engine(registry: Registry) -> None:
     subjects = [candidate(name, registry, None, None) for name in ("base", "champion")]
     assert subjects[0].contract.fingerprint == subjects[1].contract.fingerprint
     results = serve(subjects, DATASETS, engine="replay")
-    assert [(r.adapter, r.measures["JSON valid"].right) for r in results] == [
+    assert [(r.adapter, r.measures["parsed"].count) for r in results] == [
         ("base", 4), ("base", 5), ("champion", 4), ("champion", 5)
     ]  # fmt: skip
 
@@ -135,24 +157,10 @@ def test_what_is_wrong_is_said_before_an_engine_starts(registry: Registry, tmp_p
 def test_eval_command_on_vllm(registry: Registry, tmp_path: Path) -> None:
     """The whole command on the real engine: a base of random weights answers legally and wrongly."""
     out = tmp_path / "eval.json"
-    arguments = ["eval", "base,champion", *map(str, DATASETS), "--json", str(out)]
-    result = CliRunner().invoke(main, arguments, env={"BATCH_ROUTE_ADAPTERS": str(registry.root), "COLUMNS": "160"})
+    names = ["majority", "keywords", "tfidf", "base", "champion"]
+    arguments = ["eval", ",".join(names), *map(str, DATASETS), "--json", str(out), "--train", str(ROOT / "data/v1/train.jsonl")]
+    result = CliRunner().invoke(main, arguments, env={"BATCH_ROUTE_ADAPTERS": str(registry.root), "COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     found = [(e["adapter"], Path(e["dataset"]).name) for e in json.loads(out.read_text())["evaluations"]]
-    assert found == [(name, path.name) for name in ("base", "champion") for path in DATASETS]
+    assert found == [(name, path.name) for name in names for path in DATASETS]
     assert "all fields right" in result.output
-
-
-def test_promote_and_list(registry: Registry, tiny_base: Path, tmp_path: Path) -> None:
-    import shutil
-
-    elsewhere = Registry(tmp_path / "adapters")
-    shutil.copytree(registry.resolve("latest"), tmp_path / "copy")
-    environment = {"BATCH_ROUTE_ADAPTERS": str(elsewhere.root), "COLUMNS": "160"}
-    result = CliRunner().invoke(main, ["promote", str(tmp_path / "copy")], env=environment)
-    digest = registry.aliases()["latest"]
-    assert result.exit_code == 0, result.output
-    assert elsewhere.aliases() == {"champion": digest} and (tmp_path / "copy").is_dir()
-    listed = CliRunner().invoke(main, ["adapters"], env=environment).output
-    assert digest[:12] in listed and "champion" in listed
-    assert CliRunner().invoke(main, ["promote", "none"], env=environment).exit_code == 2

@@ -41,9 +41,9 @@ def test_adapter_reaches_the_first_experiment(registry: Path, tmp_path: Path) ->
     command("batch-train", "eval", "base,champion", "data/v1/test.jsonl", "data/regression.jsonl", "--json", report, registry=registry)
     found = {(e["adapter"], Path(e["dataset"]).name): e["measures"] for e in json.loads(report.read_text())["evaluations"]}
     tuned = found["champion", "test.jsonl"]
-    assert (tuned["JSON valid"]["right"], tuned["JSON valid"]["of"]) == (4, 4)
-    assert tuned["field checks"]["of"] == 20 and tuned["field checks"]["right"] >= 19
-    assert found["base", "test.jsonl"]["field checks"]["right"] < tuned["field checks"]["right"]
+    assert (tuned["schema-valid"]["count"], tuned["schema-valid"]["of"]) == (4, 4)
+    assert tuned["field checks"]["of"] == 20 and tuned["field checks"]["count"] >= 19
+    assert found["base", "test.jsonl"]["field checks"]["count"] < tuned["field checks"]["count"]
 
 
 def test_backlog_is_routed_row_for_row(registry: Path, tmp_path: Path) -> None:

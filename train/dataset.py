@@ -10,15 +10,16 @@ import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from batch.bundle import Bundle, file_digest
 from batch.contract import Contract
 from batch.errors import DatasetError, InvalidAnswer, nearest
 from batch.tokens import Renderer
 
-NOTES = frozenset({"probe", "family", "source"})  # keys for people and reports; training ignores them
+NOTES = frozenset({"probe", "family", "source", "suggested", "why"})  # keys for people and reports; training ignores them
 
 # Two requests in different splits are near-duplicates when the Jaccard index of their sets of adjacent word pairs is
 # at least this. A sentence of 17 words that changes two of them reaches 0.6; the most alike of v1's splits reach 0.40.
@@ -35,6 +36,7 @@ class Row:
     facts: Mapping[str, Any] | None
     path: Path
     line: int
+    note: str | None = None  # the row's `probe`: what it is there to show
 
     @property
     def where(self) -> str:
@@ -46,6 +48,19 @@ def load_rows(path: str | Path, contract: Contract, *, evaluation: bool = False)
 
     With `evaluation`, text fields and ids may be absent; a row without an id is named by its line.
     """
+    rows = []
+    for row in read_rows(path, contract, evaluation=evaluation):
+        if isinstance(row, DatasetError):
+            raise row
+        rows.append(row)
+    if not rows:
+        raise DatasetError(f"{path}: holds no rows; add one JSON object a line")
+    _refuse_repeats(rows)
+    return rows
+
+
+def read_rows(path: str | Path, contract: Contract, *, evaluation: bool = False) -> Iterator[Row | DatasetError]:
+    """Each line's row, or what is wrong with the line. Raises `DatasetError` for a file that cannot be read."""
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -53,41 +68,50 @@ def load_rows(path: str | Path, contract: Contract, *, evaluation: bool = False)
         raise DatasetError(f"no dataset at {path}; give the path of a JSONL file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: {error}; save it as UTF-8 text") from error
-    rows = [_row(text, path, n, contract, evaluation) for n, text in enumerate(lines, start=1) if text.strip()]
-    if not rows:
-        raise DatasetError(f"{path}: holds no rows; add one JSON object a line")
-    _refuse_repeats(rows)
-    return rows
+    for number, text in enumerate(lines, start=1):
+        if text.strip():
+            try:
+                yield _row(text, path, number, contract, evaluation)
+            except DatasetError as error:
+                yield error
 
 
 def check_splits(splits: Mapping[str, Sequence[Row]]) -> None:
     """Refuse an id or a (nearly) equal request in two splits: what is trained on must not be what is measured."""
-    seen: list[tuple[str, Row]] = []
-    shingles: list[frozenset[tuple[str, ...]]] = []
-    by_shingle: dict[tuple[str, ...], list[int]] = defaultdict(list)
     ids: dict[str, tuple[str, Row]] = {}
+    split_of: dict[str, str] = {}
     for split, rows in splits.items():
         for row in rows:
             if row.id in ids and ids[row.id][0] != split:
                 raise DatasetError(f"{row.where}: id {row.id!r} is also at {ids[row.id][1].where}; ids are unique over all splits")
             ids[row.id] = (split, row)
-            own = _shingles(row.request)
-            shared: dict[int, int] = defaultdict(int)
-            for shingle in own:
-                for other in by_shingle[shingle]:
-                    shared[other] += 1
-            for other, count in shared.items():
-                likeness = count / (len(own) + len(shingles[other]) - count)
-                if seen[other][0] != split and likeness >= NEAR_DUPLICATE:
-                    other_split, twin = seen[other]
-                    raise DatasetError(
-                        f"{row.where}: the request is nearly that of {twin.where} in the {other_split} split "
-                        f"(likeness {likeness:.2f}, allowed below {NEAR_DUPLICATE}); reword it or remove one"
-                    )
-            for shingle in own:
-                by_shingle[shingle].append(len(seen))
-            seen.append((split, row))
-            shingles.append(own)
+            split_of[row.where] = split
+    for row, twin, likeness in near_duplicates([row for rows in splits.values() for row in rows]):
+        if split_of[row.where] != split_of[twin.where]:
+            raise DatasetError(
+                f"{row.where}: the request is nearly that of {twin.where} in the {split_of[twin.where]} split "
+                f"(likeness {likeness:.2f}, allowed below {NEAR_DUPLICATE}); reword it or remove one"
+            )
+
+
+def near_duplicates(rows: Iterable[Row]) -> Iterator[tuple[Row, Row, float]]:
+    """Each row with each earlier one that it is nearly a copy of, and how alike the two are (`NEAR_DUPLICATE` to 1)."""
+    seen: list[tuple[Row, int]] = []
+    by_shingle: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row in rows:
+        own = shingles(row.request)
+        shared: dict[int, int] = defaultdict(int)
+        for shingle in own:
+            for other in by_shingle[shingle]:
+                shared[other] += 1
+        for other, count in shared.items():
+            twin, size = seen[other]
+            likeness = count / (len(own) + size - count)
+            if likeness >= NEAR_DUPLICATE:
+                yield row, twin, likeness
+        for shingle in own:
+            by_shingle[shingle].append(len(seen))
+        seen.append((row, len(own)))
 
 
 def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]]:
@@ -108,6 +132,21 @@ def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]
 def file_facts(path: Path, reference: str, rows: Sequence[Row]) -> dict[str, Any]:
     """What a bundle's manifest says of a split: the path as configured, the number of rows, the file's sha256."""
     return {"path": reference, "rows": len(rows), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def split_path(bundle: Bundle, split: str) -> Path:
+    """The file that a bundle's split was read from, under the current directory or above the bundle's own folder.
+
+    Raises `DatasetError` where it is not there any more, or has changed since.
+    """
+    facts = bundle.manifest.get("data", {}).get(split)
+    if not facts:
+        raise DatasetError(f"adapter {bundle.digest[:12]} names no {split} split; name a dataset")
+    for root in (Path(), *bundle.path.resolve().parents):
+        path = root / str(facts["path"])
+        if path.is_file() and file_digest(path) == facts["sha256"]:
+            return path
+    raise DatasetError(f"the {split} split of adapter {bundle.digest[:12]}, {facts['path']}, is not here as it was; name a dataset")
 
 
 def _row(text: str, path: Path, line: int, contract: Contract, evaluation: bool) -> Row:
@@ -140,7 +179,7 @@ def _row(text: str, path: Path, line: int, contract: Contract, evaluation: bool)
             raise InvalidAnswer(mismatch)
     except InvalidAnswer as error:
         raise DatasetError(f"{where}: {error}; correct the row or the contract") from error
-    return Row(content.get("id", f"line {line}"), content["request"], answer, facts, path, line)
+    return Row(content.get("id", f"line {line}"), content["request"], answer, facts, path, line, content.get("probe"))
 
 
 def _check_texts(content: Mapping[str, Any], where: str, contract: Contract) -> None:
@@ -162,21 +201,21 @@ def _refuse_repeats(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.id in ids:
             raise DatasetError(f"{row.where}: id {row.id!r} is also at {ids[row.id].where}; give each row its own")
-        words = tuple(_words(row.request))
-        if words in requests:
-            raise DatasetError(f"{row.where}: the request is also at {requests[words].where}; remove one of them")
-        ids[row.id] = requests[words] = row
+        wording = tuple(words(row.request))
+        if wording in requests:
+            raise DatasetError(f"{row.where}: the request is also at {requests[wording].where}; remove one of them")
+        ids[row.id] = requests[wording] = row
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     """Lower-case words, or the text itself where it has none."""
     return re.findall(r"\w+", text.lower()) or [text.strip()]
 
 
-def _shingles(text: str) -> frozenset[tuple[str, ...]]:
+def shingles(text: str) -> frozenset[tuple[str, ...]]:
     """The adjacent word pairs of a text; its one word where it has no pair."""
-    words = _words(text)
-    return frozenset(itertools.pairwise(words)) or frozenset({(words[0],)})
+    own = words(text)
+    return frozenset(itertools.pairwise(own)) or frozenset({(own[0],)})
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,32 +1,27 @@
-"""Judge an adapter on labelled requests, field by field, through the path that serves it.
+"""Judge answers to labelled requests, layer by layer and field by field.
 
-`evaluate` is pure: gold rows and the answers to them → counts with intervals. `serve` gets the answers from the
-engine. A row that ended in an error counts as wrong in every field.
+    parsed → schema-valid → each field → all fields right
+
+Pure: gold rows and the answers to them → counts with intervals. `train/serve.py` gets answers from the engine,
+`train/baselines.py` from simple methods, `train/scored.py` from a file. A row without an answer is wrong in every field.
 """
 
 import dataclasses
+import functools
+import itertools
 import json
-import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import polars as pl
 
-from batch.bundle import Bundle, Registry, resolve_base
 from batch.contract import Contract
-from batch.engine import EngineSpec, adapter_spec
-from batch.engine.process import EngineProcess
-from batch.errors import AdapterError
-from batch.router import Router
-from batch.tokens import Renderer
-from train.dataset import Row, load_rows
+from batch.errors import InvalidAnswer
+from train.dataset import Row
+from train.statistics import McNemar, Proportion, macro_f1
 
-Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
-MISSES_SHOWN = 20
+ALL = "all fields right"
+CHECKS = "field checks"
 
 
 class Scored(Protocol):
@@ -39,177 +34,137 @@ class Scored(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Proportion:
-    """`right` of `of`, with its 95 % Wilson score interval (Wilson 1927)."""
-
-    right: int
-    of: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        if self.of == 0:
-            return 0.0, 1.0
-        share, n = self.right / self.of, self.of
-        centre = share + Z95**2 / (2 * n)
-        spread = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
-        scale = 1 + Z95**2 / n
-        return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.right}/{self.of}  {low:.2f} to {high:.2f}"
-
-    def as_json(self) -> dict[str, Any]:
-        low, high = self.interval
-        return {
-            "right": self.right,
-            "of": self.of,
-            "share": self.right / self.of if self.of else None,
-            "low": low,
-            "high": high,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
 class Miss:
-    """One wrong field of one row. `predicted` is None where the row has no valid answer; `error` says why."""
+    """One wrong field of one row. `predicted` is None where the row has no answer; `error` says why."""
 
     id: str
     request: str
     field: str
-    gold: Any
-    predicted: Any
+    gold: str
+    predicted: str | None
     error: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
+    """`checks` has a line for each row and scored field, in order: row, id, request, field, gold, answered (null
+    without an answer), right, error. Values are texts; a boolean's as JSON has it."""
+
     adapter: str
     dataset: str
-    measures: Mapping[str, Proportion]  # `JSON valid`, each scored field, `all fields right`, `field checks`
-    misses: Sequence[Miss]
+    checks: pl.DataFrame
+    measures: Mapping[str, Proportion]  # `parsed`, `schema-valid`, each scored field, `all fields right`, `field checks`
+    under_escalation: Mapping[str, Proportion]  # field → let through, of those that its `escalates` lists
+    all_right: Sequence[bool]  # row by row
+
+    @functools.cached_property
+    def fields(self) -> list[str]:
+        return self.checks["field"].unique(maintain_order=True).to_list()
+
+    @functools.cached_property
+    def confusion(self) -> dict[str, dict[tuple[str, str | None], int]]:
+        """Field → (gold, answered) → rows."""
+        counted = self.checks.group_by("field", "gold", "answered", maintain_order=True).len()
+        return {name: {(g, a): n for f, g, a, n in counted.iter_rows() if f == name} for name in self.fields}
+
+    @functools.cached_property
+    def f1(self) -> dict[str, float]:
+        """Field → macro-F1."""
+        return {name: macro_f1(cells) for name, cells in self.confusion.items()}
+
+    @functools.cached_property
+    def misses(self) -> list[Miss]:
+        wrong = self.checks.filter(~pl.col("right")).select("id", "request", "field", "gold", "answered", "error")
+        return [Miss(*line) for line in wrong.iter_rows()]
+
+    def right(self, measure: str) -> list[bool]:
+        """Row by row, whether a field (or `all fields right`) is right."""
+        return list(self.all_right) if measure == ALL else self.checks.filter(pl.col("field") == measure)["right"].to_list()
 
     def as_json(self) -> dict[str, Any]:
+        cells = {
+            name: [{"gold": gold, "answered": answered, "rows": rows} for (gold, answered), rows in cells.items()]
+            for name, cells in self.confusion.items()
+        }
         return {
             "adapter": self.adapter,
             "dataset": self.dataset,
             "measures": {name: proportion.as_json() for name, proportion in self.measures.items()},
+            "macro_f1": self.f1,
+            "under_escalation": {name: proportion.as_json() for name, proportion in self.under_escalation.items()},
+            "confusion": cells,
             "misses": [dataclasses.asdict(miss) for miss in self.misses],
         }
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
-    """What is judged: a bundle, or a base model alone under a contract."""
+class Comparison:
+    """Two adapters on the same rows of a dataset, measure by measure."""
 
-    name: str
-    bundle: Bundle | None
-    contract: Contract
-    renderer: Renderer
-    base: Path
+    first: str
+    second: str
+    dataset: str
+    tests: Mapping[str, McNemar]  # `all fields right` and each scored field
+
+    def as_json(self) -> dict[str, Any]:
+        names = {"first": self.first, "second": self.second, "dataset": self.dataset}
+        return {**names, "test": "exact McNemar", "measures": {name: test.as_json() for name, test in self.tests.items()}}
 
 
 def evaluate(rows: Sequence[Row], answers: Iterable[Scored], contract: Contract, adapter: str, dataset: str) -> Evaluation:
     """Compare each row with its answer, in order. Raises `ValueError` where there are not as many of them."""
-    fields = [field.name for field in contract.scored_fields]
-    right = dict.fromkeys(["JSON valid", *fields, "all fields right"], 0)
-    misses = []
-    for row, answer in zip(rows, answers, strict=True):
-        values = answer.answer
-        right["JSON valid"] += values is not None
-        wrong = [name for name in fields if values is None or values[name] != row.answer[name]]
-        for name in fields:
-            right[name] += name not in wrong
-        right["all fields right"] += not wrong
-        for name in wrong:
-            predicted = None if values is None else values[name]
-            misses.append(Miss(row.id, row.request, name, row.answer[name], predicted, answer.error_code))
-    measures = {name: Proportion(count, len(rows)) for name, count in right.items()}
-    checks = sum(right[name] for name in ["JSON valid", *fields])  # the first experiment counted these: 19 of 20
-    measures["field checks"] = Proportion(checks, len(rows) * (1 + len(fields)))
-    return Evaluation(adapter, dataset, measures, misses)
+    fields = contract.scored_fields
+    lines, all_right, parsed, valid = [], [], 0, 0
+    through = {field.name: Proportion(0, 0) for field in fields if field.escalates}
+    for number, (row, scored) in enumerate(zip(rows, answers, strict=True)):
+        answer = scored.answer or {}
+        legal = scored.answer is not None and _legal(answer, contract)
+        parsed, valid, right = parsed + (scored.answer is not None), valid + legal, legal
+        for field in fields:
+            gold, answered = row.answer[field.name], answer.get(field.name)
+            hit = answered is not None and gold == answered
+            right = right and hit
+            lines.append((number, row.id, row.request, field.name, as_text(gold), as_text(answered), hit, scored.error_code))
+            if gold in field.escalates:  # no answer lets nothing through: it is an error row, which a person sees
+                through[field.name] += Proportion(answered is not None and field.under_escalates(gold, answered), 1)
+        all_right.append(right)
+    columns = {"row": pl.Int64, **dict.fromkeys(("id", "request", "field", "gold", "answered"), pl.String)}
+    checks = pl.DataFrame(lines, schema={**columns, "right": pl.Boolean, "error": pl.String}, orient="row")
+    per_field = dict(checks.group_by("field", maintain_order=True).agg(pl.col("right").sum()).iter_rows())
+    counts = {"parsed": parsed, "schema-valid": valid, **per_field, ALL: sum(all_right)}
+    measures = {name: Proportion(count, len(rows)) for name, count in counts.items()}
+    # The first experiment counted these: 19 of 20.
+    measures[CHECKS] = Proportion(valid + sum(per_field.values()), len(rows) * (1 + len(fields)))
+    return Evaluation(adapter, dataset, checks, measures, through, all_right)
 
 
-def candidate(reference: str, registry: Registry, contract: str | None, base_model: str | None) -> Candidate:
-    """The adapter that `reference` names, or for `base` the base model without one.
-
-    `base` takes its contract and base model from the options, else from the champion, else the shipped ones.
-    """
-    if reference != "base":
-        if contract:
-            raise AdapterError(f"adapter {reference} carries its own contract; give --contract with base only")
-        bundle = Bundle.open(registry.resolve(reference))
-        return Candidate(reference, bundle, bundle.contract, bundle.renderer, bundle.resolve_base(base_model))
-    champion = Bundle.open(registry.resolve("champion")) if "champion" in registry.aliases() else None
-    rules = champion.contract if champion and not contract else Contract.load(contract or "data/contract.toml")
-    folder = champion.resolve_base() if champion and not base_model else resolve_base(base_model or "data/mini-base")
-    return Candidate("base", None, rules, Renderer.load(folder, rules), folder)
+def compare(first: Evaluation, second: Evaluation) -> Comparison:
+    """Exact McNemar on the rows that only one of the two got right. Raises `ValueError` for different rows."""
+    if first.checks["id"].to_list() != second.checks["id"].to_list():
+        raise ValueError("a paired test needs the same rows and fields on both sides")
+    tests = {}
+    for name in (ALL, *first.fields):
+        pairs = list(zip(first.right(name), second.right(name), strict=True))
+        tests[name] = McNemar(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs), len(pairs))
+    return Comparison(first.adapter, second.adapter, first.dataset, tests)
 
 
-def serve(subjects: Sequence[Candidate], datasets: Sequence[Path], engine: Literal["vllm", "replay"] = "vllm") -> list[Evaluation]:
-    """Route each dataset through the engine for each candidate, and judge the answers.
-
-    Every dataset is checked before an engine starts, and candidates on one base share a warm engine. Raises
-    `DatasetError`, `AdapterError`, `EngineError`.
-    """
-    gold = {(s.name, path): load_rows(path, s.contract, evaluation=True) for s in subjects for path in datasets}
-    results = []
-    for base in dict.fromkeys(subject.base for subject in subjects):
-        group = [subject for subject in subjects if subject.base == base]
-        spec = EngineSpec(
-            kind=engine,
-            base=str(base),
-            tokenizer=str(base),
-            max_model_len=max(subject.renderer.max_model_len for subject in group),
-            max_lora_rank=max(subject.bundle.rank if subject.bundle else 1 for subject in group),
-        )
-        with EngineProcess(spec) as process:
-            for subject in group:
-                name, folder = (subject.bundle.digest, str(subject.bundle.path)) if subject.bundle else ("base", None)
-                adapter = adapter_spec(name, folder, subject.contract, subject.renderer)
-                process.load(adapter)
-                router = Router(process, adapter, subject.contract, subject.renderer)
-                texts = ([row.request for row in gold[subject.name, path]] for path in datasets)
-                for path, answers in zip(datasets, router.route(texts), strict=True):
-                    rows = gold[subject.name, path]
-                    results.append(evaluate(rows, answers, subject.contract, subject.name, str(path)))
-    return results
+def comparisons(evaluations: Sequence[Evaluation]) -> list[Comparison]:
+    """Every pair on the same dataset that answers the same fields, in the order given."""
+    pairs = itertools.combinations(evaluations, 2)
+    return [compare(a, b) for a, b in pairs if a.dataset == b.dataset and a.fields == b.fields]
 
 
-def show(evaluations: Sequence[Evaluation], console: Console) -> None:
-    """A table for each dataset, its adapters side by side with 95 % intervals; then what each got wrong."""
-    for dataset in dict.fromkeys(evaluation.dataset for evaluation in evaluations):
-        group = [evaluation for evaluation in evaluations if evaluation.dataset == dataset]
-        table = Table(title=f"{Path(dataset).name}, {group[0].measures['JSON valid'].of} rows", title_justify="left")
-        table.add_column("right, of, 95 % interval")
-        for evaluation in group:
-            table.add_column(evaluation.adapter, justify="right")
-        for name in dict.fromkeys(name for evaluation in group for name in evaluation.measures):
-            cells = [str(e.measures[name]) if name in e.measures else "" for e in group]
-            # The checks of one row depend on each other, so an interval over them would be too narrow.
-            table.add_row(name, *(cell.split("  ")[0] if name == "field checks" else cell for cell in cells))
-        console.print(table)
-    for evaluation in evaluations:
-        if evaluation.misses:
-            _show_misses(evaluation, console)
+def as_text(value: Any) -> str | None:
+    """A label as it is, a boolean as JSON has it, None for none."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _show_misses(evaluation: Evaluation, console: Console) -> None:
-    table = Table(title=f"{evaluation.adapter} on {Path(evaluation.dataset).name}: wrong", title_justify="left")
-    for column, options in (("request", {"ratio": 2}), ("field", {"no_wrap": True}), ("gold", {}), ("answered", {})):
-        table.add_column(column, **options)  # type: ignore[arg-type]
-    previous = None
-    for miss in evaluation.misses[:MISSES_SHOWN]:
-        request = f"{miss.id}: {miss.request}" if miss.id != previous else ""
-        answered = f"({miss.error})" if miss.error else str(miss.predicted)
-        # `Text`: a request is data, and "[bold]" in it is no markup.
-        table.add_row(*map(Text, (textwrap.shorten(request, 72), miss.field, str(miss.gold), answered)))
-        previous = miss.id
-    console.print(table)
-    if len(evaluation.misses) > MISSES_SHOWN:
-        console.print(f"and {len(evaluation.misses) - MISSES_SHOWN} more; --json writes all of them")
-
-
-def write_json(evaluations: Sequence[Evaluation], path: Path) -> None:
-    content = {"interval": "95 % Wilson score", "evaluations": [evaluation.as_json() for evaluation in evaluations]}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _legal(answer: Mapping[str, Any], contract: Contract) -> bool:
+    """Whether the contract accepts `answer`; a text that a simple method does not write is stood in for."""
+    stand_ins = {field.name: "x" * field.min_chars for field in contract.fields if not field.scored}
+    try:
+        contract.serialise({**stand_ins, **answer})
+    except InvalidAnswer:
+        return False
+    return True
