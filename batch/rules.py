@@ -55,8 +55,12 @@ class Rule:
         if any(answer[name] != value for name, value in self.when.items()):
             return True
         if self.mentions:
-            return any(not _negated(request, match) for match in self._mention.finditer(request))
+            return self.mentioned(request)
         return all(answer[name] in values for name, values in self.allow.items())
+
+    def mentioned(self, request: str) -> bool:
+        """Whether `request` holds one of the `mentions`, not negated."""
+        return any(not _negated(request, match) for match in self._mention.finditer(request))
 
     @functools.cached_property
     def _mention(self) -> re.Pattern[str]:
