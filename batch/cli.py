@@ -1,13 +1,13 @@
 """`batch-route`: click only. What loads pyarrow or starts an engine is imported inside the command."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from batch.console import ErrorCommand
-
-EXIT_TOO_MANY_ERRORS = 3
+from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError
 
 
 @click.command(cls=ErrorCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,13 +24,17 @@ EXIT_TOO_MANY_ERRORS = 3
     "--max-error-rate", metavar="F", type=click.FloatRange(0, 1), default=0.01, show_default=True,
     help="Exit with 3 if more of the rows are errors.",
 )  # fmt: skip
+@click.option("--retry-errors", is_flag=True, help="Of this job's finished output, run only the rows in error again.")
+@click.option("--report", metavar="PATH", type=click.Path(path_type=Path), help="Write an HTML report of the finished output.")
+@click.option("--metrics", metavar="PATH", type=click.Path(path_type=Path), help="Write a Prometheus textfile, of a failed run too.")
+@click.option("--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there.")
 @click.option("--fresh", is_flag=True, help="Forget an unfinished run instead of resuming it.")
 @click.option("--work-dir", metavar="DIR", type=click.Path(path_type=Path), help="For unfinished work.  [default: beside OUTPUT]")
 @click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that the engine runs at once.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="The engine's number format.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the engine.")
 @click.option("--engine", type=click.Choice(["vllm", "replay"]), default="vllm", hidden=True)
-def main(dry_run: bool, **options: Any) -> None:
+def main(dry_run: bool, report: Path | None, metrics: Path | None, log_json: bool, **options: Any) -> None:
     """Classify the requests in INPUT (a Parquet file, a directory or a glob) and write them, scored, to OUTPUT.
 
     Exit codes: 0 done; 2 refused, nothing written; 3 done, but too many rows are errors; 4 another run holds OUTPUT;
@@ -38,18 +42,27 @@ def main(dry_run: bool, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from batch import run, summary
+    from batch import operations, preflight, run, summary
     from batch.progress import ProgressLine
 
     console = Console(highlight=False)
     wanted = run.Options(**options)
+    outlets = operations.Outlets(log_json, metrics, report)
     if dry_run:
-        run.show_plan(run.check(wanted), console)
+        outlets.check()
+        preflight.show_plan(run.check(wanted), console)
         return
-    with ProgressLine() as progress:
-        result = run.run(wanted, progress)
+    try:
+        with nullcontext() if log_json else ProgressLine() as progress:
+            result = operations.operate(wanted, outlets, progress)
+    except BatchRouteError as error:
+        if log_json:  # it was logged
+            raise SystemExit(error.exit_code) from error
+        raise
     summary.show(result, wanted.output, console)
     if result.tally.error_rate > wanted.max_error_rate:
+        if log_json:
+            raise SystemExit(EXIT_TOO_MANY_ERRORS)
         click.echo(
             f"Error: {result.tally.error_rows} of {result.tally.rows} rows are errors, more than --max-error-rate "
             f"{wanted.max_error_rate} allows; the output is complete, see its error_code column",

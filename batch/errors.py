@@ -14,6 +14,8 @@ Each message is one line that says what is wrong and what to do about it. Foreig
 they enter, with ``raise … from``; the command line prints the message and exits with the code.
 """
 
+EXIT_TOO_MANY_ERRORS = 3  # no error: the output is complete, but more of its rows are errors than allowed
+
 
 class BatchRouteError(Exception):
     """Base of all errors that end a command with one line and an exit code."""

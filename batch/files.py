@@ -137,19 +137,19 @@ def write_file(place: Place | Path, data: bytes | pa.Buffer) -> None:
         stream.write(data)
 
 
-def check_writable(output: str | Path) -> None:
-    """Refuse, before any work, an output that cannot be written: `InputError`. A remote store is not asked."""
+def check_writable(output: str | Path, what: str = "output") -> None:
+    """Refuse, before any work, a file that cannot be written: `InputError`. A remote store is not asked."""
     place = Place.of(output)
     if not place.local:
         return
     folder = os.path.dirname(place.path)
     if os.path.isdir(place.path):
-        raise InputError(f"output {place.name} is a directory; give the name of a Parquet file")
+        raise InputError(f"{what} {place.name} is a directory; give the name of a file")
     if not os.path.isdir(folder):
-        raise InputError(f"output {place.name}: its directory does not exist; create it first")
+        raise InputError(f"{what} {place.name}: its directory does not exist; create it first")
     probe = os.path.join(folder, f".{os.path.basename(place.path)}.probe")
     try:  # os.access would answer yes to root on a read-only mount
         os.close(os.open(probe, os.O_CREAT | os.O_WRONLY, 0o600))
         os.unlink(probe)
     except OSError as error:
-        raise InputError(f"cannot write {place.name}: {reason(error)}; choose another output") from error
+        raise InputError(f"cannot write {what} {place.name}: {reason(error)}; choose another place") from error

@@ -25,6 +25,7 @@ from batch.files import Place, storage_error, write_file
 from batch.manifest import finished
 from batch.table import encode_shard
 
+JOB = "job.json"
 LOCK_PATIENCE = 1.0  # seconds: a run that ends just now lets go within them
 _held: set[int] = set()  # descriptors of locks
 
@@ -107,14 +108,14 @@ class Ledger:
 
     @property
     def _job(self) -> Path:
-        return self.work_dir / "job.json"
+        return self.work_dir / JOB
 
     def _resume(self, facts: dict[str, Any], fresh: bool, output: str | None) -> None:
-        live = None if fresh else self._live_facts()
+        live = None if fresh else live_facts(self.work_dir)
         if live is not None and live != facts:
             if output is None or finished(output, live) is None:
-                changes = _changes(live, facts)
-                raise InputError(f"the unfinished run in {self.work_dir} was another: {changes}; forget it with --fresh")
+                what = changes(live, facts)
+                raise InputError(f"the unfinished run in {self.work_dir} was another: {what}; forget it with --fresh")
             live = None
         if live != facts:
             self._clear()
@@ -122,15 +123,6 @@ class Ledger:
         self._folder.mkdir(exist_ok=True)
         Place.of(self._folder).sync_folder()
         self._verify()
-
-    def _live_facts(self) -> dict[str, Any] | None:
-        try:
-            facts: dict[str, Any] = json.loads(self._job.read_bytes())
-            return facts
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise InputError(f"{self._job} is damaged; forget the unfinished run with --fresh") from error
 
     def _verify(self) -> None:
         for path in self._folder.glob(".*.partial"):
@@ -152,6 +144,17 @@ class Ledger:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._folder)
         self.shards, self.done_rows = [], 0
+
+
+def live_facts(work_dir: Path) -> dict[str, Any] | None:
+    """The facts of the unfinished job in `work_dir`, None where there is none. Raises `InputError` where they are damaged."""
+    try:
+        facts: dict[str, Any] = json.loads((work_dir / JOB).read_bytes())
+        return facts
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{work_dir / JOB} is damaged; forget the unfinished run with --fresh") from error
 
 
 def _digest(data: bytes | pa.Buffer) -> str:
@@ -187,7 +190,7 @@ def _lock(work_dir: Path) -> int:
         os.close(descriptor)
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     """``path old → new`` for the first facts that differ."""
     before, after = dict(_flat(old)), dict(_flat(new))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]

@@ -44,16 +44,31 @@ def remove_manifest(output: str) -> None:
 
 def finished(output: str, job: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest, if `output` is the complete result of this very job and its bytes are still those recorded."""
+    manifest = read_manifest(manifest_place(output))
+    if manifest is None or manifest["job"] != json.loads(json.dumps(job)):
+        return None
     place = Place.of(output)
     try:
-        with place.filesystem.open_input_stream(manifest_place(output).path) as stream:
-            manifest = json.loads(stream.read())
-        if manifest["job"] != json.loads(json.dumps(job)):
-            return None
         return manifest if place.sha256() == manifest["output"]["sha256"] else None
     except FileNotFoundError:
         return None
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"cannot read {place.name}: {error}; run again to resume") from error
+
+
+def read_manifest(place: Place) -> dict[str, Any] | None:
+    """The manifest that lies there, or None where there is none of ours: a run starts and replaces it.
+
+    Raises `StorageError`.
+    """
+    try:
+        with place.filesystem.open_input_stream(place.path) as stream:
+            manifest = json.loads(stream.read())
+        known = all(isinstance(manifest[part], dict) for part in ("job", "output")) and "sha256" in manifest["output"]
+        return manifest if known else None
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError):
-        return None  # not a manifest of ours: the run starts and replaces it
+        return None
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"cannot read {place.name}: {error}; run again to resume") from error

@@ -26,6 +26,7 @@ ERROR_MESSAGES = {
     "invalid_output": "the answer is not the contract's compact JSON",
     "engine_failure": "the engine could not run this request",
 }
+TEXT_ERRORS = {"null_text", "empty_text", "too_long", "invalid_utf8"}  # the text's own: no retry can change them
 
 
 class ScoredRow(NamedTuple):

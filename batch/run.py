@@ -5,7 +5,6 @@ check everything cheap → start the engine → read, route, commit shards → a
 
 import contextlib
 import dataclasses
-import functools
 import signal
 import time
 from collections import Counter, deque
@@ -15,17 +14,18 @@ from types import FrameType
 from typing import Any, Literal
 
 import pyarrow as pa
-from rich.console import Console
 
-from batch import __version__
+from batch import __version__, drift
 from batch.bundle import Bundle, Registry
 from batch.engine import AdapterSpec, EngineSpec, adapter_spec
 from batch.engine.process import EngineProcess
 from batch.errors import BatchRouteError, InputError
+from batch.events import emit
 from batch.files import Place, check_writable
 from batch.ledger import Ledger
 from batch.manifest import Proof, finished, write_manifest
 from batch.reader import IdDigest
+from batch.retry import RETRY_OF, Retry
 from batch.router import INVALID_UTF8, Counts, Router, ScoredRow
 from batch.summary import Summary, Tally, shard_tally, with_tally
 from batch.table import Backlog, assemble, output_columns, output_schema
@@ -33,7 +33,6 @@ from batch.table import Backlog, assemble, output_columns, output_schema
 FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
 WINDOW = 4  # requests with the engine at most, in multiples of what it runs at once: it never waits for more
 SHARD_ROWS = 16_384  # a shard is committed after so many rows or
-PLAN_SAMPLE = 1000  # requests that a dry run tokenises
 SHARD_SECONDS = 10.0  # so many seconds, whichever comes first: what a stop can cost
 
 
@@ -58,6 +57,7 @@ class Options:
     prefix: str = ""
     limit: int | None = None
     max_error_rate: float = 0.01
+    retry_errors: bool = False
     fresh: bool = False
     work_dir: Path | None = None
     engine: Literal["vllm", "replay"] = "vllm"
@@ -78,6 +78,7 @@ class Job:
     schema: pa.Schema
     id_digest: str
     facts: dict[str, Any]  # what must be the same for a later run to resume this one
+    retry: Retry | None = None  # with --retry-errors: the finished output, read in the backlog's place
 
 
 Progress = Callable[[Counts, int], None]  # (counts of this run, rows in all, resumed ones left out)
@@ -116,30 +117,45 @@ def check(options: Options) -> Job:
         return job
     job = dataclasses.replace(job, rows=options.limit)
     digest = IdDigest()
-    for batch in _batches(job, 0):
+    for batch in read_batches(job, 0):
         digest.update(batch.column(options.id_column))
     return dataclasses.replace(job, id_digest=digest.hexdigest())
 
 
-def run(options: Options, progress: Progress | None = None) -> Summary:
-    """Route a backlog. Raises a `BatchRouteError`; whatever stops it, a rerun resumes from the last shard."""
+def run(options: Options, progress: Progress | None = None, summary: Summary | None = None) -> Summary:
+    """Route a backlog. Raises a `BatchRouteError`; whatever stops it, a rerun resumes from the last shard.
+
+    `summary` is filled in as the run goes on, so that who gave it knows of a failed run as well.
+    """
     started = time.monotonic()
+    summary = summary or Summary()
     job = check(options)
+    emit("checked", rows=job.rows, input=job.backlog.source, adapter=job.bundle.digest, base=job.bundle.base["ref"])
     work_dir = options.work_dir or _hidden_beside(options.output)
-    if not options.fresh and (manifest := finished(options.output, job.facts)):
+    manifest = finished(options.output, job.facts)
+    facts = job.facts
+    if options.retry_errors:
+        retry = Retry.of(options.output, job.facts, manifest, work_dir, len(job.backlog.schema))
+        job, facts = dataclasses.replace(job, retry=retry), {**facts, RETRY_OF: retry.sha256}
+    if manifest and (not job.retry.rows if job.retry else not options.fresh):
         if work_dir.exists():  # killed after the manifest, before the work directory went
             Ledger.open(work_dir, job.facts, fresh=True).finish()
-        return Summary.of_manifest(manifest)
-    summary = Summary()
-    with Ledger.open(work_dir, job.facts, options.fresh, options.output) as ledger:
-        summary.resumed_rows = ledger.done_rows
-        if ledger.done_rows < job.rows:
-            with _signals_raise(), start_engine(job) as engine:
-                _route(job, ledger, engine, summary, progress, started)
-        proof = _assemble(job, ledger, summary)
+        return summary.adopt(manifest)
+    earlier = drift.baseline(options.output, job.facts)  # before its manifest is replaced
+    with Ledger.open(work_dir, facts, options.fresh, options.output) as ledger:
+        summary.resumed_rows, summary.retry = ledger.done_rows, job.retry is not None
+        try:
+            if ledger.done_rows < job.rows:
+                with _signals_raise(), start_engine(job) as engine:
+                    _route(job, ledger, engine, summary, progress, started)
+        finally:
+            summary.tally = sum((shard_tally(shard) for shard in ledger.shards), Tally())
+        proof = _assemble(job, ledger)
+        summary.drift = drift.compare(earlier, summary.tally)
         summary.seconds = time.monotonic() - started
-        write_manifest(options.output, job.facts, proof, run=summary.as_json())
+        write_manifest(options.output, job.facts, proof, run=summary.as_json(), drift=summary.drift)
         ledger.finish()
+    emit("assembled", rows=proof.rows, bytes=proof.bytes, sha256=proof.sha256)
     return summary
 
 
@@ -174,13 +190,15 @@ def _route(job: Job, ledger: Ledger, engine: EngineProcess, summary: Summary, pr
     adapter = spec_of(job.bundle)
     canary = engine.load(adapter)
     summary.engine = {**engine.facts, "canary": canary}
+    emit("engine ready", **engine.facts)
     begun = time.monotonic()
 
     def on_progress(counts: Counts) -> None:
         if summary.seconds_to_first_row is None and counts.inferred:
             summary.seconds_to_first_row = time.monotonic() - started
+        summary.pace.note(time.monotonic() - begun, counts.rows)
         if progress:
-            progress(counts, job.rows - summary.resumed_rows)
+            progress(counts, job.retry.rows if job.retry else job.rows - summary.resumed_rows)
 
     window = WINDOW * engine.facts["max_num_seqs"]
     router = Router(engine, adapter, job.bundle.contract, job.bundle.renderer, window, on_progress)
@@ -188,9 +206,9 @@ def _route(job: Job, ledger: Ledger, engine: EngineProcess, summary: Summary, pr
     inputs: deque[pa.RecordBatch] = deque()  # read ahead of the engine, waiting for their scores
 
     def texts() -> Iterator[Sequence[Any]]:
-        for batch in _batches(job, ledger.done_rows):
+        for batch in read_batches(job, ledger.done_rows):
             inputs.append(batch)
-            values, invalid = job.backlog.texts(batch)
+            values, invalid = job.backlog.texts(job.retry.again(batch) if job.retry else batch)
             yield [INVALID_UTF8 if i in invalid else text for i, text in enumerate(values)] if invalid else values
 
     shard = _Shard(job, ledger)
@@ -210,9 +228,13 @@ class _Shard:
         self._clear()
 
     def add(self, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) -> None:
-        self._batches.append(_output_batch(self._job, batch, rows))
+        if retry := self._job.retry:
+            self._violations += retry.violations(batch, self._job.backlog.texts(batch)[0], self._job.bundle.contract)
+            self._batches.append(retry.merged(batch, _output_batch(self._job, retry.again(batch), rows)))
+        else:
+            self._batches.append(_output_batch(self._job, batch, rows))
         self._violations.update(name for row in rows for name in row.violations)
-        self._rows += len(rows)
+        self._rows += batch.num_rows
         if self._rows >= SHARD_ROWS or time.monotonic() - self._since > SHARD_SECONDS:
             self.commit()
 
@@ -222,6 +244,7 @@ class _Shard:
         if batches:
             table = pa.Table.from_batches(batches, self._job.schema)
             self._ledger.commit(with_tally(table, self._job.bundle.contract, self._job.options.prefix, violations))
+            emit("shard committed", rows=table.num_rows, done_rows=self._ledger.done_rows, of=self._job.rows)
 
     def _clear(self) -> None:
         self._batches: list[pa.RecordBatch] = []
@@ -229,9 +252,10 @@ class _Shard:
         self._rows, self._since = 0, time.monotonic()
 
 
-def _batches(job: Job, start: int) -> Iterator[pa.RecordBatch]:
+def read_batches(job: Job, start: int) -> Iterator[pa.RecordBatch]:
+    """The job's rows from `start` on, in batches of at most `FEED_ROWS`."""
     left = job.rows - start
-    for batch in job.backlog.batches(start, FEED_ROWS):
+    for batch in (job.retry or job.backlog).batches(start, FEED_ROWS):
         if left <= 0:
             return
         yield batch.slice(0, left)
@@ -262,35 +286,15 @@ def _product(scores: dict[str, float] | None) -> float | None:
     return product
 
 
-def _assemble(job: Job, ledger: Ledger, summary: Summary) -> Proof:
-    """Write the output from the shards, prove it against the input, and add up the shards' tallies."""
+def _assemble(job: Job, ledger: Ledger) -> Proof:
+    """Write the output from the shards and prove it against the input."""
     metadata = {
         "batch_route.version": __version__,
         "batch_route.adapter": job.bundle.digest,
         "batch_route.contract": job.bundle.contract.fingerprint,
         "batch_route.engine": job.options.engine,
     }
-    summary.tally = sum((shard_tally(shard) for shard in ledger.shards), Tally())
     return assemble(ledger.shards, job.options.output, job.schema, metadata, job.options.id_column, (job.rows, job.id_digest))
-
-
-def show_plan(job: Job, console: Console) -> None:
-    """What `--dry-run` prints: everything known without an engine."""
-    renderer, sample = job.bundle.renderer, []
-    for batch in _batches(job, 0):
-        sample += [text for text in job.backlog.texts(batch)[0] if text]
-        if len(sample) >= PLAN_SAMPLE:
-            break
-    say = functools.partial(console.print, soft_wrap=True)
-    lengths = [len(ids) for ids in renderer.encode_requests(sample)]
-    mean = sum(lengths) / len(lengths) if lengths else 0.0
-    fixed = len(renderer.prefix_ids) + len(renderer.suffix_ids)
-    say(f"input      {job.backlog.source}: {job.rows} rows to route, ids unique, every page readable")
-    say(f"adapter    {job.bundle.digest[:12]} ({job.bundle.contract.name}) on base {job.bundle.base['ref']}")
-    say(f"prompt     {fixed} tokens of instructions, cached, and {mean:.0f} a request (mean of {len(lengths)})")
-    say(f"tokens     about {mean * job.rows:.0f} of requests, at most {renderer.max_answer_tokens} of answer a row")
-    rates = ", ".join(f"{job.rows / rate / 60:.1f} min at {rate} rows/s" for rate in (10, 50, 500))
-    say(f"time       {rates}; an earlier run's manifest has this machine's rate")
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import secrets
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,6 +20,8 @@ from batch.contract import Contract
 from batch.router import Counts
 
 TALLY = b"batch_route.tally"  # key of a shard's metadata
+SCORE_BINS = tuple(f"{index / 100:.2f}" for index in range(100))  # lower edges; the last holds 1.00 as well
+PACE_POINTS = 60  # of a run's throughput over time, at most
 
 
 @dataclasses.dataclass
@@ -28,15 +33,16 @@ class Tally:
     values: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)  # field → value → rows
     violations: Counter[str] = dataclasses.field(default_factory=Counter)  # rule → rows
     score_sum: float = 0.0
+    scores: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)  # score column → lower edge of a bin → rows
 
     def __add__(self, other: "Tally") -> "Tally":
-        names = {**self.values, **other.values}
         return Tally(
             rows=self.rows + other.rows,
             errors=self.errors + other.errors,
-            values={name: self.values.get(name, Counter()) + other.values.get(name, Counter()) for name in names},
+            values=_added(self.values, other.values),
             violations=self.violations + other.violations,
             score_sum=self.score_sum + other.score_sum,
+            scores=_added(self.scores, other.scores),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -50,6 +56,7 @@ class Tally:
             values={name: Counter(values) for name, values in content["values"].items()},
             violations=Counter(content["violations"]),
             score_sum=content["score_sum"],
+            scores={name: Counter(bins) for name, bins in content.get("scores", {}).items()},
         )
 
     @property
@@ -66,6 +73,10 @@ class Tally:
         return self.score_sum / answered if answered else None
 
 
+def _added(left: dict[str, Counter[str]], right: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
+    return {name: left.get(name, Counter()) + right.get(name, Counter()) for name in {**left, **right}}
+
+
 def with_tally(table: pa.Table, contract: Contract, prefix: str, violations: Counter[str]) -> pa.Table:
     """`table` (a shard's rows) with its tally in the schema's metadata."""
     tally = Tally(
@@ -74,6 +85,7 @@ def with_tally(table: pa.Table, contract: Contract, prefix: str, violations: Cou
         values={field.name: _counted(table[prefix + field.name]) for field in contract.scored_fields},
         violations=violations,
         score_sum=pc.sum(table[prefix + "score"]).as_py() or 0.0,
+        scores={name: _binned(table[prefix + name]) for name in (*(f"{field.name}_score" for field in contract.scored_fields), "score")},
     )
     return table.replace_schema_metadata({TALLY: json.dumps(tally.as_json()).encode()})
 
@@ -87,10 +99,33 @@ def _counted(column: pa.ChunkedArray) -> Counter[str]:
     return Counter({json.dumps(v) if isinstance(v, bool) else v: n for v, n in counts if v is not None})
 
 
+def _binned(column: pa.ChunkedArray) -> Counter[str]:
+    values = column.drop_null().to_numpy()
+    counts = np.bincount(np.clip((values * len(SCORE_BINS)).astype(int), 0, len(SCORE_BINS) - 1), minlength=len(SCORE_BINS))
+    return Counter({name: int(count) for name, count in zip(SCORE_BINS, counts, strict=True) if count})
+
+
+class Pace:
+    """Rows over time: at most `PACE_POINTS` points ``(seconds, rows)``, thinned out as the run goes on."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, int]] = []
+        self._every = 0.5  # seconds between two points
+
+    def note(self, seconds: float, rows: int) -> None:
+        if self.points and seconds < self.points[-1][0] + self._every:
+            return
+        self.points.append((seconds, rows))
+        if len(self.points) > PACE_POINTS:
+            del self.points[1::2]
+            self._every *= 2
+
+
 @dataclasses.dataclass
 class Summary:
     """The whole of a run."""
 
+    run_id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
     tally: Tally = dataclasses.field(default_factory=Tally)
     resumed_rows: int = 0
     counts: Counts = dataclasses.field(default_factory=Counts)  # of this run alone
@@ -99,6 +134,9 @@ class Summary:
     routing_seconds: float = 0.0
     seconds: float = 0.0
     already_done: bool = False
+    retry: bool = False  # only the error rows of a finished output were routed
+    pace: Pace = dataclasses.field(default_factory=Pace)
+    drift: dict[str, Any] | None = None  # see `batch.drift.compare`
 
     @property
     def rows_per_second(self) -> float | None:
@@ -106,10 +144,13 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         return {
+            "id": self.run_id,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "tally": self.tally.as_json(),
             "error_rate": self.tally.error_rate,
             "mean_score": self.tally.mean_score,
             "resumed_rows": self.resumed_rows,
+            "retried_rows": self.counts.rows if self.retry else 0,
             "rows_per_second": self.rows_per_second,
             "prefix_cache_hit_rate": self.counts.cache_hit_rate,
             "prompt_tokens": self.counts.prompt_tokens,
@@ -117,13 +158,15 @@ class Summary:
             "seconds_to_first_row": self.seconds_to_first_row,
             "seconds": self.seconds,
             "engine": self.engine,
+            "pace": {f"{seconds:.1f}": rows for seconds, rows in self.pace.points},
         }
 
-    @classmethod
-    def of_manifest(cls, manifest: Mapping[str, Any]) -> Self:
-        """The summary of a run that had finished before."""
+    def adopt(self, manifest: Mapping[str, Any]) -> Self:
+        """Become the summary of a run that had finished before."""
         told = manifest["run"]
-        return cls(Tally.from_json(told["tally"]), engine=told["engine"], already_done=True)
+        self.tally, self.engine, self.drift = Tally.from_json(told["tally"]), told["engine"], manifest.get("drift")
+        self.already_done = True
+        return self
 
 
 def show(summary: Summary, output: str, console: Console) -> None:
@@ -149,6 +192,8 @@ def show(summary: Summary, output: str, console: Console) -> None:
         table.add_section()
         if summary.resumed_rows:
             table.add_row("resumed", "rows of an earlier run", str(summary.resumed_rows))
+        if summary.retry:
+            table.add_row("retried", "rows that were errors", str(summary.counts.rows))
         if summary.rows_per_second:
             table.add_row("speed", "rows/s", f"{summary.rows_per_second:.1f}")
             table.add_row("prefix cache", "hit rate", f"{summary.counts.cache_hit_rate:.1%}")
