@@ -11,13 +11,14 @@ PATH = click.Path(path_type=Path)
 @click.command("eval")
 @click.argument("arguments", metavar="ADAPTER[,ADAPTER...] DATASET...", nargs=-1, required=True)
 @click.option("--json", "json_path", type=PATH, help="Write the figures, confusion matrices and every miss here.")
+@click.option("--attack", is_flag=True, help="Measure instead how often an instruction behind the request flips a label.")
 @click.option("--contract", help="For `base` and --from-scored.  [default: the champion's, else data/contract.toml]")
 @click.option("--base-model", help="The base model.  [default: the adapter's; for `base` the champion's, else data/mini-base]")
 @click.option("--train", type=PATH, help="Labelled rows that baselines learn from.  [default: the first adapter's own]")
 @click.option("--from-scored", type=PATH, help="Judge this output Parquet by id, without an engine; ADAPTER may be left out.")
 @click.option("--id-column", default="id", show_default=True, help="Its column of ids.")
 @click.option("--cross-validate", metavar="K", type=click.IntRange(2), help="Judge each row by what learnt from the other K-1 folds.")
-def evaluate(arguments: tuple[str, ...], json_path: Path | None, **options: Any) -> None:
+def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, **options: Any) -> None:
     """Judge adapters on labelled requests, through the path that serves them.
 
     ADAPTER is a bundle directory, a digest, an alias, `base` for the base model without an adapter, or a baseline:
@@ -35,10 +36,31 @@ def evaluate(arguments: tuple[str, ...], json_path: Path | None, **options: Any)
     datasets = [Path(each) for each in (arguments if alone else arguments[1:])]
     if not datasets:
         raise InputError("no dataset to judge on; give labelled requests as JSONL after the adapters")
+    if attack:
+        return _attack(names, datasets, json_path, **options)
     results = _results(names, datasets, **options)
     show(results, Console(highlight=False))
     if json_path:
         write_json(results, json_path)
+
+
+def _attack(
+    names: list[str], datasets: list[Path], json_path: Path | None, contract: str | None, base_model: str | None, **options: Any
+) -> None:
+    from rich.console import Console
+
+    from batch.bundle import Registry
+    from batch.errors import InputError
+    from train.attack import attack, show_attacks
+    from train.serve import candidate
+
+    if options["from_scored"] or options["cross_validate"] or not names:
+        raise InputError("--attack asks adapters themselves; leave out --from-scored and --cross-validate")
+    registry = Registry()
+    attacks = attack([candidate(name, registry, contract, base_model) for name in names], datasets)
+    show_attacks(attacks, Console(highlight=False))
+    if json_path:
+        write(json_path, {"interval": "95 % Wilson score", "attacks": [each.as_json() for each in attacks]})
 
 
 def _results(
