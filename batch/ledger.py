@@ -26,6 +26,7 @@ from batch.manifest import finished
 from batch.table import encode_shard
 
 JOB = "job.json"
+RETRY_OF = "retry_of"  # fact of a job that retries errors: sha256 of the output that they are in
 LOCK_PATIENCE = 1.0  # seconds: a run that ends just now lets go within them
 _held: set[int] = set()  # descriptors of locks
 
@@ -113,7 +114,9 @@ class Ledger:
     def _resume(self, facts: dict[str, Any], fresh: bool, output: str | None) -> None:
         live = None if fresh else live_facts(self.work_dir)
         if live is not None and live != facts:
-            if output is None or finished(output, live) is None:
+            # A retry (--retry-errors) of a finished output keeps nothing that the output lacks: it may be forgotten.
+            job = {name: value for name, value in live.items() if name != RETRY_OF}
+            if output is None or finished(output, job) is None:
                 what = changes(live, facts)
                 raise InputError(f"the unfinished run in {self.work_dir} was another: {what}; forget it with --fresh")
             live = None

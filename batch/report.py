@@ -4,7 +4,7 @@ It is made from the output's manifest; the output itself is read only for the id
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +42,22 @@ def write_report(path: Path, output: str) -> None:
         drift_bounds=(WARN, ALARM),
         charts=charts,
         **_facts(manifest),
-        lowest=lowest(output, manifest["job"]),
+        lowest=lowest(output, manifest["job"], list(manifest["run"]["tally"]["scores"])),
     )
     write_file(Place.of(path), page.encode())
 
 
-def lowest(output: str, job: Mapping[str, Any], count: int = LOWEST) -> pl.DataFrame:
-    """The `count` answered rows of the least score, least first: their id and the scores of their fields."""
+def lowest(output: str, job: Mapping[str, Any], scores: Sequence[str], count: int = LOWEST) -> pl.DataFrame:
+    """The `count` answered rows of the least score, least first: their id and `scores`, `score` first."""
     source, prefix = ParquetSource.open(Place.of(output)), job["prefix"]
-    scores = [name for name in source.schema.names if name.startswith(prefix) and name.endswith("_score")]
-    scores = [name for name in scores if name.removesuffix("_score") in source.schema.names]  # not an input's column
-    wanted = [job["id_column"], f"{prefix}score", *scores]
+    scores = ["score", *(name for name in scores if name != "score")]
+    wanted = [job["id_column"], *(prefix + name for name in scores)]
     found: pl.DataFrame | None = None
     for batch in source.batches(size=READ_ROWS, columns=wanted):
         rows = pl.DataFrame(batch).with_columns(pl.col(job["id_column"]).cast(pl.String)).drop_nulls(f"{prefix}score")
         # Ties go by position, so the list does not change from one look to the next.
         found = (rows if found is None else pl.concat([found, rows])).sort(f"{prefix}score", maintain_order=True).head(count)
-    names = dict(zip(wanted, ["id", "score", *(name.removeprefix(prefix).removesuffix("_score") for name in scores)], strict=True))
+    names = dict(zip(wanted, ["id", *(name.removesuffix("_score") for name in scores)], strict=True))
     return pl.DataFrame(schema=list(names.values())) if found is None else found.rename(names)
 
 

@@ -17,12 +17,10 @@ import pyarrow.compute as pc
 from batch.contract import Contract
 from batch.errors import InputError
 from batch.files import Place
-from batch.ledger import changes, live_facts
+from batch.ledger import RETRY_OF, changes, live_facts
 from batch.manifest import manifest_place, read_manifest
 from batch.reader import ParquetSource
 from batch.router import TEXT_ERRORS
-
-RETRY_OF = "retry_of"  # fact in the ledger: sha256 of the output whose errors are retried
 
 
 @dataclasses.dataclass(frozen=True)

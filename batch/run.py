@@ -22,10 +22,10 @@ from batch.engine.process import EngineProcess
 from batch.errors import BatchRouteError, InputError
 from batch.events import emit
 from batch.files import Place, check_writable
-from batch.ledger import Ledger
+from batch.ledger import RETRY_OF, Ledger
 from batch.manifest import Proof, finished, write_manifest
 from batch.reader import IdDigest
-from batch.retry import RETRY_OF, Retry
+from batch.retry import Retry
 from batch.router import INVALID_UTF8, Counts, Router, ScoredRow
 from batch.summary import Summary, Tally, shard_tally, with_tally
 from batch.table import Backlog, assemble, output_columns, output_schema

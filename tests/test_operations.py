@@ -159,7 +159,7 @@ def test_lowest_scores_come_first_and_by_id(tmp_path: Path) -> None:
     scores = pa.array([0.5, 0.25, None, 0.25], pa.float32())
     columns = {"id": ids, "credit_score": [1.0] * 4, "x_tier": ["t"] * 4, "x_tier_score": scores, "x_score": scores}
     pq.write_table(pa.table(columns), tmp_path / "out.parquet", row_group_size=2)
-    found = lowest(str(tmp_path / "out.parquet"), {"prefix": "x_", "id_column": "id"}, count=2)
+    found = lowest(str(tmp_path / "out.parquet"), {"prefix": "x_", "id_column": "id"}, ["tier_score", "score"], count=2)
     assert found.to_dict(as_series=False) == {"id": ["b<i>", "d"], "score": [0.25, 0.25], "tier": [0.25, 0.25]}
 
 

@@ -162,3 +162,15 @@ def test_killed_between_the_old_manifest_and_the_new(tiny_bundle: Bundle, job: t
     result = route(tiny_bundle, source, output, "--retry-errors")
     assert result.exit_code == 0, result.output
     assert output.read_bytes() == good and manifest_of(output)["output"] == whole["output"]
+
+
+def test_what_a_finished_retry_left_refuses_nothing(tiny_bundle: Bundle, job: tuple[Path, Path]) -> None:
+    """Killed behind the new manifest, its ledger is still there: the next night's job and the next retry go on."""
+    source, output = job
+    old = {**manifest_of(output)["job"], "retry_of": "0" * 64}
+    work = output.parent / f".{output.name}.work"
+    for options in (["--retry-errors"], ["--limit", "9", "--max-error-rate", "1"]):
+        break_rows(output, [500], tiny_bundle)
+        Ledger.open(work, old).close()
+        result = route(tiny_bundle, source, output, *options)
+        assert result.exit_code == 0 and not work.exists(), result.output
