@@ -3,6 +3,7 @@
 Each fills its box (`preserveAspectRatio="none"`) and takes its colours from the page's style sheet, by class.
 """
 
+import itertools
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -30,7 +31,7 @@ def steps(edges: Sequence[float], values: Sequence[float]) -> Markup:
     """An area of constant `values` between successive `edges` (one more than values), from 0 to the largest value."""
     start, end, tallest = edges[0], edges[-1], max((*values, 1e-9))
     path = ["M0 100"]
-    for left, right, value in zip(edges, edges[1:], values, strict=True):
+    for (left, right), value in zip(itertools.pairwise(edges), values, strict=True):
         height = 100 - 100 * value / tallest
         path += [f"L{_at(left, start, end)} {height:.2f}", f"L{_at(right, start, end)} {height:.2f}"]
     return _svg("plot", 100, 100, Markup('<path class="area" d="{}"/>').format(" ".join([*path, "L100 100Z"])))

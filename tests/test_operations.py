@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from batch.bundle import Bundle
 from batch.cli import main
-from batch.report import lowest
+from batch.report import lowest, write_report
+from batch.summary import PACE_POINTS, Pace
 from tests.test_run import HOSTILE, backlog, route
 
 LAST_SUCCESS = "batch_route_last_success_timestamp_seconds"
@@ -152,6 +153,30 @@ def test_report_of_a_finished_run_and_of_nothing(tiny_bundle: Bundle, tmp_path: 
     empty = tmp_path / "empty.parquet"
     assert route(tiny_bundle, backlog(tmp_path / "none.parquet", texts=[]), empty, "--report", str(path)).exit_code == 0
     assert "No row was answered" in Page(path.read_text()).text
+
+
+def test_throughput_over_time(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A run of ten seconds: 100 rows/s in the first half, 300 in the second."""
+    output, path = tmp_path / "out.parquet", tmp_path / "r.html"
+    route(tiny_bundle, backlog(tmp_path / "in.parquet"), output)
+    manifest = tmp_path / "out.parquet.manifest.json"
+    content = json.loads(manifest.read_text())
+    content["run"]["pace"] = {"0.0": 0, "5.0": 500, "10.0": 2000}
+    manifest.write_text(json.dumps(content))
+    write_report(path, str(output))
+    page = Page(path.read_text())
+    assert "Highest: 300." in page.text and "10 s" in page.text
+    (area,) = [attrs["d"] for tag, attrs in page.tags if tag == "path"]
+    assert area == "M0 100 L0.00 66.67 L50.00 66.67 L50.00 0.00 L100.00 0.00 L100 100Z"
+
+
+def test_pace_is_thinned_out() -> None:
+    pace = Pace()
+    for second in range(10_000):
+        pace.note(float(second), second * 10)
+    seconds = [at for at, _ in pace.points]
+    assert len(seconds) <= PACE_POINTS and seconds[0] == 0 and seconds[-1] > 9000 and seconds == sorted(set(seconds))
+    assert all(rows == at * 10 for at, rows in pace.points)
 
 
 def test_lowest_scores_come_first_and_by_id(tmp_path: Path) -> None:
