@@ -20,6 +20,7 @@ from train.cli import main
 from train.contrast import mention_rules, probes
 from train.dataset import Row, load_rows
 from train.diagnose import Diagnosis, asked_probes, asked_rows, associations, diagnose
+from train.erasure import driven, erasures
 from train.evaluate import Evaluation, evaluate
 from train.loop import verdict
 from train.show_diagnosis import show_diagnoses
@@ -125,6 +126,21 @@ def test_a_known_bias_is_found_and_its_fix_is_proved(contract: Contract, rows: l
     text = console.export_text()
     assert "probes.jsonl: not mentioned, writes" in text and "62/62  0.94 to 1.00" in text and "0/62  0.00 to 0.06" in text
     assert json.loads(json.dumps(biased.as_json()))["biases"][0]["named"]["probes.jsonl"]["of"] == 18
+
+
+def test_the_words_that_drive_a_label_are_found_by_leaving_them_out(contract: Contract, rows: list[Row]) -> None:
+    """An adapter that answers Salesforce wherever it reads "approval" or "approves"."""
+
+    def answer(request: str) -> Guess:
+        return Guess({"recommended_platform": SALESFORCE if "approv" in request else APP})
+
+    asked = asked_rows("probes.jsonl", rows, [answer(row.request) for row in rows])
+    erased = erasures(asked, contract)
+    assert {each.rule for each in erased} == {"salesforce_must_be_mentioned"}
+    found = driven(erased, [answer(each.request) for each in erased], contract)
+    words = dict(found["salesforce_must_be_mentioned"])
+    assert words and all(word.startswith("approv") and share.count == share.of for word, share in words.items())
+    assert found["servicenow_must_be_mentioned"] == []
 
 
 def test_training_rows_show_what_they_teach(train: list[Row], contract: Contract) -> None:

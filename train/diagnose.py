@@ -12,6 +12,7 @@ Associations are no causes: a word that goes with a label may only keep company 
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -60,6 +61,7 @@ class Bias:
     rates: Sequence[Rate]
     named: Mapping[str, Proportion]  # source → …
     drivers: Sequence[tuple[str, float]]  # word, z-score: goes with the label though nothing mentions it
+    erased: Sequence[tuple[str, Proportion]] = ()  # word, how often the label was gone without it (`train.erasure`)
 
     def rate(self, source: str, condition: str = "any") -> Proportion:
         """The rate under a condition; of nothing where it was not asked."""
@@ -90,6 +92,7 @@ class Diagnosis:
         for bias, each in zip(self.biases, content["biases"], strict=True):
             each["rates"] = [{"source": r.source, "condition": r.condition, **r.unmentioned.as_json()} for r in bias.rates]
             each["named"] = {source: proportion.as_json() for source, proportion in bias.named.items()}
+            each["erased"] = [{"word": word, **proportion.as_json()} for word, proportion in bias.erased]
         return content
 
 
@@ -101,9 +104,16 @@ def asked_probes(probes: Sequence[Probe], answers: Sequence[Scored]) -> list[Ask
     return [Asked("contrast", p.kind, p.request, p.facts, p.answer, a.answer) for p, a in zip(probes, answers, strict=True)]
 
 
-def diagnose(evaluation: Evaluation, asked: Sequence[Asked], train: Sequence[Row], contract: Contract) -> Diagnosis:
-    """`asked` holds the evaluation's rows and the contrast probes; `train` what the adapter learnt from, or nothing."""
-    biases = [bias(rule, asked) for rule in mention_rules(contract)]
+def diagnose(
+    evaluation: Evaluation,
+    asked: Sequence[Asked],
+    train: Sequence[Row],
+    contract: Contract,
+    erased: Mapping[str, Sequence[tuple[str, Proportion]]] = MappingProxyType({}),
+) -> Diagnosis:
+    """`asked` holds the evaluation's rows and the contrast probes; `train` what the adapter learnt from, or nothing;
+    `erased` what `train.erasure` found out of them."""
+    biases = [dataclasses.replace(bias(rule, asked), erased=erased.get(rule.name, ())) for rule in mention_rules(contract)]
     misses = _groups(evaluation, asked, train)
     proposals = [line for each in biases for line in _missing_mentions(each, asked, train, contract)]
     proposals += [_missing_facts(group) for group in misses if group["facts"] and group["rows"] > 1]

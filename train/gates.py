@@ -3,7 +3,7 @@
     regression   every row of the regression set right in every field
     doctor       every check of `train.doctor` green
     champion     on a dataset not worse than the champion beyond chance (exact McNemar on all fields right)
-    bias         no label without its words in more than `BOUND` of the probes and contrast probes
+    bias         no label without its words in more than `BOUND` of the hand-written probes; without any, of contrast probes
 
 A gate without data that fits the contract passes and says that it checked nothing: another task has other gates.
 """
@@ -59,7 +59,7 @@ def gates(reference: str, registry: Registry, data: GateData, engine: Engine = "
         "against": _rows(data.against, _test_split(subject.bundle), subject.contract) if comparable else [],
         "bias": _rows(data.probes, PROBES, subject.contract) if mention_rules(subject.contract) else [],
     }
-    contrast = probes(subject.contract, chosen["bias"])
+    contrast = [] if chosen["bias"] else probes(subject.contract)
     texts = [[*([row.request for row in rows] for rows in chosen.values()), [probe.request for probe in contrast]]]
     subjects = [subject]
     if champion and chosen["against"]:
@@ -68,7 +68,7 @@ def gates(reference: str, registry: Registry, data: GateData, engine: Engine = "
     versus = _incomparable(champion, comparable, bool(chosen["against"]))
     routed = route(subjects, texts, engine)
     answers = dict(zip((*chosen, "contrast"), routed[0], strict=True))
-    asked = asked_rows("probes", chosen["bias"], answers["bias"]) + asked_probes(contrast, answers["contrast"])
+    asked = asked_rows("probes", chosen["bias"], answers["bias"]) or asked_probes(contrast, answers["contrast"])
     return [
         regression_gate(chosen["regression"], answers["regression"], subject.contract),
         doctor_gate(subject.bundle),

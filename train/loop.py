@@ -11,10 +11,12 @@ from rich.console import Console
 
 from batch.bundle import Bundle, Registry
 from batch.errors import AdapterError
+from batch.router import ScoredRow
 from train.config import Config
 from train.contrast import probes
 from train.dataset import Row, load_rows
-from train.diagnose import BOUND, Bias, Diagnosis, asked_probes, asked_rows, diagnose
+from train.diagnose import BOUND, Asked, Bias, Diagnosis, asked_probes, asked_rows, diagnose
+from train.erasure import driven, erasures
 from train.evaluate import Evaluation, compare, evaluate
 from train.serve import Candidate, Engine, route
 
@@ -44,14 +46,23 @@ def examine(
     gold = [[load_rows(path, subject.contract, evaluation=True) for path in datasets] for subject in subjects]
     contrast = [probes(subject.contract, rows[0]) for subject, rows in zip(subjects, gold, strict=True)]
     texts = [[*([r.request for r in rows] for rows in each), [p.request for p in own]] for each, own in zip(gold, contrast, strict=True)]
+
+    def asked(i: int, answers: Sequence[Sequence[ScoredRow]]) -> list[Asked]:
+        own = asked_rows(datasets[0].name, gold[i][0], answers[0])
+        return own + asked_probes(contrast[i], answers[len(datasets)])
+
+    def erase(i: int, answers: list[list[ScoredRow]]) -> list[str]:
+        return [each.request for each in erasures(asked(i, answers), subjects[i].contract)]
+
     evaluations, diagnoses = [], []
-    for subject, each, own, train, answers in zip(subjects, gold, contrast, trains, route(subjects, texts, engine), strict=True):
+    for i, (subject, answers) in enumerate(zip(subjects, route(subjects, texts, engine, erase), strict=True)):
         judged = [
             evaluate(rows, scored, subject.contract, subject.name, str(path))
-            for path, rows, scored in zip(datasets, each, answers, strict=False)
+            for path, rows, scored in zip(datasets, gold[i], answers, strict=False)
         ]
-        asked = asked_rows(datasets[0].name, each[0], answers[0]) + asked_probes(own, answers[-1])
-        diagnoses.append(diagnose(judged[0], asked, train, subject.contract))
+        own = asked(i, answers)
+        erased = driven(erasures(own, subject.contract), answers[-1], subject.contract)
+        diagnoses.append(diagnose(judged[0], own, trains[i], subject.contract, erased))
         evaluations += judged
     return evaluations, diagnoses
 

@@ -4,7 +4,7 @@ Every dataset is checked before an engine starts, and candidates on one base sha
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -49,8 +49,16 @@ def candidate(reference: str, registry: Registry, contract: str | None = None, b
     return Candidate("base", None, rules, Renderer.load(folder, rules), folder)
 
 
-def route(subjects: Sequence[Candidate], texts: Sequence[Sequence[Sequence[str]]], engine: Engine = "vllm") -> list[list[list[ScoredRow]]]:
-    """Route `texts[i]`, lists of requests, for `subjects[i]`; returns the rows in the same shape. Raises `EngineError`."""
+def route(
+    subjects: Sequence[Candidate],
+    texts: Sequence[Sequence[Sequence[str]]],
+    engine: Engine = "vllm",
+    follow_up: Callable[[int, list[list[ScoredRow]]], Sequence[str]] | None = None,
+) -> list[list[list[ScoredRow]]]:
+    """Route `texts[i]`, lists of requests, for `subjects[i]`; returns the rows in the same shape. Raises `EngineError`.
+
+    With `follow_up`, the answers to subject i decide one more list of requests, whose rows come last.
+    """
     answers: dict[int, list[list[ScoredRow]]] = {}
     for base in dict.fromkeys(subject.base for subject in subjects):
         group = [(i, subject) for i, subject in enumerate(subjects) if subject.base == base]
@@ -66,7 +74,10 @@ def route(subjects: Sequence[Candidate], texts: Sequence[Sequence[Sequence[str]]
                 name, folder = (subject.bundle.digest, str(subject.bundle.path)) if subject.bundle else ("base", None)
                 adapter = adapter_spec(name, folder, subject.contract, subject.renderer)
                 process.load(adapter)
-                answers[i] = list(Router(process, adapter, subject.contract, subject.renderer).route(texts[i]))
+                router = Router(process, adapter, subject.contract, subject.renderer)
+                answers[i] = list(router.route(texts[i]))
+                if follow_up:
+                    answers[i] += router.route([follow_up(i, answers[i])])
     return [answers[i] for i in range(len(subjects))]
 
 

@@ -11,6 +11,7 @@ from train.diagnose import Diagnosis
 from train.evaluate import as_text
 
 GROUPS_SHOWN = 12
+ERASED_SHOWN = 8
 ASSOCIATIONS_SHOWN = 6  # for each value
 
 
@@ -22,6 +23,9 @@ def show_diagnoses(diagnoses: Sequence[Diagnosis], console: Console) -> None:
             if bias.drivers:
                 drivers = ", ".join(f"{word} ({z:.1f})" for word, z in bias.drivers)
                 console.print(Text(f"{each.adapter}: words that go with an unmentioned {bias.label!r} (z): {drivers}"))
+            if bias.erased:
+                erased = ", ".join(f"{word} {share.count}/{share.of}" for word, share in bias.erased[:ERASED_SHOWN])
+                console.print(Text(f"{each.adapter}: without these words it was gone: {erased}"))
         if each.misses:
             console.print(_misses(each))
         if each.associations:
