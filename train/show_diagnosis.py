@@ -11,6 +11,7 @@ from train.diagnose import Diagnosis
 from train.evaluate import as_text
 
 GROUPS_SHOWN = 12
+PROPOSALS_SHOWN = 8
 ERASED_SHOWN = 8
 ASSOCIATIONS_SHOWN = 6  # for each value
 
@@ -30,8 +31,10 @@ def show_diagnoses(diagnoses: Sequence[Diagnosis], console: Console) -> None:
             console.print(_misses(each))
         if each.associations:
             console.print(_associations(each))
-        for line in each.proposals:
+        for line in each.proposals[:PROPOSALS_SHOWN]:
             console.print(Text(f"{each.adapter}: missing examples? {line}"), soft_wrap=True)
+        if len(each.proposals) > PROPOSALS_SHOWN:
+            console.print(f"and {len(each.proposals) - PROPOSALS_SHOWN} more; --json writes all of them")
 
 
 def bias_table(diagnoses: Sequence[Diagnosis]) -> Table:
