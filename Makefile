@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed-$(STACK)
 # Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup run train eval loop test check base clean
+.PHONY: help setup run train eval loop test faults bench check base clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -48,10 +48,17 @@ loop: setup ## train on v1 and on v2, show side by side the bias and its fix (un
 test: setup ## every test
 	$(BIN)/python -m pytest
 
-check: setup ## lint, format, types
+faults: setup ## 200 kills at random moments over the commit path; the other fault injections run with the tests
+	$(BIN)/python -m tests.faults.kill_storm --kills 200
+
+bench: setup ## 2,000,000 rows through everything but the model: speed and memory
+	$(BIN)/python -m tests.bench.backlog
+
+check: setup ## lint, format, types, known vulnerabilities of the pinned packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	.ci/audit $(LOCK)
 
 base: setup ## build data/mini-base from scratch (under 40 minutes on two cores)
 	$(BIN)/pip install --quiet --no-deps -r .ci/base.lock

@@ -11,12 +11,12 @@ from pyarrow import fs
 
 from batch.errors import InputError, nearest
 from batch.files import Place, reason, shown
-from batch.reader import FAILURES, IdDigest, Int64s, ParquetSource, is_string, plain, row_bytes
+from batch.hashing import Int64s, repeated, text_hashes
+from batch.reader import FAILURES, MAX_EXPANSION, IdDigest, ParquetSource, is_string, plain, row_bytes
 
 MAX_ROWS = 500_000_000  # 8 bytes each are held while ids are checked
 MAX_BYTES = 1 << 40  # uncompressed, as declared and as read
-MAX_EXPANSION = 1000  # decoded strings over file size, once they pass FREE_BYTES
-FREE_BYTES = 1 << 30
+FREE_BYTES = 1 << 30  # decoded strings that are let through however small the file is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,17 @@ class Backlog:
             self._check_repeated(repeated)
         pa.default_memory_pool().release_unused()
         return digest.hexdigest()
+
+    def repeated_texts(self) -> Int64s:
+        """The :func:`text_hashes` of texts that are there more than once, sorted. Holds 8 bytes a row."""
+        hashes: Int64s = np.empty(self.rows, dtype=np.int64)
+        row = 0
+        for batch in self.batches(columns=[self.text_column]):
+            texts = plain(batch.column(0)).cast(pa.large_binary()).to_pylist()
+            hashes[row : row + len(texts)] = text_hashes(texts)
+            row += len(texts)
+        pa.default_memory_pool().release_unused()
+        return repeated(hashes)
 
     def texts(self, batch: pa.RecordBatch) -> tuple[list[str | None], set[int]]:
         """The batch's requests, and the offsets of those that are not valid UTF-8 (None in the list, like a null)."""

@@ -20,12 +20,12 @@ from typing import Any
 from batch.contract import Contract
 from batch.errors import AdapterError, nearest
 from batch.files import write_file
+from batch.lint import check_fits, lint, no_remote_code, read_json
 from batch.tokens import TOKENIZER_FILES, Renderer
 
 MANIFEST = "manifest.json"
 REQUIRED = ("adapter_model.safetensors", "adapter_config.json", "contract.json", "metrics.json", "calibration.json")
 FORBIDDEN_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py"}
-MAX_RANK = 512  # the largest that vLLM's `max_lora_rank` takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Bundle:
     def open(cls, path: str | Path) -> "Bundle":
         """Verify every file's digest, lint the adapter, compile the contract. Raises `AdapterError`."""
         path = Path(path)
-        manifest = _read_json(path / MANIFEST, "an adapter bundle (its manifest is written last: was training finished?)")
+        manifest = read_json(path / MANIFEST, "an adapter bundle (its manifest is written last: was training finished?)")
         digests = manifest.get("files")
         if not isinstance(digests, dict):
             raise AdapterError(f"{path}: {MANIFEST} has no list of files; train the adapter again")
@@ -63,6 +63,7 @@ class Bundle:
                 raise AdapterError(f"{path}: {name} is missing; copy the bundle again")
             if file_digest(path / name) != digest:
                 raise AdapterError(f"{path}: {name} differs from its sha256 in {MANIFEST}; copy the bundle again")
+        no_remote_code(path)
         rank = lint(path)
         contract = Contract.load(path / "contract.json")
         renderer = Renderer.load(path, contract)
@@ -85,28 +86,8 @@ class Bundle:
                 f"{folder} is not the base model that adapter {self.digest[:12]} was trained on; "
                 "train on this base, or name the right one with --base-model"
             )
+        check_fits(self.path, folder)
         return folder
-
-
-def lint(path: Path) -> int:
-    """Check that vLLM can serve the adapter in `path` as trained, and return its rank. Raises `AdapterError`."""
-    config = _read_json(path / "adapter_config.json", "a PEFT adapter")
-    refused = {
-        "peft_type": config.get("peft_type") != "LORA" and "is not LoRA",
-        "use_dora": config.get("use_dora") and "is DoRA, which vLLM does not serve",
-        "modules_to_save": config.get("modules_to_save") and "replaces whole modules, which vLLM ignores",
-        "bias": config.get("bias", "none") != "none" and "trains biases, which vLLM ignores",
-        "auto_map": config.get("auto_map") and "names remote code, which is never run",
-        "r": not (type(rank := config.get("r")) is int and 0 < rank <= MAX_RANK) and f"is outside 1 to {MAX_RANK}",
-    }
-    for key, problem in refused.items():
-        if problem:
-            raise AdapterError(f"{path}: adapter_config.json: {key} {problem}; train a plain LoRA adapter")
-    modules = config.get("target_modules") or []
-    names = _tensor_names(path / "adapter_model.safetensors")
-    if isinstance(modules, list) and (dead := sorted(m for m in modules if not any(f".{m}." in name for name in names))):
-        raise AdapterError(f"{path}: target module {dead[0]!r} has no weights in adapter_model.safetensors; train again")
-    return int(config["r"])
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> str:
@@ -158,9 +139,8 @@ def resolve_base(ref: str, revision: str | None = None, near: Path | None = None
 
 
 def _checked_base(folder: Path) -> Path:
-    config = _read_json(folder / "config.json", "a model folder")
-    if "auto_map" in config:
-        raise AdapterError(f"{folder}: config.json names remote code (auto_map), which is never run; use a standard architecture")
+    read_json(folder / "config.json", "a model folder")
+    no_remote_code(folder)
     if not any(folder.glob("*.safetensors")):
         raise AdapterError(f"{folder}: holds no safetensors; convert the weights, other formats are never loaded")
     return folder
@@ -228,27 +208,3 @@ class Registry:
 
     def _homes(self) -> Sequence[Path]:
         return sorted(p for p in self.root.glob("*") if re.fullmatch(r"[0-9a-f]{64}", p.name))
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"{path.parent} is not {what}: it has no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path}: cannot be read: {error}; copy the folder again") from error
-    if not isinstance(content, dict):
-        raise AdapterError(f"{path}: is not a JSON object; copy the folder again")
-    return content
-
-
-def _tensor_names(path: Path) -> set[str]:
-    """Names in a safetensors header: eight bytes of length, then JSON (the format's specification)."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= min(100_000_000, path.stat().st_size - 8):
-                raise ValueError("the header's length is impossible")
-            return set(json.loads(file.read(length)))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path}: is not a safetensors file: {error}; copy the bundle again") from error

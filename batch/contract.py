@@ -154,7 +154,11 @@ class Contract:
 
     def violations(self, answer: Mapping[str, Any], request: str) -> list[str]:
         """Names of the contract's rules that `answer` to `request` breaks, in contract order."""
-        return [rule.name for rule in self.rules if not rule.holds(answer, request)]
+        return [rule.name for rule in self.rules_for(answer) if not rule.allows(answer, request)]
+
+    def rules_for(self, answer: Mapping[str, Any]) -> tuple[Rule, ...]:
+        """The rules that speak of answers like this one, whatever the request."""
+        return tuple(rule for rule in self.rules if rule.applies(answer))
 
     @property
     def facts(self) -> Mapping[str, tuple[Any, ...]]:

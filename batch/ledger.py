@@ -3,46 +3,35 @@
     WORK_DIR/lock                          held while the run lives; the kernel frees it when the run dies
     WORK_DIR/job.json                      the facts that must not change between a run and its resumption
     WORK_DIR/shards/00000000-<sha>.parquet rows in input order, each shard named by the sha256 of its bytes
+    WORK_DIR/answers/                      answers to texts that the input repeats
 
 A shard counts if its bytes still have the digest in its name and all before it count. What does not is done again.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch.errors import InputError, OutputLockedError
+from batch.errors import InputError
 from batch.files import Place, storage_error, write_file
+from batch.lock import Lock
 from batch.manifest import finished
 from batch.table import encode_shard
 
 JOB = "job.json"
 RETRY_OF = "retry_of"  # fact of a job that retries errors: sha256 of the output that they are in
-LOCK_PATIENCE = 1.0  # seconds: a run that ends just now lets go within them
-_held: set[int] = set()  # descriptors of locks
-
-
-def _let_go() -> None:
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)  # or a forked child would hold its parent's lock beyond the parent's death
 
 
 class Ledger:
     """The finished part of a run. Build it with :meth:`open`; use it as a context manager, or close it."""
 
-    def __init__(self, work_dir: Path, lock: int) -> None:
+    def __init__(self, work_dir: Path, lock: Lock) -> None:
         self.work_dir = work_dir
         self.shards: list[Path] = []
         self.done_rows = 0
@@ -58,7 +47,7 @@ class Ledger:
         """
         work_dir = Path(work_dir)
         try:
-            ledger = cls(work_dir, _lock(work_dir))
+            ledger = cls(work_dir, Lock.take(work_dir / "lock", str(work_dir)))
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(f"cannot work in {work_dir}: {error.strerror}; choose another --work-dir") from error
         except OSError as error:
@@ -93,15 +82,18 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the lock; what is finished stays."""
-        if self._lock in _held:
-            _held.discard(self._lock)
-            os.close(self._lock)
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def answers(self) -> Path:
+        """Folder for answers that the run asks for again; it goes with the job."""
+        return self.work_dir / "answers"
 
     @property
     def _folder(self) -> Path:
@@ -144,8 +136,9 @@ class Ledger:
         """Forget the job first: without job.json, shards are leftovers."""
         self._job.unlink(missing_ok=True)
         Place.of(self._job).sync_folder()
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._folder)
+        for folder in (self._folder, self.answers):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
         self.shards, self.done_rows = [], 0
 
 
@@ -162,35 +155,6 @@ def live_facts(work_dir: Path) -> dict[str, Any] | None:
 
 def _digest(data: bytes | pa.Buffer) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _lock(work_dir: Path) -> int:
-    """Descriptor of the work directory's lock; its file holds the process id of the holder."""
-    path = work_dir / "lock"
-    deadline = time.monotonic() + LOCK_PATIENCE
-    while True:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:
-            continue  # a run that finished took the directory away just now
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.truncate(descriptor, 0)
-                os.write(descriptor, str(os.getpid()).encode())
-                _held.add(descriptor)
-                return descriptor
-        except FileNotFoundError:
-            pass  # locked, but finish() had removed the file: lock the one that takes its place
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                holder = os.read(descriptor, 20).decode(errors="replace")
-                os.close(descriptor)
-                message = f"another run (process {holder}) works in {work_dir}; wait for it to end"
-                raise OutputLockedError(message) from error
-            time.sleep(0.05)
-        os.close(descriptor)
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ bytes that they turned out to hold.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,11 +18,14 @@ import pyarrow.parquet as pq
 
 from batch.errors import InputError, StorageError
 from batch.files import Place, reason
+from batch.hashing import Int64s
 
 BATCH_BYTES = 16 << 20  # strings in one batch, decoded
 ROW_BYTES = 16 << 20  # strings in one row: more is refused
+LIST_BYTES = 256 << 20  # values of one list column in one row group, decoded, unless the file holds them
+MAX_EXPANSION = 1000  # decoded bytes over those in the file, beyond which it is a bomb
+WIDTH = 8  # bytes of a number, at least
 LOCAL_BUFFER, REMOTE_BUFFER = 1 << 16, 1 << 22  # read ahead, a column: bounds memory against a wide row group
-Int64s = np.ndarray[Any, np.dtype[np.int64]]
 FAILURES = (pa.ArrowException, OSError, MemoryError, ValueError, KeyError, TypeError, OverflowError)
 
 
@@ -82,17 +86,16 @@ class ParquetSource:
         the store failed.
         """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        strings = [field.name for field in schema if is_stringlike(field.type)]
         try:
             file = _open(self.place)
-            coded = _open(self.place, read_dictionary=strings, metadata=file.metadata)
+            coded = _open(self.place, read_dictionary=_text_leaves(file), metadata=file.metadata)
         except FAILURES as error:
             raise self._damaged(0, error) from error
         first_row = 0
         for group, rows in enumerate(self.row_groups):
             if start_row < first_row + rows:
                 try:
-                    safe = min(size, _safe_size(coded, group, strings))
+                    safe = min(size, self._safe_size(coded, group, schema.names))
                     # Threads would hold whole row groups, and one core is the engine's.
                     stream = file.iter_batches(safe, row_groups=[group], columns=schema.names, use_threads=False)
                 except FAILURES as error:
@@ -124,6 +127,28 @@ class ParquetSource:
         if row != self.row_groups[group]:
             raise self._damaged(group, ValueError(f"{row} rows where its footer has {self.row_groups[group]}"))
 
+    def _safe_size(self, file: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
+        """Rows of the row group that may be decoded at once. `file` reads texts as dictionaries, unexpanded.
+
+        Raises `InputError` where a list's values, however few bytes code them, would not fit at all.
+        """
+        meta = file.metadata.row_group(group)
+        largest = 1.0  # bytes a row, of the columns' means
+        for column in map(meta.column, range(meta.num_columns)):
+            top, _, inner = column.path_in_schema.partition(".")
+            if top not in names and column.path_in_schema not in names:
+                continue
+            width = max(WIDTH, column.total_uncompressed_size / max(1, column.num_values))
+            most = max(LIST_BYTES, MAX_EXPANSION * column.total_compressed_size) if inner else math.inf
+            for refine in (False, True):
+                if refine and column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
+                    width = max(width, _longest(file, group, column.path_in_schema))
+                if width * column.num_values > most:
+                    what = f"column {top!r} of row group {group} expands to more than {int(most) >> 20} MiB"
+                    raise InputError(f"{self.place.name}: {what}; split or shorten it")
+            largest = max(largest, width * column.num_values / max(1, meta.num_rows))
+        return max(1, int(BATCH_BYTES / largest))
+
     def _damaged(self, group: int, error: BaseException) -> InputError | StorageError:
         where = f"{self.place.name}: cannot read row group {group}: {reason(error)}"
         failed_store = isinstance(error, OSError) and (error.errno or not self.place.local) and "CRC" not in str(error)
@@ -132,17 +157,26 @@ class ParquetSource:
         return InputError(f"{where}; write the file again")
 
 
-def _safe_size(file: pq.ParquetFile, group: int, strings: Sequence[str]) -> int:
-    """Rows of the row group that may be decoded at once. `file` reads `strings` as dictionaries, unexpanded."""
-    meta = file.metadata.row_group(group)
-    columns = [meta.column(index) for index in range(meta.num_columns)]
-    longest = max((column.total_uncompressed_size for column in columns), default=0) / max(1, meta.num_rows)
-    coded = [column.path_in_schema for column in columns if column.has_dictionary_page]
-    for name in set(coded) & set(strings):
-        head = next(file.iter_batches(1, row_groups=[group], columns=[name], use_threads=False), None)
-        if head is not None and len(values := head.column(0).dictionary):
-            longest = max(longest, pc.max(pc.binary_length(values)).as_py() or 0)
-    return max(1, int(BATCH_BYTES / max(longest, 1)))
+def _text_leaves(file: pq.ParquetFile) -> list[str]:
+    """Paths of the columns, nested ones too, whose values have a length of their own."""
+    leaves = map(file.schema.column, range(len(file.schema)))
+    return [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+
+
+def _longest(file: pq.ParquetFile, group: int, path: str) -> int:
+    """Bytes of the longest value in a text column's dictionary, which a million rows may repeat."""
+    head = next(file.iter_batches(1, row_groups=[group], columns=[path], use_threads=False), None)
+    array = None if head is None else head.column(0)
+    while array is not None and not pa.types.is_dictionary(array.type):
+        if pa.types.is_map(array.type):
+            array = array.keys if ".key" in path else array.items
+        elif pa.types.is_struct(array.type):
+            array = array.field(0) if array.type.num_fields else None
+        elif pa.types.is_nested(array.type):
+            array = array.values
+        else:
+            array = None
+    return (pc.max(pc.binary_length(array.dictionary)).as_py() or 0) if array is not None else 0
 
 
 def _as_read(kind: pa.DataType) -> pa.DataType:

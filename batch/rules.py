@@ -51,9 +51,14 @@ class Rule:
             raise ContractError(f"{where}: mentions holds a blank text, which every request mentions")
         return cls(entry["name"], dict(when), {name: tuple(values) for name, values in allow.items()}, words)
 
+    def applies(self, answer: Mapping[str, Any]) -> bool:
+        return all(answer[name] == value for name, value in self.when.items())
+
     def holds(self, answer: Mapping[str, Any], request: str) -> bool:
-        if any(answer[name] != value for name, value in self.when.items()):
-            return True
+        return not self.applies(answer) or self.allows(answer, request)
+
+    def allows(self, answer: Mapping[str, Any], request: str) -> bool:
+        """Whether an answer that the rule applies to keeps it."""
         if self.mentions:
             return self.mentioned(request)
         return all(answer[name] in values for name, values in self.allow.items())

@@ -3,26 +3,28 @@
 check everything cheap → start the engine → read, route, commit shards → assemble, prove, manifest
 """
 
-import contextlib
 import dataclasses
-import signal
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from batch import __version__, drift
 from batch.bundle import Bundle, Registry
+from batch.cache import known_answers
 from batch.engine import AdapterSpec, EngineSpec, adapter_spec
-from batch.engine.process import EngineProcess
-from batch.errors import BatchRouteError, InputError
+from batch.engine.process import PATIENCE
+from batch.engine.supervisor import Supervisor
+from batch.errors import InputError
 from batch.events import emit
 from batch.files import Place, check_writable
+from batch.interrupt import signals_raise
 from batch.ledger import RETRY_OF, Ledger
+from batch.lock import lock_output
 from batch.manifest import Proof, finished, write_manifest
 from batch.reader import IdDigest
 from batch.retry import Retry
@@ -33,15 +35,8 @@ from batch.table import Backlog, assemble, output_columns, output_schema
 FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
 WINDOW = 4  # requests with the engine at most, in multiples of what it runs at once: it never waits for more
 SHARD_ROWS = 16_384  # a shard is committed after so many rows or
+SHARD_BYTES = 64 << 20  # so many bytes of input or
 SHARD_SECONDS = 10.0  # so many seconds, whichever comes first: what a stop can cost
-
-
-class Interrupted(BatchRouteError):
-    """SIGINT or SIGTERM: what is done is kept, the exit code is 128 + the signal's number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__("interrupted; run again to resume")
-        self.exit_code = 128 + number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +55,9 @@ class Options:
     retry_errors: bool = False
     fresh: bool = False
     work_dir: Path | None = None
+    cache: Path | None = None
+    cache_max: int = 1 << 30  # bytes
+    engine_timeout: float = PATIENCE  # seconds
     engine: Literal["vllm", "replay"] = "vllm"
     max_num_seqs: int | None = None
     dtype: str | None = None
@@ -128,7 +126,11 @@ def run(options: Options, progress: Progress | None = None, summary: Summary | N
     `summary` is filled in as the run goes on, so that who gave it knows of a failed run as well.
     """
     started = time.monotonic()
-    summary = summary or Summary()
+    with lock_output(options.output), signals_raise():
+        return _run(options, progress, summary or Summary(), started)
+
+
+def _run(options: Options, progress: Progress | None, summary: Summary, started: float) -> Summary:
     job = check(options)
     emit("checked", rows=job.rows, input=job.backlog.source, adapter=job.bundle.digest, base=job.bundle.base["ref"])
     work_dir = options.work_dir or _hidden_beside(options.output)
@@ -146,7 +148,7 @@ def run(options: Options, progress: Progress | None = None, summary: Summary | N
         summary.resumed_rows, summary.retry = ledger.done_rows, job.retry is not None
         try:
             if ledger.done_rows < job.rows:
-                with _signals_raise(), start_engine(job) as engine:
+                with start_engine(job) as engine:
                     _route(job, ledger, engine, summary, progress, started)
         finally:
             summary.tally = sum((shard_tally(shard) for shard in ledger.shards), Tally())
@@ -165,10 +167,10 @@ def _hidden_beside(output: str) -> Path:
     return path.with_name(f".{path.name}.work")
 
 
-def start_engine(job: Job) -> EngineProcess:
+def start_engine(job: Job) -> Supervisor:
     """Start the engine's process and return at once; it loads while the parent goes on."""
     options, renderer = job.options, job.bundle.renderer
-    return EngineProcess(
+    return Supervisor(
         EngineSpec(
             kind=options.engine,
             base=str(job.base),
@@ -178,7 +180,8 @@ def start_engine(job: Job) -> EngineProcess:
             max_num_seqs=options.max_num_seqs,
             dtype=options.dtype,
             threads=options.threads,
-        )
+        ),
+        options.engine_timeout,
     )
 
 
@@ -186,8 +189,9 @@ def spec_of(bundle: Bundle) -> AdapterSpec:
     return adapter_spec(bundle.digest, str(bundle.path), bundle.contract, bundle.renderer)
 
 
-def _route(job: Job, ledger: Ledger, engine: EngineProcess, summary: Summary, progress: Progress | None, started: float) -> None:
+def _route(job: Job, ledger: Ledger, engine: Supervisor, summary: Summary, progress: Progress | None, started: float) -> None:
     adapter = spec_of(job.bundle)
+    repeated = job.backlog.repeated_texts()  # while the engine starts
     canary = engine.load(adapter)
     summary.engine = {**engine.facts, "canary": canary}
     emit("engine ready", **engine.facts)
@@ -200,9 +204,6 @@ def _route(job: Job, ledger: Ledger, engine: EngineProcess, summary: Summary, pr
         if progress:
             progress(counts, job.retry.rows if job.retry else job.rows - summary.resumed_rows)
 
-    window = WINDOW * engine.facts["max_num_seqs"]
-    router = Router(engine, adapter, job.bundle.contract, job.bundle.renderer, window, on_progress)
-    summary.counts = router.counts
     inputs: deque[pa.RecordBatch] = deque()  # read ahead of the engine, waiting for their scores
 
     def texts() -> Iterator[Sequence[Any]]:
@@ -211,13 +212,19 @@ def _route(job: Job, ledger: Ledger, engine: EngineProcess, summary: Summary, pr
             values, invalid = job.backlog.texts(job.retry.again(batch) if job.retry else batch)
             yield [INVALID_UTF8 if i in invalid else text for i, text in enumerate(values)] if invalid else values
 
-    shard = _Shard(job, ledger)
-    try:
-        for rows in router.route(texts()):
-            shard.add(inputs.popleft(), rows)
-    finally:
-        shard.commit()  # also when interrupted: what is done is kept
-        summary.routing_seconds = time.monotonic() - begun
+    facts = {"version": __version__, "base": job.facts["base"], **engine.facts}
+    with known_answers(facts, ledger.answers, repeated, job.options.cache, job.options.cache_max) as known:
+        window = WINDOW * engine.facts["max_num_seqs"]
+        router = Router(engine, adapter, job.bundle.contract, job.bundle.renderer, window, on_progress, known)
+        summary.counts = router.counts
+        shard = _Shard(job, ledger)
+        try:
+            for rows in router.route(texts()):
+                shard.add(inputs.popleft(), rows)
+        finally:
+            shard.commit()  # also when interrupted: what is done is kept
+            summary.engine["restarts"] = engine.restarts
+            summary.routing_seconds = time.monotonic() - begun
 
 
 class _Shard:
@@ -234,8 +241,8 @@ class _Shard:
         else:
             self._batches.append(_output_batch(self._job, batch, rows))
         self._violations.update(name for row in rows for name in row.violations)
-        self._rows += batch.num_rows
-        if self._rows >= SHARD_ROWS or time.monotonic() - self._since > SHARD_SECONDS:
+        self._rows, self._bytes = self._rows + batch.num_rows, self._bytes + batch.nbytes
+        if self._rows >= SHARD_ROWS or self._bytes >= SHARD_BYTES or time.monotonic() - self._since > SHARD_SECONDS:
             self.commit()
 
     def commit(self) -> None:
@@ -249,7 +256,7 @@ class _Shard:
     def _clear(self) -> None:
         self._batches: list[pa.RecordBatch] = []
         self._violations: Counter[str] = Counter()
-        self._rows, self._since = 0, time.monotonic()
+        self._rows, self._bytes, self._since = 0, 0, time.monotonic()
 
 
 def read_batches(job: Job, start: int) -> Iterator[pa.RecordBatch]:
@@ -267,7 +274,7 @@ def _output_batch(job: Job, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) ->
     contract = job.bundle.contract
     answers = [row.answer or {} for row in rows]
     scores = [row.scores or {} for row in rows]
-    products = [_product(row.scores) for row in rows]
+    products = [math.prod(row.scores.values()) if row.scores else None for row in rows]
     columns = [[answer.get(field.name) for answer in answers] for field in contract.fields]
     columns += [[score.get(field.name) for score in scores] for field in contract.scored_fields]
     columns += [products, ["error" if row.error_code else "ok" for row in rows]]
@@ -275,15 +282,6 @@ def _output_batch(job: Job, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) ->
     added = list(job.schema)[batch.num_columns :]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, added, strict=True)]
     return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=job.schema)
-
-
-def _product(scores: dict[str, float] | None) -> float | None:
-    if scores is None:
-        return None
-    product = 1.0
-    for score in scores.values():
-        product *= score
-    return product
 
 
 def _assemble(job: Job, ledger: Ledger) -> Proof:
@@ -295,22 +293,3 @@ def _assemble(job: Job, ledger: Ledger) -> Proof:
         "batch_route.engine": job.options.engine,
     }
     return assemble(ledger.shards, job.options.output, job.schema, metadata, job.options.id_column, (job.rows, job.id_digest))
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Interrupted`, so that the finished rows are committed on the way out."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C must not cut the last commit
-        raise Interrupted(number)
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in previous:
-            signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

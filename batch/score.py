@@ -18,20 +18,29 @@ def field_scores(
     `spans` are byte spans ``(start, end)`` in the answer, in order and apart (:meth:`Contract.parse` gives them). A
     token counts for the span that it overlaps, so one that closes a label and begins what follows counts as well.
     """
-    scores = {}
+    return span_scores(token_spans(renderer, token_ids, spans), logprobs)
+
+
+def token_spans(renderer: Renderer, token_ids: Sequence[int], spans: Mapping[str, tuple[int, int]]) -> dict[str, slice]:
+    """The tokens of each field's value: what of its score depends on the answer alone."""
+    found: dict[str, slice] = {}
     remaining = iter(spans.items())
     name, (start, end) = next(remaining)
-    position, total = 0, 0.0
-    for token_id, logprob in zip(token_ids, logprobs, strict=True):
-        begin = position
+    position, first = 0, None
+    for index, token_id in enumerate(token_ids):
         position += len(renderer.token_bytes(token_id))
-        if position > start and begin < end:
-            total += logprob
+        if first is None and position > start:
+            first = index
         while position >= end:  # more than once where one token holds several values
-            scores[name] = math.exp(min(total, 0.0))
+            found[name] = slice(first, index + 1)
             following = next(remaining, None)
             if following is None:
-                return scores
+                return found
             name, (start, end) = following
-            total = logprob if position > start else 0.0
+            first = index if position > start else None
     raise ValueError("the answer's tokens end before its last field")
+
+
+def span_scores(spans: Mapping[str, slice], logprobs: Sequence[float]) -> dict[str, float]:
+    """exp of the sum of each span's log-probabilities; rounding never makes more than 1."""
+    return {name: math.exp(min(sum(logprobs[span]), 0.0)) for name, span in spans.items()}

@@ -151,6 +151,9 @@ class Summary:
             "mean_score": self.tally.mean_score,
             "resumed_rows": self.resumed_rows,
             "retried_rows": self.counts.rows if self.retry else 0,
+            "inferred": self.counts.inferred,
+            "deduplicated": self.counts.deduplicated,
+            "cached": self.counts.cached,
             "rows_per_second": self.rows_per_second,
             "prefix_cache_hit_rate": self.counts.cache_hit_rate,
             "prompt_tokens": self.counts.prompt_tokens,
@@ -194,6 +197,9 @@ def show(summary: Summary, output: str, console: Console) -> None:
             table.add_row("resumed", "rows of an earlier run", str(summary.resumed_rows))
         if summary.retry:
             table.add_row("retried", "rows that were errors", str(summary.counts.rows))
+        if summary.counts.deduplicated or summary.counts.cached:
+            table.add_row("not asked again", "texts repeated in this run", str(summary.counts.deduplicated))
+            table.add_row("", "known from the cache", str(summary.counts.cached))
         if summary.rows_per_second:
             table.add_row("speed", "rows/s", f"{summary.rows_per_second:.1f}")
             table.add_row("prefix cache", "hit rate", f"{summary.counts.cache_hit_rate:.1%}")

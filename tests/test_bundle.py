@@ -161,6 +161,12 @@ def test_a_broken_manifest_is_refused(folder: Path, content: bytes) -> None:
         ({"r": None}, "r is outside"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map names remote code"),
         ({"target_modules": [*MODULES, "k_proj"]}, "target module 'k_proj' has no weights"),
+        ({"r": 8}, "is of shape [4, 4], not of rank 8"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights changes the base"),
+        ({"lora_bias": True}, "lora_bias trains biases"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices trains embeddings"),
+        ({"target_parameters": ["x"]}, "target_parameters trains bare parameters"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication repeats layers"),
     ],
 )
 def test_what_vllm_would_ignore_or_refuse_is_refused(folder: Path, tiny_base: Path, change: dict[str, Any], message: str) -> None:
@@ -185,6 +191,26 @@ def test_another_base_is_refused(folder: Path, tiny_base: Path, tmp_path: Path) 
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
     with pytest.raises(AdapterError, match=rf"other is not the base model that adapter {bundle.digest[:12]} was trained on"):
         bundle.resolve_base(str(other))
+
+
+def test_modules_that_the_base_does_not_have_are_refused(tmp_path: Path, tiny_base: Path, contract: Contract) -> None:
+    """vLLM loads such an adapter and leaves the base as it was. Checked against a `resolve_base` without `check_fits`."""
+    folder = unsealed(tmp_path / "bundle", tiny_base, contract)
+    names = [f"base_model.model.transformer.h.0.attn.{module}.lora_{side}.weight" for module in MODULES for side in "AB"]
+    save_file({name: np.ones((4, 4), dtype=np.float32) for name in names}, folder / "adapter_model.safetensors")
+    write_manifest(folder, facts(tiny_base))
+    with pytest.raises(AdapterError, match=r"its module transformer\.h\.0\.attn\.q_proj is not in the base model .*; it was trained on"):
+        Bundle.open(folder).resolve_base()
+
+
+def test_a_tokenizer_with_remote_code_is_refused(folder: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """Checked against a `no_remote_code` that reads config.json alone."""
+    for where in (folder, shutil.copytree(tiny_base, tmp_path / "base")):
+        edited(where / "tokenizer_config.json", lambda config: config.update(auto_map={"AutoTokenizer": ["x.Y", None]}))
+    write_manifest(folder, facts(tiny_base))
+    assert "tokenizer_config.json names remote code" in refusal(folder)
+    with pytest.raises(AdapterError, match=r"tokenizer_config\.json names remote code"):
+        resolve_base(str(tmp_path / "base"))
 
 
 def test_a_base_with_remote_code_or_without_safetensors_is_refused(tiny_base: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from batch import run
 from batch.bundle import Bundle
+from batch.interrupt import Interrupted
 from batch.ledger import Ledger
 from batch.router import ERROR_MESSAGES, TEXT_ERRORS
 from batch.table import WRITING
@@ -131,9 +132,9 @@ def test_a_stopped_retry_resumes(tiny_bundle: Bundle, job: tuple[Path, Path], mo
     def stop(counts: object, total: int) -> None:
         assert total == 593
         if counts.rows > 300:  # type: ignore[attr-defined]
-            raise run.Interrupted(15)
+            raise Interrupted(15)
 
-    with pytest.raises(run.Interrupted):
+    with pytest.raises(Interrupted):
         run.run(options, stop)
     assert (output.read_bytes(), manifest_of(output)) == broken
     summary = run.run(options)

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from batch import run
 from batch.bundle import Bundle
 from batch.cli import main
+from batch.interrupt import Interrupted
 from batch.router import Counts
 from batch.table import output_columns
 
@@ -114,9 +115,9 @@ def test_interrupted_run_resumes_to_the_same_bytes(tiny_bundle: Bundle, tmp_path
 
     def stop(counts: Counts, total: int) -> None:
         if counts.rows > 300:
-            raise run.Interrupted(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM)
 
-    with pytest.raises(run.Interrupted) as interrupted:
+    with pytest.raises(Interrupted) as interrupted:
         run.run(options, stop)
     assert interrupted.value.exit_code == 143 and not output.exists()
     summary = run.run(options)
@@ -128,9 +129,9 @@ def test_changed_options_against_an_unfinished_run_are_refused(tiny_bundle: Bund
     source, output = backlog(tmp_path / "in.parquet"), tmp_path / "out.parquet"
 
     def stop(counts: object, total: int) -> None:
-        raise run.Interrupted(signal.SIGINT)
+        raise Interrupted(signal.SIGINT)
 
-    with pytest.raises(run.Interrupted):
+    with pytest.raises(Interrupted):
         run.run(run.Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"), stop)
     result = route(tiny_bundle, source, output, "--limit", "5")
     assert result.exit_code == 2 and "limit" in result.output and "--fresh" in result.output

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import queue
 import signal
+import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -20,15 +22,18 @@ from batch.errors import AdapterError, EngineError
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STOP_SECONDS = 5
+PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
+LAST_LINES = 3  # of a dead engine's log, in its error
 
 
 class EngineProcess:
     """Starts an engine at once and talks to it. Nothing blocks until :meth:`load` or :meth:`poll`.
 
-    Any call raises `EngineError` with the engine's last lines once its process has died.
+    Any call raises `EngineError`: with the engine's last lines once its process has died, or when the engine has
+    shown no sign of life for `patience` seconds.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, patience: float = PATIENCE) -> None:
         # spawn, not fork: the parent has threads (Arrow's, the tokenizer's) and a forked CUDA context would be broken.
         context = multiprocessing.get_context("spawn")
         self._conn, child = context.Pipe()
@@ -38,8 +43,9 @@ class EngineProcess:
         self._process = context.Process(target=_serve, args=(child, spec, name, os.getpid()), name="engine", daemon=True)
         self._process.start()
         child.close()
+        _bound(self._conn, patience)
         self._buffer: list[Completion] = []
-        self.spec = spec
+        self._patience = patience
         self.facts: dict[str, Any] = {}
 
     @property
@@ -50,6 +56,8 @@ class EngineProcess:
         """Hot-load an adapter: no restart. Returns what its canary showed. Raises `AdapterError` if it does not act."""
         self._send(("load", adapter))
         while True:
+            if not self._wait(self._patience):
+                raise self._hung()
             kind, value = self._receive()
             if kind == "loaded":
                 return value  # type: ignore[no-any-return]
@@ -61,24 +69,40 @@ class EngineProcess:
         """Queue requests ``(key, ids of the request text)`` for a loaded adapter."""
         self._send(("work", (adapter, list(work))))
 
-    def poll(self, timeout: float) -> list[Completion]:
-        """The completions that have arrived, waiting up to `timeout` seconds for the first."""
-        deadline = time.monotonic() + timeout
-        while not self._buffer and self._wait(max(0.0, deadline - time.monotonic())):
-            self._note(*self._receive())
-        while self._wait(0):
-            self._note(*self._receive())
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """The completions that have arrived, waiting for the first, at most `timeout` seconds.
+
+        Without a `timeout` there is one at least; an engine that makes none within its patience is an `EngineError`.
+        """
+        deadline = time.monotonic() + (self._patience if timeout is None else timeout)
+        try:
+            while not self._buffer and self._wait(max(0.0, deadline - time.monotonic())):
+                self._note(*self._receive())
+            while self._wait(0):
+                self._note(*self._receive())
+        except EngineError:
+            if not self._buffer:  # what it finished before it died counts; the next call tells of the death again
+                raise
+        if not self._buffer and timeout is None:
+            raise self._hung()
         done, self._buffer = self._buffer, []
         return done
 
     def close(self) -> None:
         """End the process, at once if it does not end by itself, and remove its log."""
+        if self._conn.closed:
+            return
+        _bound(self._conn, STOP_SECONDS)
         with contextlib.suppress(OSError):
             self._conn.send(("stop", None))
         self._process.join(STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process whatever it does, and remove its log."""
         if self._process.is_alive():
             self._process.kill()
-            self._process.join()
+            self._process.join(STOP_SECONDS)
         self._conn.close()
         self._log.unlink(missing_ok=True)
 
@@ -105,30 +129,43 @@ class EngineProcess:
     def _send(self, message: tuple[str, Any]) -> None:
         try:
             self._conn.send(message)
+        except BlockingIOError as error:
+            raise self._hung() from error
         except OSError as error:
             raise self._death() from error
 
     def _receive(self) -> tuple[str, Any]:
         try:
             return self._conn.recv()  # type: ignore[no-any-return]
+        except BlockingIOError as error:
+            raise self._hung() from error
         except (EOFError, OSError) as error:
             raise self._death() from error
+
+    def _hung(self) -> EngineError:
+        return EngineError(f"the engine has shown no progress for {self._patience:g} seconds; run again to resume")
 
     def _death(self) -> EngineError:
         # What it said before it died, if anything, is worth more than its exit code.
         with contextlib.suppress(EOFError, OSError):
             while self._conn.poll(0):
-                kind, value = self._conn.recv()
-                if kind == "failed":
-                    return EngineError(value)
+                self._note(*self._conn.recv())  # raises what it said, if it could
         self._process.join(STOP_SECONDS)
         code = self._process.exitcode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         with contextlib.suppress(OSError):
-            lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+            lines = [line.strip()[:200] for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
             if lines:
-                how += f"; its last line: {lines[-1][:300]}"
+                how += f"; its last lines: {' / '.join(lines[-LAST_LINES:])}"
         return EngineError(f"the engine process died ({how}); run again to resume")
+
+
+def _bound(conn: Connection, seconds: float) -> None:
+    """No read or write may block for longer: a stopped process neither takes what is sent nor ends what it began to say."""
+    with socket.socket(fileno=os.dup(conn.fileno())) as pipe:  # `Pipe` is a pair of sockets
+        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _serve(conn: Connection, spec: EngineSpec, log: str, parent: int) -> None:

@@ -1,11 +1,22 @@
-"""A stand-in engine for I/O and fault tests: a legal answer derived from the request's hash, at once."""
+"""A stand-in engine for I/O and fault tests: a legal answer derived from the request's hash, at once.
+
+It has the faults of a real one on demand: `$BATCH_ROUTE_REPLAY_FAULTS` names a JSON file with requests (lists of ids)
+that `kill` the process, `stop` it, or `fail` in Python, and `delay`, the seconds that a step takes.
+"""
 
 import hashlib
+import json
+import os
+import signal
+import time
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from batch.engine import AdapterSpec, Completion, EngineSpec
+
+FAULTS = "BATCH_ROUTE_REPLAY_FAULTS"
 
 
 class ReplayEngine:
@@ -16,6 +27,9 @@ class ReplayEngine:
         self._adapters: dict[str, AdapterSpec] = {}
         self._logprobs: dict[str, list[list[float]]] = {}
         self._done: list[Completion] = []
+        faults = json.loads(Path(os.environ[FAULTS]).read_text()) if FAULTS in os.environ else {}
+        self._delay = faults.pop("delay", 0.0)
+        self._faults = {tuple(ids): fault for fault, requests in faults.items() for ids in requests}
 
     @property
     def in_flight(self) -> int:
@@ -31,11 +45,23 @@ class ReplayEngine:
         return {}
 
     def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
+        if self._faults:
+            self._fail(self._faults.get(tuple(request_ids)))
         samples = self._adapters[adapter].samples
         digest = hashlib.blake2b(array("I", request_ids).tobytes(), digest_size=8).digest()
         choice = int.from_bytes(digest) % len(samples)
         self._done.append(Completion(key, samples[choice], self._logprobs[adapter][choice], "stop"))
 
     def step(self) -> list[Completion]:
+        time.sleep(self._delay)
         done, self._done = self._done, []
         return done
+
+    @staticmethod
+    def _fail(fault: str | None) -> None:
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif fault == "fail":
+            raise MemoryError("out of memory, as it were")

@@ -1,0 +1,152 @@
+"""An engine that outlives its process: restarted when it dies or hangs, and rid of the row that kills it.
+
+What was with the engine when it died is under suspicion and is asked again in halves, each alone, until the half that
+kills it is one row. Everything else, new work included, waits meanwhile. A half that survives is done; the rest is
+found in as many deaths as it takes to halve a window down to one row.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from batch.engine import AdapterSpec, Completion, EngineSpec
+from batch.engine.process import PATIENCE, EngineProcess
+from batch.errors import EngineError
+from batch.events import emit
+
+RESTARTS = 2  # in a row, without a row finished or found guilty in between
+Group = dict[int, tuple[str, Sequence[int]]]  # key → adapter and ids of the request
+
+
+class Supervisor:
+    """Speaks to an :class:`EngineProcess` as one speaks to it, and puts another in its place when it fails.
+
+    Raises `EngineError` where the first cannot start, and where restarts do not help.
+    """
+
+    def __init__(self, spec: EngineSpec, patience: float = PATIENCE) -> None:
+        self._spec, self._patience = spec, patience
+        self._engine = EngineProcess(spec, patience)
+        self._adapters: dict[str, AdapterSpec] = {}
+        self._running: Group = {}
+        self._suspects: list[Group] = []  # each to run alone
+        self._alone = False  # whether what runs is a suspect group, which new work must not join
+        self._waiting: Group = {}  # work that came while there were suspects
+        self._struck: set[int] = set()  # rows with which, alone, the engine died once
+        self._convicted: list[Completion] = []
+        self._deaths = 0  # since the last progress
+        self.restarts = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self._engine.facts
+
+    @property
+    def pid(self) -> int:
+        return self._engine.pid
+
+    def load(self, adapter: AdapterSpec) -> dict[str, Any]:
+        """See :meth:`EngineProcess.load`. An engine that has never started is not started again."""
+        while True:
+            try:
+                seen = self._engine.load(adapter)
+                self._adapters[adapter.name] = adapter
+                return seen
+            except EngineError as error:
+                if not self._adapters:
+                    raise
+                self._restart(error)
+
+    def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None:
+        self._waiting.update((key, (adapter, ids)) for key, ids in work)
+        self._feed()
+
+    def poll(self) -> list[Completion]:
+        """At least one completion. A row that kills the engine every time is completed with ``finish="error"``."""
+        while True:
+            if self._convicted:
+                done, self._convicted = self._convicted, []
+                return done
+            self._feed()
+            if not self._running:
+                continue  # it died while it was fed
+            try:
+                done = [each for each in self._engine.poll() if self._running.pop(each.key, None)]
+            except EngineError as error:
+                self._restart(error)
+                continue
+            if done:
+                self._deaths = 0
+                return done
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def __enter__(self) -> "Supervisor":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _feed(self) -> None:
+        """Hand over a suspect group if nothing else is with the engine, or all that waits if there is none."""
+        if self._running and (self._suspects or self._alone):
+            return
+        self._alone = bool(self._suspects)
+        if self._alone:
+            group = self._next_suspect()
+        else:
+            group, self._waiting = self._waiting, {}
+        self._running.update(group)
+        by_adapter: dict[str, list[tuple[int, Sequence[int]]]] = {}
+        for key, (adapter, ids) in group.items():
+            by_adapter.setdefault(adapter, []).append((key, ids))
+        try:
+            for adapter, work in by_adapter.items():
+                self._engine.submit(adapter, work)
+        except EngineError as error:
+            self._restart(error)
+
+    def _next_suspect(self) -> Group:
+        """The group that waited longest, so that halves of one group alternate with innocent ones.
+
+        Where one more death would end the run, a single row of the largest group: most likely the engine is sound
+        and the row is not guilty, which is progress.
+        """
+        if self._deaths == RESTARTS:
+            largest = max(self._suspects, key=len)
+            if len(largest) > 1:
+                key = next(iter(largest))
+                return {key: largest.pop(key)}
+        return self._suspects.pop(0)
+
+    def _restart(self, error: EngineError) -> None:
+        self._judge()
+        while True:
+            self._deaths += 1
+            self._engine.kill()
+            if self._deaths > RESTARTS:
+                raise EngineError(f"after {RESTARTS} restarts without progress, {error}") from error
+            self.restarts += 1
+            emit("engine restarted", logging.WARNING, why=str(error), restarts=self.restarts, suspects=sum(map(len, self._suspects)))
+            self._engine = EngineProcess(self._spec, self._patience)
+            try:
+                for adapter in self._adapters.values():
+                    self._engine.load(adapter)
+                return
+            except EngineError as again:
+                error = again
+
+    def _judge(self) -> None:
+        """Halve what was with the engine. A row with which, alone, it died twice is guilty: an accident is not."""
+        group, self._running = list(self._running.items()), {}
+        if len(group) == 1:
+            key = group[0][0]
+            if key in self._struck:
+                self._convicted.append(Completion(key, [], [], "error"))
+                emit("request quarantined", logging.WARNING, why="the engine died with it alone, twice")
+                self._deaths = 0
+                return
+            self._struck.add(key)
+        middle = (len(group) + 1) // 2
+        self._suspects += [dict(half) for half in (group[:middle], group[middle:]) if half]

@@ -1,0 +1,169 @@
+"""SIGKILL at random moments over the commit path: `python -m tests.faults.kill_storm --kills 200 --seed 1`.
+
+A job on the replay engine commits a shard every 256 rows. It is killed while it commits or while it assembles, at a
+moment drawn from a seeded generator, and run again, to be killed again, until it once gets through. After each kill the
+output must be absent, the old one or the complete one, and a manifest must speak of exactly the file beside it; what gets
+through must have the bytes of an uninterrupted run, so its ids and labels too. Shown to fail:
+with a `replacing` that copies instead of renaming (torn), and with an `assemble` that leaves the old manifest beside the
+new output.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+ROWS = 3000
+OLD = b"the output of another night"
+
+
+class Storm:
+    """One job in one folder. Everything that uses Arrow happens in forked children: a fork of its threads would hang."""
+
+    def __init__(self, folder: Path, adapter: str, rows: int = ROWS) -> None:
+        self.folder, self.adapter = folder, adapter
+        self.output = folder / "out.parquet"
+        self.manifest = folder / "out.parquet.manifest.json"
+        self.work = folder / ".out.parquet.work"
+        self.partial = folder / ".out.parquet.partial"
+        self._wait(self._fork(lambda: write_input(folder / "in.parquet", rows)))
+        self._before = 0
+        marks = []
+        pid = self._fork(self._run)
+        for stage in (self._committing, self._assembling):
+            while not stage():
+                time.sleep(0.0002)
+            marks.append(time.monotonic())
+        self._wait(pid)
+        self.spans = {self._committing: marks[1] - marks[0], self._assembling: time.monotonic() - marks[1]}
+        self.whole = digest(self.output.read_bytes())
+
+    def kill(self, chance: random.Random) -> str | None:
+        """Start or resume the job and kill it; the state it left, or None where it got through first."""
+        self._before = self._shards()
+        stage = chance.choice([self._committing, self._assembling])
+        delay = chance.uniform(0, self.spans[stage])
+        pid = self._fork(self._run)
+        while not stage():
+            if self._ended(pid):
+                return None
+            time.sleep(0.0002)
+        deadline = time.monotonic() + delay
+        while time.monotonic() < deadline:
+            time.sleep(0.0002)
+        os.kill(pid, signal.SIGKILL)
+        return None if self._ended(pid, block=True) else self.state()
+
+    def state(self) -> str:
+        """absent, old or complete; anything else is an error."""
+        found = digest(self.output.read_bytes()) if self.output.exists() else None
+        if self.manifest.exists():
+            told = json.loads(self.manifest.read_text())["output"]["sha256"]
+            assert told == found, "the manifest speaks of another file"
+        names = {None: "absent", digest(OLD): "old", self.whole: "complete"}
+        assert found in names, f"the output is torn: {self.output.stat().st_size} bytes"
+        return names[found]
+
+    def check_through(self) -> None:
+        assert self.state() == "complete", "the resumed run has other bytes"
+        assert self.manifest.exists() and not self.work.exists()
+
+    def reset(self, old: bool) -> None:
+        """Before the next job: no output, or that of another night with its manifest."""
+        self.manifest.unlink()
+        self.output.unlink()
+        if old:
+            self.output.write_bytes(OLD)
+            self.manifest.write_text(json.dumps({"job": {}, "output": {"sha256": digest(OLD)}}))
+
+    def _shards(self) -> int:
+        try:
+            return len(os.listdir(self.work / "shards"))
+        except OSError:
+            return 0
+
+    def _committing(self) -> bool:
+        return self._shards() > self._before
+
+    def _assembling(self) -> bool:
+        return self.partial.exists()
+
+    def _run(self) -> None:
+        from batch import run
+
+        run.SHARD_SECONDS = -1.0  # commit after each batch
+        run.run(run.Options(str(self.folder / "in.parquet"), str(self.output), adapter=self.adapter, engine="replay"))
+
+    @staticmethod
+    def _fork(act: Callable[[], object]) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            act()
+            os._exit(0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    @staticmethod
+    def _ended(pid: int, block: bool = False) -> bool:
+        """Whether the job ended well; an error of its own is one here."""
+        ended, status = os.waitpid(pid, 0 if block else os.WNOHANG)
+        if not ended or os.WIFSIGNALED(status):
+            return False
+        assert os.WEXITSTATUS(status) == 0, "the job failed by itself"
+        return True
+
+    def _wait(self, pid: int) -> None:
+        assert self._ended(pid, block=True)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_input(path: Path, rows: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [f"Request {row}: please build a dashboard of sales." if row % 97 else None for row in range(rows)]
+    pq.write_table(pa.table({"id": range(rows), "request": pa.array(texts, pa.string())}), path, row_group_size=1000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--adapter", default="champion")
+    options = parser.parse_args()
+    chance, states, through = random.Random(options.seed), Counter[str](), 0
+    with tempfile.TemporaryDirectory() as folder:
+        import batch.run  # noqa: F401  # once, for all that are forked
+
+        storm = Storm(Path(folder), options.adapter)
+        storm.reset(old=False)
+        while states.total() < options.kills:
+            state = storm.kill(chance)
+            if state:
+                states[state] += 1
+            else:
+                storm.check_through()
+                through += 1
+                storm.reset(old=through % 2 == 1)
+        while storm.kill(chance):
+            pass
+        storm.check_through()
+    print(f"{states.total()} kills: {dict(states)}; {through + 1} jobs got through, each with the bytes of an uninterrupted one")
+
+
+if __name__ == "__main__":
+    main()

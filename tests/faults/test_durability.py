@@ -1,0 +1,180 @@
+"""Killed, interrupted, out of space, or not alone: the output is absent, old or complete, and a rerun resumes.
+
+How each test was shown to fail is in its docstring: the named change was made, the test failed, the change was undone.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from batch import run
+from batch.bundle import Bundle
+from batch.errors import StorageError
+from batch.files import Place
+from batch.interrupt import Interrupted
+from batch.router import Counts
+from tests.conftest import ROOT
+from tests.test_run import alive, backlog
+
+
+def command(bundle: Bundle, source: Path, output: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "batch", str(source), str(output), "--adapter", str(bundle.path), "--engine", "replay", *more]
+
+
+def routed(line: Sequence[str], file_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run to the end; with `file_bytes` no file may grow beyond, as on a disk that is full."""
+
+    def limit() -> None:
+        if file_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, preexec_fn=limit)
+
+
+def test_a_storm_of_kills_tears_nothing(tiny_bundle: Bundle) -> None:
+    """`make faults` does 200. Fails as the script says."""
+    line = [sys.executable, "-m", "tests.faults.kill_storm", "--kills", "12", "--seed", "7", "--adapter", str(tiny_bundle.path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("12 kills")
+
+
+@pytest.mark.parametrize("where", ["the same", "another"])
+def test_the_second_run_on_an_output_is_refused(tiny_bundle: Bundle, tmp_path: Path, where: str) -> None:
+    """Exit 4 within 5 s, whatever the work directory; a dead holder's lock is free. Fails without `lock_output`."""
+    source, output = backlog(tmp_path / "in.parquet", rows=60_000), tmp_path / "out.parquet"
+    first = subprocess.Popen(command(tiny_bundle, source, output), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / ".out.parquet.work").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        started = time.monotonic()
+        more = ["--work-dir", str(tmp_path / "elsewhere")] if where == "another" else []
+        second = routed(command(tiny_bundle, source, output, *more))
+        assert second.returncode == 4 and f"process {first.pid}" in second.stderr
+        assert time.monotonic() - started < 5
+        first.send_signal(signal.SIGSTOP)  # it holds its lock even while it does nothing
+        assert routed(command(tiny_bundle, source, output, *more)).returncode == 4
+    finally:
+        first.kill()
+        first.wait()
+    assert routed(command(tiny_bundle, source, output)).returncode == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_keep_what_is_done(tiny_bundle: Bundle, tmp_path: Path, number: signal.Signals) -> None:
+    """More than the shards that were full is kept. Fails when only full shards are committed."""
+    source, output = backlog(tmp_path / "in.parquet", rows=30_000), tmp_path / "out.parquet"
+    options = run.Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay")
+
+    def send(counts: Counts, total: int) -> None:
+        if counts.rows > run.SHARD_ROWS + 6000:  # more than the router holds back
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match="run again to resume") as interrupted:
+        run.run(options, send)
+    assert interrupted.value.exit_code == 128 + number and not output.exists()
+    summary = run.run(options)
+    assert summary.resumed_rows > run.SHARD_ROWS
+    assert pq.read_table(output, columns=["id"]).equals(pq.read_table(source, columns=["id"]))
+
+
+def test_a_killed_parent_leaves_no_engine(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """It is stopped, and can notice nothing itself. Fails without PR_SET_PDEATHSIG."""
+    line = command(tiny_bundle, backlog(tmp_path / "in.parquet", rows=60_000), tmp_path / "out.parquet")
+    job = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list((tmp_path / ".out.parquet.work").glob("answers/*")):  # the engine has loaded
+        assert job.poll() is None
+        time.sleep(0.01)
+    children = list(map(int, Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()))
+    engines = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert engines
+    for pid in engines:
+        os.kill(pid, signal.SIGSTOP)
+    job.kill()
+    job.wait()
+    deadline = time.monotonic() + 5
+    while any(map(alive, engines)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    left = [pid for pid in engines if alive(pid)]
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+@pytest.mark.parametrize("where", ["at a shard", "at assembly"])
+def test_a_full_disk_is_exit_75_and_leaves_the_old_output(tiny_bundle: Bundle, tmp_path: Path, where: str) -> None:
+    """A limit on file size stands in for the full disk. Fails when EFBIG counts as an error like others."""
+    source, output = backlog(tmp_path / "in.parquet", rows=60_000), tmp_path / "out.parquet"
+    output.write_bytes(b"old")
+    limit = 20_000 if where == "at a shard" else 400_000
+    full = routed(command(tiny_bundle, source, output), file_bytes=limit)
+    assert full.returncode == 75, full.stderr
+    assert full.stderr.splitlines()[-1].startswith("Error: ") and "space" in full.stderr and "Traceback" not in full.stderr
+    assert output.read_bytes() == b"old" and not (tmp_path / "out.parquet.manifest.json").exists()
+    shards = list((tmp_path / ".out.parquet.work/shards").iterdir())
+    assert bool(shards) == (where == "at assembly")
+    done = routed(command(tiny_bundle, source, output))
+    assert done.returncode == 0 and pq.read_metadata(output).num_rows == 60_000
+    if shards:
+        assert "resumed" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount; the limit on file size above needs nobody")
+def test_a_really_full_disk(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """ENOSPC on a tmpfs of 300 kB, of which the probe and the lock still fit. Fails when ENOSPC counts as an error like others."""
+    source, disk = backlog(tmp_path / "in.parquet", rows=60_000), tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        full = routed(command(tiny_bundle, source, disk / "out.parquet"))
+        assert full.returncode == 75 and "space" in full.stderr and "Traceback" not in full.stderr, full.stderr
+        assert not (disk / "out.parquet").exists()
+        assert routed(["mount", "-o", "remount,size=30m", str(disk)]).returncode == 0
+        assert routed(command(tiny_bundle, source, disk / "out.parquet")).returncode == 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_rows_that_differ_from_the_input_are_never_an_output(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that lost a shard behind the run's back. Fails without the comparison in `assemble`."""
+    source, output = backlog(tmp_path / "in.parquet", rows=700), tmp_path / "out.parquet"
+    monkeypatch.setattr(run, "SHARD_SECONDS", -1.0)
+    honest = run.assemble
+    monkeypatch.setattr(run, "assemble", lambda shards, *rest: honest(shards[:-1], *rest))
+    with pytest.raises(StorageError, match="rows for 700") as wrong:
+        run.run(run.Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"))
+    assert wrong.value.exit_code == 75
+    assert not output.exists() and not Path(f"{output}.manifest.json").exists()
+
+
+def test_every_rename_is_synced_before_and_after(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File, rename, directory, in this order, for each shard, the output and the manifest. Fails without the sync in `replacing`."""
+    calls: list[tuple[str, str]] = []
+
+    def noting(name: str) -> None:
+        real = getattr(Place, name)
+        monkeypatch.setattr(Place, name, lambda place: (calls.append((name, os.path.basename(place.path))), real(place))[1])
+
+    noting("sync")
+    noting("sync_folder")
+    output = tmp_path / "out.parquet"
+    run.run(run.Options(str(backlog(tmp_path / "in.parquet")), str(output), adapter=str(tiny_bundle.path), engine="replay"))
+    for name in ("out.parquet", "out.parquet.manifest.json"):
+        synced = calls.index(("sync", f".{name}.partial"))
+        assert ("sync_folder", name) in calls[synced:]
+    shard = next(index for index, (call, name) in enumerate(calls) if call == "sync" and name.startswith(".00000000-"))
+    assert calls[shard + 1][0] == "sync_folder" and calls[shard + 1][1].startswith("00000000-")
+    assert calls.index(("sync", ".out.parquet.partial")) < calls.index(("sync", ".out.parquet.manifest.json.partial"))

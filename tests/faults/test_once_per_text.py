@@ -1,0 +1,187 @@
+"""Identical texts are asked once: within a run, over a night's end, beside another run, and never where it would lie.
+
+How each test was shown to fail is in its docstring: the named change was made, the test failed, the change was undone.
+"""
+
+import json
+import multiprocessing
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from batch import run
+from batch.bundle import Bundle
+from batch.cache import AnswerStore
+from batch.errors import InputError
+from batch.hashing import repeated, text_hashes
+from batch.interrupt import Interrupted
+from batch.router import ScoredRow
+from batch.summary import Summary
+from tests.test_run import HOSTILE, backlog, route
+
+FACTS = {"version": "1", "base": {"sha256": "0"}, "dtype": "float32"}
+
+
+def row(risk: str = "low", **more: Any) -> ScoredRow:
+    return ScoredRow({"risk": risk, "needs_review": True}, {"risk": 0.1 + 0.2}, ("a_rule",), **more)
+
+
+def routed(bundle: Bundle, folder: Path, texts: list[str | None], output: str = "out.parquet", **more: Any) -> Summary:
+    source = backlog(folder / "in.parquet", texts=texts)
+    return run.run(run.Options(str(source), str(folder / output), adapter=str(bundle.path), engine="replay", **more))
+
+
+def kinds(summary: Summary) -> tuple[int, int, int]:
+    return summary.counts.inferred, summary.counts.deduplicated, summary.counts.cached
+
+
+def test_a_text_is_asked_once_and_fanned_out(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """5,000 rows of 50 texts, far and near each other. Fails without the store, and without the texts in flight."""
+    texts = [f"Request {i * i % 50 if i % 2 else i // 100}: a dashboard." for i in range(5000)]
+    summary = routed(tiny_bundle, tmp_path, [*texts, *HOSTILE], max_error_rate=1.0)
+    unusable = 4
+    asked = len(set(texts)) + len(HOSTILE) - unusable
+    assert kinds(summary) == (asked, 5000 - len(set(texts)), 0)
+    told = json.loads((tmp_path / "out.parquet.manifest.json").read_text())["run"]
+    assert (told["inferred"], told["deduplicated"], told["cached"]) == kinds(summary)
+    made = pq.read_table(tmp_path / "out.parquet").drop_columns(["id", "when"]).slice(0, 5000).to_pylist()
+    by_text: dict[str, Any] = {}
+    for each in made:
+        assert by_text.setdefault(each["request"], each) == each
+
+
+def test_a_resumed_run_knows_what_it_asked(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when the answers are kept in memory only."""
+    monkeypatch.setattr(run, "SHARD_SECONDS", -1.0)
+    texts = [f"Request {i % 400}: a dashboard." for i in range(800)]
+
+    def stop(counts: Any, total: int) -> None:
+        if counts.rows >= 256:
+            raise Interrupted(15)
+
+    source = backlog(tmp_path / "in.parquet", texts=[*texts])
+    options = run.Options(str(source), str(tmp_path / "out.parquet"), adapter=str(tiny_bundle.path), engine="replay", max_num_seqs=16)
+    with pytest.raises(Interrupted):
+        run.run(options, stop)
+    summary = run.run(options)
+    assert summary.resumed_rows and summary.counts.inferred <= 400 - 256
+    assert summary.resumed_rows + summary.counts.rows == 800
+
+
+def test_a_second_night_asks_only_what_changed(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """95 % unchanged: 5 % of the work, the same answers. Fails when the fingerprint changes with the input."""
+    cache = tmp_path / "cache"
+    first = [f"Request {i}: a dashboard." for i in range(2000)]
+    assert kinds(routed(tiny_bundle, tmp_path, [*first], "first.parquet", cache=cache)) == (2000, 0, 0)
+    second = [f"Request {i}: {'an app' if i % 20 == 0 else 'a dashboard'}." for i in range(2000)]
+    assert kinds(routed(tiny_bundle, tmp_path, [*second], "second.parquet", cache=cache)) == (100, 0, 1900)
+    assert kinds(routed(tiny_bundle, tmp_path, [*second], "plain.parquet")) == (2000, 0, 0)
+    assert (tmp_path / "second.parquet").read_bytes() == (tmp_path / "plain.parquet").read_bytes()
+
+
+def test_errors_are_asked_again(tmp_path: Path) -> None:
+    """Fails when `remember` keeps every row."""
+    with AnswerStore.open(tmp_path, FACTS) as store:
+        store.remember("a", {"x": row(), "y": ScoredRow(None, None, (), "truncated")})
+        assert store.recall("a", ["x", "y", "z"]) == {"x": row()}
+
+
+@pytest.mark.parametrize("change", [{"version": "2"}, {"base": {"sha256": "1"}}, {"dtype": "bfloat16"}], ids=str)
+def test_another_fingerprint_knows_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Nor does another adapter. Fails when the key leaves out the facts or the adapter."""
+    with AnswerStore.open(tmp_path, FACTS) as store:
+        store.remember("a", {"x": row()})
+    with AnswerStore.open(tmp_path, FACTS | change) as store:
+        assert store.recall("a", ["x"]) == {}
+    with AnswerStore.open(tmp_path, FACTS) as store:
+        assert store.recall("b", ["x"]) == {} and store.recall("a", ["x"]) == {"x": row()}
+
+
+def test_the_file_holds_no_request_and_is_bounded(tmp_path: Path) -> None:
+    """What was used last stays. Fails without `_evict`, and where a hit does not count as use."""
+    limit = 1 << 20
+    store = AnswerStore.open(tmp_path, FACTS, limit)
+    store.remember("a", {f"planted secret {i}": row() for i in range(100)})
+    store.close()
+    for night in range(1, 80):
+        store = AnswerStore.open(tmp_path, FACTS, limit)
+        store._now += night
+        assert len(store.recall("a", [f"planted secret {i}" for i in range(100)])) == 100, night
+        store.remember("a", {f"{night} {i}": row() for i in range(200)})
+        store.close()
+    files = list(tmp_path.iterdir())
+    assert sum(file.stat().st_size for file in files) < limit * 1.1
+    assert not any(b"planted" in file.read_bytes() for file in files)
+
+
+def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
+    """Fails without the checksum: SQLite has none of its own."""
+    with AnswerStore.open(tmp_path, FACTS) as store:
+        store.remember("a", {"x": row("low"), "y": row("high")})
+    database = sqlite3.connect(tmp_path / "answers.sqlite")
+    with database:
+        database.execute("UPDATE answers SET value = (SELECT value FROM answers ORDER BY key LIMIT 1)")
+    database.close()
+    with AnswerStore.open(tmp_path, FACTS) as store:
+        known = store.recall("a", ["x", "y"])
+    assert known in ({"x": row("low")}, {"y": row("high")})  # its own, never the other's
+
+
+def test_a_file_that_is_no_store_is_refused_in_one_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Fails when sqlite3's own errors come through."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/answers.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(InputError, match="remove it"):
+        AnswerStore.open(tmp_path / "cache", FACTS)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--cache"):
+        AnswerStore.open(tmp_path / "file", FACTS)
+    result = route(tiny_bundle, backlog(tmp_path / "in.parquet"), tmp_path / "out.parquet", "--cache", str(tmp_path / "cache"))
+    assert result.exit_code == 2 and "remove it" in result.output and "Traceback" not in result.output
+
+
+def write_and_read(folder: Path, writer: int) -> None:
+    with AnswerStore.open(folder, FACTS, 1 << 20) as store:
+        for turn in range(40):
+            mine = {f"{writer} {turn} {i}": row(str(writer)) for i in range(20)}
+            store.remember("a", mine)
+            assert all(known == mine[text] for text, known in store.recall("a", list(mine)).items())
+            shared = store.recall("a", [f"shared {i}" for i in range(20)])
+            assert all(known.answer == {"risk": "shared", "needs_review": True} for known in shared.values())
+            store.remember("a", {f"shared {i}": row("shared") for i in range(20)})
+
+
+def test_runs_share_a_store(tmp_path: Path) -> None:
+    """Four at once, evicting meanwhile. Fails without the wait for another's write (database is locked)."""
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_and_read, args=(tmp_path, writer)) for writer in range(3)]
+    for each in writers:
+        each.start()
+    write_and_read(tmp_path, 3)
+    for each in writers:
+        each.join(60)
+    assert [each.exitcode for each in writers] == [0, 0, 0]
+    database = sqlite3.connect(tmp_path / "answers.sqlite")
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+def test_repeated_texts_are_found_whatever_the_type(tmp_path: Path) -> None:
+    """Fails when nulls count as a text."""
+    texts = [b"a", None, b"b", None, b"a", b"\xff", b"b", b"b"]
+    found = repeated(text_hashes(texts))
+    assert set(found.tolist()) - {0} == {hash(b"a"), hash(b"b")} and np.all(found[:-1] < found[1:])
+    assert len(repeated(text_hashes([]))) == 0
+
+
+def test_only_the_wanted_texts_are_kept(tmp_path: Path) -> None:
+    """Fails when `only` is not looked at."""
+    with AnswerStore.open(tmp_path, FACTS, only=np.sort(text_hashes([b"x", b"y"]))) as store:
+        store.remember("a", {text: row() for text in "wxyz"})
+        assert set(store.recall("a", list("wxyz"))) == {"x", "y"}
+    assert os.path.exists(tmp_path / "answers.sqlite")

@@ -1,0 +1,161 @@
+"""The engine dies, hangs, cannot start, or meets a row that kills it: what the run makes of each.
+
+On the replay engine, whose faults are told it by a file; the real vLLM is killed in `test_real_engine.py`. How each
+test was shown to fail is in its docstring: the named change was made, the test failed, the change was undone.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from batch import run
+from batch.bundle import Bundle
+from batch.engine import EngineSpec
+from batch.engine.replay import FAULTS
+from batch.engine.supervisor import RESTARTS, Supervisor
+from batch.errors import EngineError
+from batch.router import Counts
+from batch.run import spec_of
+from tests.test_run import alive, backlog
+
+ROWS = 300
+
+
+@pytest.fixture
+def faults(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call it with fault=texts: the replay engine then has that fault with these requests."""
+
+    def tell(delay: float = 0.0, **faults: Sequence[str]) -> None:
+        file = tmp_path / "faults.json"
+        told = {fault: tiny_bundle.renderer.encode_requests(texts) for fault, texts in faults.items()}
+        file.write_text(json.dumps({"delay": delay, **told}))
+        monkeypatch.setenv(FAULTS, str(file))
+
+    return tell
+
+
+def text(row: int) -> str:
+    return f"Request {row}: please build a dashboard."
+
+
+def options(bundle: Bundle, folder: Path, rows: int = ROWS, **more: Any) -> run.Options:
+    source = backlog(folder / "in.parquet", rows)
+    return run.Options(str(source), str(folder / "out.parquet"), adapter=str(bundle.path), engine="replay", max_num_seqs=16, **more)
+
+
+def codes(folder: Path) -> dict[int, str]:
+    made = pq.read_table(folder / "out.parquet", columns=["id", "error_code"])
+    assert made["id"].to_pylist() == pq.read_table(folder / "in.parquet")["id"].to_pylist()
+    return {row: code for row, code in enumerate(made["error_code"].to_pylist()) if code}
+
+
+@pytest.mark.parametrize("fault", ["kill", "fail"])
+@pytest.mark.parametrize("poison", [[0], [ROWS - 1], [7, 8, 150]], ids=str)
+def test_a_poison_row_is_quarantined_and_its_neighbours_are_scored(
+    tiny_bundle: Bundle, tmp_path: Path, faults: Any, fault: str, poison: list[int]
+) -> None:
+    """Fails when `_judge` does not divide, and when no row is ever convicted."""
+    faults(**{fault: [text(row) for row in poison]})
+    summary = run.run(options(tiny_bundle, tmp_path))
+    assert codes(tmp_path) == dict.fromkeys(poison, "engine_failure")
+    assert summary.engine["restarts"] <= len(poison) * 10
+
+
+def test_a_backlog_that_is_one_poison_row(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
+    """Fails when no row is ever convicted: the run gives up."""
+    faults(kill=[text(0)])
+    run.run(options(tiny_bundle, tmp_path, rows=1))
+    assert codes(tmp_path) == {0: "engine_failure"}
+
+
+def test_a_hung_engine_is_replaced(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
+    """It is stopped outright, so it reads nothing either. Fails when nothing bounds how long a write may block."""
+    faults(stop=[text(100)])
+    started = time.monotonic()
+    run.run(options(tiny_bundle, tmp_path, engine_timeout=1.0))
+    assert codes(tmp_path) == {100: "engine_failure"}
+    assert time.monotonic() - started < 60
+
+
+def test_a_full_pipe_to_a_stopped_engine_does_not_block(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
+    """Fails without SO_SNDTIMEO: the second write waits for ever."""
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4), patience=1.0) as engine:
+        engine.load(spec_of(tiny_bundle))
+        os.kill(engine.pid, signal.SIGSTOP)
+        work = [(key, [1] * 1000) for key in range(1000)]
+        engine.submit(tiny_bundle.digest, work)
+        done = 0
+        while done < len(work):
+            done += len(engine.poll())
+        assert engine.restarts == 1
+
+
+def test_an_engine_killed_once_costs_one_restart(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
+    """Fails when what was in flight is not asked again: the run never ends."""
+    killed: list[int] = []
+
+    def kill(counts: Counts, total: int) -> None:
+        if not killed:
+            killed.extend(engines())
+            os.kill(killed[0], signal.SIGKILL)
+
+    summary = run.run(options(tiny_bundle, tmp_path, rows=3000, engine_timeout=20.0), kill)
+    assert codes(tmp_path) == {} and summary.engine["restarts"] == 1
+
+
+def test_one_accident_convicts_nobody(tiny_bundle: Bundle, faults: Any) -> None:
+    """The only row in flight when the engine is killed from outside. Fails when a row is convicted of its first death."""
+    faults(delay=0.5)
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4)) as engine:
+        engine.load(spec_of(tiny_bundle))
+        engine.submit(tiny_bundle.digest, [(7, [1, 2, 3])])
+        os.kill(engine.pid, signal.SIGKILL)
+        (done,) = engine.poll()
+        assert (done.key, done.finish, engine.restarts) == (7, "stop", 1)
+
+
+def engines() -> list[int]:
+    """Process ids of this process's engines."""
+    children = map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(pid)]
+
+
+def test_restarts_end_when_no_row_is_finished(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
+    """Every row kills. Fails when deaths are not counted: it goes on for hours."""
+    faults(kill=[text(row) for row in range(ROWS)])
+    with pytest.raises(EngineError, match=f"{RESTARTS} restarts .* SIGKILL.*; run again to resume") as gave_up:
+        run.run(options(tiny_bundle, tmp_path))
+    assert gave_up.value.exit_code == 75 and not (tmp_path / "out.parquet").exists()
+
+
+def test_an_engine_that_cannot_start_is_told_with_its_last_lines(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: Any) -> None:
+    """Not started again: it was never well. Fails when `load` restarts it."""
+    monkeypatch.setenv(FAULTS, str(tmp_path / "missing.json"))
+    started = time.monotonic()
+    with pytest.raises(EngineError, match=r"FileNotFoundError.*missing\.json") as refused:
+        run.run(options(tiny_bundle, tmp_path))
+    assert refused.value.exit_code == 75 and "\n" not in str(refused.value) and "restart" not in str(refused.value)
+    assert time.monotonic() - started < 20
+
+
+def test_no_engine_outlives_its_supervisor(tiny_bundle: Bundle) -> None:
+    """Fails when `close` leaves a stopped process alone."""
+    engine = Supervisor(EngineSpec("replay", "", "", 1000, 4))
+    engine.load(spec_of(tiny_bundle))
+    os.kill(engine.pid, signal.SIGSTOP)
+    pid = engine.pid
+    engine.close()
+    assert not alive(pid)
+
+
+@pytest.fixture(autouse=True)
+def no_engine_is_left() -> Iterator[None]:
+    yield
+    assert not engines()
