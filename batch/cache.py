@@ -171,6 +171,8 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 def _failure(path: Path, error: sqlite3.Error) -> InputError | StorageError:
+    if "full" in str(error):
+        return StorageError(f"{path}: no space left; free some space, then run again to resume")
     if isinstance(error, sqlite3.OperationalError):
-        return StorageError(f"{path}: {error}; correct that (is the disk full?), then run again to resume")
+        return StorageError(f"{path}: {error}; correct that, then run again to resume")
     return InputError(f"{path} is no store of answers: {error}; remove it")

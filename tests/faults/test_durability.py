@@ -118,7 +118,7 @@ def test_a_full_disk_is_exit_75_and_leaves_the_old_output(tiny_bundle: Bundle, t
     """A limit on file size stands in for the full disk. Fails when EFBIG counts as an error like others."""
     source, output = backlog(tmp_path / "in.parquet", rows=60_000), tmp_path / "out.parquet"
     output.write_bytes(b"old")
-    limit = 20_000 if where == "at a shard" else 400_000
+    limit = 40_000 if where == "at a shard" else 400_000
     full = routed(command(tiny_bundle, source, output), file_bytes=limit)
     assert full.returncode == 75, full.stderr
     assert full.stderr.splitlines()[-1].startswith("Error: ") and "space" in full.stderr and "Traceback" not in full.stderr
