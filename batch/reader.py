@@ -134,12 +134,14 @@ class ParquetSource:
         """
         meta = file.metadata.row_group(group)
         largest = 1.0  # bytes a row, of the columns' means
-        for column in map(meta.column, range(meta.num_columns)):
-            top, _, inner = column.path_in_schema.partition(".")
+        for index in range(meta.num_columns):
+            column = meta.column(index)
+            top = column.path_in_schema.partition(".")[0]
             if top not in names and column.path_in_schema not in names:
                 continue
             width = max(WIDTH, column.total_uncompressed_size / max(1, column.num_values))
-            most = max(LIST_BYTES, MAX_EXPANSION * column.total_compressed_size) if inner else math.inf
+            listed = file.schema.column(index).max_repetition_level > 0
+            most = max(LIST_BYTES, MAX_EXPANSION * column.total_compressed_size) if listed else math.inf
             for refine in (False, True):
                 if refine and column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
                     width = max(width, _longest(file, group, column.path_in_schema))

@@ -68,8 +68,10 @@ class Supervisor:
                 done, self._convicted = self._convicted, []
                 return done
             self._feed()
-            if not self._running:
-                continue  # it died while it was fed
+            if not self._running:  # it died while it was fed
+                if not (self._suspects or self._waiting or self._convicted):
+                    raise EngineError("the engine has nothing to do; this is a bug, run again to resume")
+                continue
             try:
                 done = [each for each in self._engine.poll() if self._running.pop(each.key, None)]
             except EngineError as error:
