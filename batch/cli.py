@@ -10,21 +10,12 @@ from batch.console import ErrorCommand
 from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError
 
 
-class Size(click.ParamType):
+def size(text: str) -> int:
     """Bytes, with an optional K, M, G or T for powers of 1024."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        number, unit = str(value)[:-1], str(value)[-1:].upper()
-        if unit not in tuple("KMGT"):
-            number, unit = str(value), ""
-        if not number.isascii() or not number.isdigit() or not int(number):
-            self.fail(f"{value!r} is no size; write bytes, or 500M, 2G", param, ctx)
-        return int(number) << (10 * "KMGT".index(unit) + 10 if unit else 0)
-
-
-SIZE = Size()
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not digits.isascii() or not digits.isdigit() or not int(digits) or unit not in ("", *"KMGT"):
+        raise click.BadParameter(f"{text!r} is no size; write bytes, or 500M, 2G")
+    return int(digits) << (10 * ("KMGT".index(unit) + 1) if unit else 0)
 
 
 @click.command(cls=ErrorCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,7 +39,7 @@ SIZE = Size()
 @click.option("--fresh", is_flag=True, help="Forget an unfinished run instead of resuming it.")
 @click.option("--work-dir", metavar="DIR", type=click.Path(path_type=Path), help="For unfinished work.  [default: beside OUTPUT]")
 @click.option("--cache", metavar="DIR", type=click.Path(path_type=Path), help="Keep answers here, for texts that come again another night.")
-@click.option("--cache-max", metavar="SIZE", type=SIZE, default="1G", show_default=True, help="Bytes of the cache at most: 500M, 2G, …")
+@click.option("--cache-max", metavar="SIZE", type=size, default="1G", show_default=True, help="Bytes of the cache at most: 500M, 2G, …")
 @click.option(
     "--engine-timeout", metavar="SECONDS", type=click.FloatRange(min=1), default=600, show_default=True,
     help="Restart an engine that has made no progress for so long.",

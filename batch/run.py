@@ -241,7 +241,8 @@ class _Shard:
         else:
             self._batches.append(_output_batch(self._job, batch, rows))
         self._violations.update(name for row in rows for name in row.violations)
-        self._rows, self._bytes = self._rows + batch.num_rows, self._bytes + batch.nbytes
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
         if self._rows >= SHARD_ROWS or self._bytes >= SHARD_BYTES or time.monotonic() - self._since > SHARD_SECONDS:
             self.commit()
 
