@@ -42,7 +42,7 @@ def backlog(path: Path, rows: int = 40, texts: list[str | None] | None = None) -
             "tags": [["a", "b"]] * len(texts),
         }
     )
-    pq.write_table(table, path, row_group_size=7)
+    pq.write_table(table, path, row_group_size=7 if len(texts) < 1000 else 5000)
     return path
 
 
