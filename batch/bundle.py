@@ -75,6 +75,12 @@ class Bundle:
         base: Mapping[str, Any] = self.manifest["base"]
         return base
 
+    @property
+    def lora_modules(self) -> tuple[str, ...] | None:
+        """Names of the layers that the adapter changes; None where its config gives a pattern."""
+        modules = read_json(self.path / "adapter_config.json", "a PEFT adapter").get("target_modules")
+        return tuple(sorted(modules)) if isinstance(modules, list) else None
+
     def resolve_base(self, override: str | None = None) -> Path:
         """Local folder of the base model, checked to be the one trained on. Raises `AdapterError`.
 

@@ -4,8 +4,6 @@ The local run, evaluation and a Ray actor share it: ``Router.route(batches of te
 """
 
 import dataclasses
-import functools
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -14,40 +12,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from batch.contract import Contract
 from batch.engine import AdapterSpec, Completion
-from batch.errors import InvalidAnswer
-from batch.rules import Rule
-from batch.score import span_scores, token_spans
+from batch.errors import AdapterError
+from batch.lane import ERROR_MESSAGES, INVALID_UTF8, TEXT_ERRORS, Lane, ScoredRow
 from batch.tokens import Renderer
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-ANSWERS = 4096  # different ones that are kept read
+__all__ = ["ERROR_MESSAGES", "INVALID_UTF8", "TEXT_ERRORS", "Counts", "Lane", "Mixed", "Router", "ScoredRow"]
+
 READ_AHEAD = 16  # rows held at most, in multiples of the window: a row whose answer is known takes no place in that
-INVALID_UTF8 = object()  # stands for a text whose bytes are not UTF-8
-
-ERROR_MESSAGES = {
-    "null_text": "the request is null",
-    "empty_text": "the request is empty or only white space",
-    "too_long": "the request is longer than the contract's bounds",
-    "invalid_utf8": "the request is not valid UTF-8",
-    "truncated": "the answer did not end within its bound",
-    "invalid_output": "the answer is not the contract's compact JSON",
-    "engine_failure": "the engine could not run this request",
-}
-TEXT_ERRORS = {"null_text", "empty_text", "too_long", "invalid_utf8"}  # the text's own: no retry can change them
-
-
-class ScoredRow(NamedTuple):
-    """One request's outcome: either `answer` and `scores` (probability per scored field), or an `error_code`."""
-
-    answer: dict[str, Any] | None
-    scores: dict[str, float] | None
-    violations: tuple[str, ...] = ()
-    error_code: str | None = None
-
-    @property
-    def error(self) -> str | None:
-        return ERROR_MESSAGES[self.error_code] if self.error_code else None
-
 
 NOTHING_KNOWN: Mapping[Any, Any] = MappingProxyType({})
 
@@ -55,6 +26,7 @@ NOTHING_KNOWN: Mapping[Any, Any] = MappingProxyType({})
 class Submits(Protocol):
     """What the router needs of an engine; `EngineProcess` is one, `Supervisor` one that survives."""
 
+    def load(self, adapter: AdapterSpec) -> dict[str, Any]: ...
     def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None: ...
     def poll(self) -> list[Completion]: ...
 
@@ -64,6 +36,13 @@ class Remembers(Protocol):
 
     def recall(self, adapter: str, texts: Sequence[str]) -> dict[str, ScoredRow]: ...
     def remember(self, adapter: str, rows: Mapping[str, ScoredRow]) -> None: ...
+
+
+class Mixed(NamedTuple):
+    """A batch whose rows go to different adapters; None where a row's adapter cannot be served."""
+
+    texts: Sequence[Any]
+    lanes: Sequence[Lane | None]
 
 
 @dataclasses.dataclass
@@ -93,23 +72,18 @@ class _Batch:
 
 @dataclasses.dataclass(slots=True)
 class _Waiting:
+    lane: Lane
     text: str
-    rows: list[tuple[_Batch, int]]  # all those with this text, each by its place in its batch
+    rows: list[tuple[_Batch, int]]  # all those with this text and lane, each by its place in its batch
     prompt_tokens: int = 0
 
 
-class _Read(NamedTuple):
-    """What an answer's tokens say, whatever the request and their probabilities."""
-
-    answer: dict[str, Any]
-    spans: dict[str, slice]  # of each scored field's tokens
-    rules: tuple[Rule, ...]  # those that speak of such an answer
-
-
 class Router:
-    """Feeds one loaded adapter of an engine. `window` is how many requests it keeps with the engine at most.
+    """Feeds an engine. `window` is how many requests it keeps with the engine at most.
 
-    Equal texts are asked once. `known` holds answers that need no engine, each by the counter of its rows.
+    Batches of plain texts go to the one adapter named here; those that are :class:`Mixed` name each row's, which is
+    loaded when it is first needed. Equal texts are asked once. `known` holds answers that need no engine, each by the
+    counter of its rows.
     """
 
     def __init__(
@@ -123,30 +97,28 @@ class Router:
         known: Mapping[Literal["deduplicated", "cached"], Remembers] = NOTHING_KNOWN,
     ) -> None:
         self._engine = engine
-        self._adapter = adapter
-        self._contract = contract
-        self._renderer = renderer
+        self._lane = Lane(adapter, contract, renderer)
+        self._served = {adapter.name: True}  # whether the engine took it, by each adapter's name
         self._window = window
         self._on_progress = on_progress
         self._known = known
-        self._read = functools.lru_cache(ANSWERS)(self._read_answer)  # many requests get the same answer
         self._waiting: dict[int, _Waiting] = {}
-        self._asked: dict[str, _Waiting] = {}  # these and those in `_encoding`, by text
-        self._encoding: deque[tuple[list[str], Future[list[list[int]]]]] = deque()
-        self._fixed_tokens = len(renderer.prefix_ids) + len(renderer.suffix_ids)
+        self._asked: dict[tuple[str, str], _Waiting] = {}  # these and those in `_encoding`, by adapter and text
+        self._encoding: deque[tuple[list[_Waiting], Future[list[list[int]]]]] = deque()
         self._next_key = 0
         self._ahead = 0  # sizes of the batches read and not yet given back
         self.counts = Counts()
 
-    def route(self, batches: Iterable[Sequence[Any]]) -> Iterator[list[ScoredRow]]:
+    def route(self, batches: Iterable[Sequence[Any] | Mixed]) -> Iterator[list[ScoredRow]]:
         """Score batches of texts (`str`, None or `INVALID_UTF8`); yields as many batches, in the same order.
 
         Reads ahead until the window is full, so the engine never waits at the end of a batch. Raises `EngineError`.
         """
         pending: deque[_Batch] = deque()
         with ThreadPoolExecutor(1) as pool:  # the tokenizer lets go of the GIL: it works while answers are scored
-            for texts in batches:
-                pending.append(self._admit(texts, pool))
+            for batch in batches:
+                texts, lanes = batch if isinstance(batch, Mixed) else (batch, [self._lane] * len(batch))
+                pending.append(self._admit(texts, lanes, pool))
                 while len(self._encoding) > 1:
                     self._dispatch()
                 yield from self._finished(pending)
@@ -160,86 +132,88 @@ class Router:
             self._collect()
             yield from self._finished(pending)
 
-    def _admit(self, texts: Sequence[Any], pool: Executor) -> _Batch:
+    def _admit(self, texts: Sequence[Any], lanes: Sequence[Lane | None], pool: Executor) -> _Batch:
         """Turn unusable texts into error rows at once and have the new ones tokenised."""
         characters = sum(len(text) for text in texts if isinstance(text, str))
         batch = _Batch([None] * len(texts), 0, len(texts) + characters // 1024)
         self._ahead += batch.size
-        places: dict[str, list[int]] = {}
-        for index, text in enumerate(texts):
-            if error := self._refuse(text):
+        new: dict[str, tuple[Lane, dict[str, list[int]]]] = {}  # by adapter: its texts and their places in the batch
+        for index, (text, lane) in enumerate(zip(texts, lanes, strict=True)):
+            if error := "unknown_adapter" if lane is None else lane.refuse(text):
                 self._finish(batch, index, ScoredRow(None, None, (), error))
-            elif waiting := self._asked.get(text):
+            elif waiting := self._asked.get((lane.name, text)):  # type: ignore[union-attr]  # without a lane it is an error
                 waiting.rows.append((batch, index))
                 batch.missing += 1
                 self.counts.deduplicated += 1
             else:
+                _, places = new.setdefault(lane.name, (lane, {}))  # type: ignore[union-attr,arg-type]
                 places.setdefault(text, []).append(index)
-        self._recall(batch, places)
-        for text, indices in places.items():
-            self._asked[text] = _Waiting(text, [(batch, index) for index in indices])
-            batch.missing += len(indices)
-            self.counts.deduplicated += len(indices) - 1
-        if places:
-            self._encoding.append((list(places), pool.submit(self._renderer.encode_requests, list(places))))
+        for lane, places in new.values():
+            self._recall(lane, batch, places)
+            asked = [_Waiting(lane, text, [(batch, index) for index in indices]) for text, indices in places.items()]
+            for waiting in asked:
+                self._asked[lane.name, waiting.text] = waiting
+                batch.missing += len(waiting.rows)
+                self.counts.deduplicated += len(waiting.rows) - 1
+            if asked:
+                self._encoding.append((asked, pool.submit(lane.encode, list(places))))
         return batch
 
     def _dispatch(self) -> None:
-        """Hand the texts that were tokenised first to the engine."""
-        texts, encoded = self._encoding.popleft()
-        work = []
-        for text, ids in zip(texts, encoded.result(), strict=True):
-            waiting = self._asked[text]
-            if len(ids) > self._contract.max_tokens:
-                self._answer(waiting, ScoredRow(None, None, (), "too_long"))
+        """Hand the texts that were tokenised first to the engine, short ones first: like lengths make even steps."""
+        asked, encoded = self._encoding.popleft()
+        lane, work = asked[0].lane, []
+        served = self._load(lane)
+        for ids, waiting in sorted(zip(encoded.result(), asked, strict=True), key=lambda pair: len(pair[0])):
+            if not served or not lane.fits(ids):
+                self._answer(waiting, ScoredRow(None, None, (), "too_long" if served else "unknown_adapter"))
                 continue
-            waiting.prompt_tokens = self._fixed_tokens + len(ids)
+            waiting.prompt_tokens = lane.prompt_tokens(ids)
             self._waiting[self._next_key] = waiting
             work.append((self._next_key, ids))
             self._next_key += 1
         if work:
-            self._engine.submit(self._adapter.name, work)
+            self._engine.submit(lane.name, work)
+
+    def _load(self, lane: Lane) -> bool:
+        """Whether the engine serves this adapter, which it is given when a row first needs it."""
+        if lane.name not in self._served:
+            try:
+                self._engine.load(lane.adapter)
+                self._served[lane.name] = True
+            except AdapterError:
+                self._served[lane.name] = False
+        return self._served[lane.name]
 
     def _answer(self, waiting: _Waiting, row: ScoredRow) -> None:
         """Give `row` to all rows with this text."""
-        del self._asked[waiting.text]
+        del self._asked[waiting.lane.name, waiting.text]
         for batch, index in waiting.rows:
             batch.missing -= 1
             self._finish(batch, index, row)
 
-    def _recall(self, batch: _Batch, places: dict[str, list[int]]) -> None:
+    def _recall(self, lane: Lane, batch: _Batch, places: dict[str, list[int]]) -> None:
         """Finish the rows whose answers are known, and take their texts out of `places`."""
         for counter, answers in self._known.items():
-            for text, row in answers.recall(self._adapter.name, list(places)).items():
+            for text, row in answers.recall(lane.name, list(places)).items():
                 for index in (indices := places.pop(text)):
                     self._finish(batch, index, row)
                 setattr(self.counts, counter, getattr(self.counts, counter) + len(indices))
 
-    def _refuse(self, text: Any) -> str | None:
-        if text is None:
-            return "null_text"
-        if text is INVALID_UTF8:
-            return "invalid_utf8"
-        if len(text) > self._contract.max_chars:
-            return "too_long"
-        if not text.strip():
-            return "empty_text"
-        if not text.isascii() and _SURROGATE.search(text):
-            return "invalid_utf8"  # from JSON or Python: no file of Parquet gives such a text
-        return None
-
     def _collect(self) -> None:
-        answered: dict[str, ScoredRow] = {}
+        answered: dict[str, dict[str, ScoredRow]] = {}  # by adapter and text
         for completion in self._engine.poll():
             waiting = self._waiting.pop(completion.key)
             self.counts.inferred += 1
             self.counts.prompt_tokens += waiting.prompt_tokens
             self.counts.cached_tokens += completion.cached
             self.counts.answer_tokens += len(completion.token_ids)
-            row = answered[waiting.text] = self._score(completion, waiting.text)
+            row = waiting.lane.score(completion, waiting.text)
+            answered.setdefault(waiting.lane.name, {})[waiting.text] = row
             self._answer(waiting, row)
         for answers in self._known.values():
-            answers.remember(self._adapter.name, answered)
+            for adapter, rows in answered.items():
+                answers.remember(adapter, rows)
         if self._on_progress:
             self._on_progress(self.counts)
 
@@ -254,20 +228,3 @@ class Router:
             batch = pending.popleft()
             self._ahead -= batch.size
             yield batch.rows  # type: ignore[misc]
-
-    def _score(self, completion: Completion, text: str) -> ScoredRow:
-        """Parse and validate; an answer that is not legal is an error row, never repaired."""
-        if completion.finish != "stop":
-            return ScoredRow(None, None, (), "truncated" if completion.finish == "length" else "engine_failure")
-        read = self._read(tuple(completion.token_ids))
-        if read is None:
-            return ScoredRow(None, None, (), "invalid_output")
-        violations = tuple(rule.name for rule in read.rules if not rule.allows(read.answer, text))
-        return ScoredRow(read.answer, span_scores(read.spans, completion.logprobs), violations)
-
-    def _read_answer(self, token_ids: tuple[int, ...]) -> _Read | None:
-        try:
-            answer, spans = self._contract.parse(self._renderer.decode(token_ids))
-        except (InvalidAnswer, UnicodeDecodeError):
-            return None
-        return _Read(answer, token_spans(self._renderer, token_ids, spans), self._contract.rules_for(answer))

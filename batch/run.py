@@ -177,6 +177,7 @@ def start_engine(job: Job) -> Supervisor:
             tokenizer=str(job.bundle.path),
             max_model_len=renderer.max_model_len,
             max_lora_rank=job.bundle.rank,
+            lora_modules=job.bundle.lora_modules,
             max_num_seqs=options.max_num_seqs,
             dtype=options.dtype,
             threads=options.threads,
@@ -223,7 +224,7 @@ def _route(job: Job, ledger: Ledger, engine: Supervisor, summary: Summary, progr
                 shard.add(inputs.popleft(), rows)
         finally:
             shard.commit()  # also when interrupted: what is done is kept
-            summary.engine["restarts"] = engine.restarts
+            summary.engine |= {"restarts": engine.restarts, "steps": engine.usage.steps, "idle_seconds": engine.usage.idle}
             summary.routing_seconds = time.monotonic() - begun
 
 

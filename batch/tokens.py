@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,11 @@ class Renderer:
 
     def encode_answer(self, answer: dict[str, Any]) -> list[int]:
         """Ids of the serialised answer and the end of turn. Raises `InvalidAnswer`."""
-        text = self.contract.serialise(answer)
-        return [*self._plain.encode(text, add_special_tokens=False).ids, self.end_of_turn_id]
+        return [*self.encode_text(self.contract.serialise(answer)), self.end_of_turn_id]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a piece of an answer's text, as the answer alone would have them."""
+        return self._plain.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def encode_example(self, request: str, answer: dict[str, Any]) -> tuple[list[int], list[int]]:
         """Prompt ids and completion ids of one labelled request; training learns the completion ids only."""
@@ -115,6 +118,10 @@ class Renderer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token of an answer stands for; empty for a control token."""
         return self._token_bytes[token_id]
+
+    def vocabulary(self) -> Iterator[tuple[int, bytes]]:
+        """Each token id that is no control token, with its bytes."""
+        return ((token, text) for token, text in enumerate(self._token_bytes) if text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer's ids. Raises `UnicodeDecodeError` where they are not valid UTF-8."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from batch.contract import Contract
+from batch.engine.drafts import AnswerPath, answer_path
 from batch.tokens import Renderer
 
 
@@ -35,10 +36,13 @@ class EngineSpec:
     tokenizer: str  # folder of the tokenizer
     max_model_len: int
     max_lora_rank: int
+    lora_modules: tuple[str, ...] | None = None  # that adapters change; None is every one, the output layer too, which costs
+    max_loras: int = 1  # different adapters that one batch may mix; more of them take turns
     max_num_seqs: int | None = None
     dtype: str | None = None
     threads: int | None = None
     seed: int = 0
+    draft_tokens: int = 0  # drafted a step at most (see `drafts.py`); it pays where a step costs more than its tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,9 @@ class AdapterSpec:
     max_tokens: int
     prefix_ids: tuple[int, ...]  # the prompt in front of the request, sent once and not with every row
     suffix_ids: tuple[int, ...]  # and behind it
+    drafts: AnswerPath
     canary_ids: tuple[int, ...]  # a request on which the adapter and the grammar prove that they act
+    canary_answer_id: int  # the token of `CANARY_ANSWER`
     samples: tuple[tuple[int, ...], ...] = ()  # legal answers' ids, from which the replay engine chooses
     strict: bool = True  # refuse an adapter or a grammar that does not act; False only reports what the canary showed
 
@@ -60,6 +66,7 @@ class AdapterSpec:
         return [*self.prefix_ids, *request_ids, *self.suffix_ids]
 
 
+CANARY_ANSWER = "Z"  # an expression that is no contract's: no answer starts so
 CANARY_REQUEST = "A colleague asks for help with a task at work."
 
 
@@ -72,7 +79,9 @@ def adapter_spec(name: str, path: str | None, contract: Contract, renderer: Rend
         max_tokens=renderer.max_answer_tokens,
         prefix_ids=renderer.prefix_ids,
         suffix_ids=renderer.suffix_ids,
+        drafts=answer_path(contract, renderer),
         canary_ids=tuple(renderer.encode_requests([CANARY_REQUEST])[0]),
+        canary_answer_id=renderer.encode_text(CANARY_ANSWER)[0],
         samples=tuple(tuple(renderer.encode_answer(answer)[:-1]) for answer in contract.sample_answers()),
     )
 

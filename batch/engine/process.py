@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from batch.engine import AdapterSpec, Completion, Engine, EngineSpec
 from batch.errors import AdapterError, EngineError
@@ -24,6 +24,13 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 STOP_SECONDS = 5
 PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
 LAST_LINES = 3  # of a dead engine's log, in its error
+
+
+class Usage(NamedTuple):
+    """What an engine did until its latest completion."""
+
+    steps: int = 0
+    idle: float = 0.0  # seconds without a request, from the first step on
 
 
 class EngineProcess:
@@ -47,6 +54,7 @@ class EngineProcess:
         self._buffer: list[Completion] = []
         self._patience = patience
         self.facts: dict[str, Any] = {}
+        self.usage = Usage()
 
     @property
     def pid(self) -> int:
@@ -116,7 +124,8 @@ class EngineProcess:
         if kind == "ready":
             self.facts = value
         elif kind == "done":
-            self._buffer.extend(value)
+            done, self.usage = value
+            self._buffer.extend(done)
         elif kind == "failed":
             raise EngineError(value)
 
@@ -201,9 +210,11 @@ def _read(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None
 
 
 def _loop(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine: Engine) -> None:
+    steps, idle = 0, 0.0
     while True:
         # Take all that waits, so that new requests join the running batch; block only when there is nothing to do.
         while not engine.in_flight or not inbox.empty():
+            asked = time.monotonic()
             kind, value = inbox.get()
             if kind == "stop":
                 return
@@ -213,12 +224,14 @@ def _loop(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine:
                 except AdapterError as error:
                     conn.send(("refused", str(error)))
             elif kind == "work":
+                idle += time.monotonic() - asked if steps else 0.0
                 adapter, work = value
                 for key, request_ids in work:
                     engine.add(adapter, key, request_ids)
         done = engine.step()
+        steps += 1
         if done:
-            conn.send(("done", done))
+            conn.send(("done", (done, Usage(steps, idle))))
 
 
 def _build(spec: EngineSpec) -> Engine:

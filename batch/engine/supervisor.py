@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from batch.engine import AdapterSpec, Completion, EngineSpec
-from batch.engine.process import PATIENCE, EngineProcess
+from batch.engine.process import PATIENCE, EngineProcess, Usage
 from batch.errors import EngineError
 from batch.events import emit
 
@@ -40,6 +40,11 @@ class Supervisor:
     @property
     def facts(self) -> dict[str, Any]:
         return self._engine.facts
+
+    @property
+    def usage(self) -> Usage:
+        """Of the engine that runs now."""
+        return self._engine.usage
 
     @property
     def pid(self) -> int:

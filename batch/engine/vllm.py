@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from batch.engine import AdapterSpec, Completion, EngineSpec
+from batch.engine import CANARY_ANSWER, AdapterSpec, Completion, EngineSpec
+from batch.engine.drafts import AnswerDrafter
 from batch.errors import AdapterError, EngineError
 
 # The engine already has a process of its own; vLLM's second one would only add a hop and half a minute of start-up.
@@ -46,9 +47,9 @@ class VllmEngine:
     """One `LLMEngine`, driven by add and step so that new requests join while others run."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._requests: dict[str, int] = {}
+        self._requests: dict[str, int] = {}  # key by vLLM's request id
         self._adapters: dict[str, tuple[AdapterSpec, SamplingParams, LoRARequest | None]] = {}
-        self._failed: list[Completion] = []
+        self._done: list[Completion] = []  # found, and not yet given out by a step
         # vLLM keeps weights by this number: one that is used again, be it after a refusal, would serve the earlier adapter.
         self._lora_ids = itertools.count(1)
         cpu = current_platform.is_cpu()
@@ -58,6 +59,7 @@ class VllmEngine:
             from batch.engine import cpu_lora
 
             cpu_lora.install()
+        self._draft_tokens = spec.draft_tokens
         if spec.threads:
             torch.set_num_threads(spec.threads)
         try:
@@ -67,12 +69,14 @@ class VllmEngine:
                     tokenizer=spec.tokenizer,
                     dtype=self._dtype,  # type: ignore[arg-type]
                     seed=spec.seed,
-                    max_model_len=spec.max_model_len,
+                    max_model_len=spec.max_model_len + self._draft_tokens,
                     max_num_seqs=self._max_num_seqs,
                     enable_lora=True,
                     max_lora_rank=_lora_rank(spec.max_lora_rank),
-                    max_loras=1,
+                    max_loras=min(spec.max_loras, MAX_LORAS),
+                    lora_target_modules=list(spec.lora_modules) if spec.lora_modules else None,
                     enable_prefix_caching=True,
+                    speculative_config=_speculation(self._draft_tokens),
                     structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                     generation_config="vllm",  # the model's own generation_config.json must not set sampling
                     load_format="safetensors",
@@ -87,7 +91,7 @@ class VllmEngine:
 
     @property
     def in_flight(self) -> int:
-        return len(self._requests) + len(self._failed)
+        return len(self._requests) + len(self._done)
 
     def facts(self) -> dict[str, Any]:
         import vllm
@@ -106,9 +110,15 @@ class VllmEngine:
         lora = None
         if adapter.path is not None:
             lora = LoRARequest(adapter.name, next(self._lora_ids), str(Path(adapter.path).resolve()))
-        guided = self._sampling(adapter, logprobs=0, max_tokens=adapter.max_tokens)
+            try:  # by itself: in a step, a refusal would take the requests that run with it
+                self._engine.add_lora(lora)
+            except (ValueError, RuntimeError, OSError) as error:
+                raise AdapterError(f"vLLM refuses adapter {adapter.name[:12]}: {_one_line(error)}") from error
+        guided = self._sampling(adapter, adapter.grammar, logprobs=0, max_tokens=adapter.max_tokens)
         seen = self._prove(adapter, lora)
         self._adapters[adapter.name] = (adapter, guided, lora)
+        if self._draft_tokens and adapter.drafts not in AnswerDrafter.paths:
+            AnswerDrafter.paths.append(adapter.drafts)
         return {**seen, "decoding": {name: getattr(guided, name) for name in DECODING}}
 
     def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
@@ -116,17 +126,26 @@ class VllmEngine:
         try:
             self._engine.add_request(str(key), {"prompt_token_ids": spec.prompt(request_ids)}, params, lora_request=lora)
         except ValueError:  # a request that vLLM refuses is that row's problem
-            self._failed.append(Completion(key, [], [], "error"))
+            self._done.append(Completion(key, [], [], "error"))
         else:
             self._requests[str(key)] = key
 
     def step(self) -> list[Completion]:
-        done, self._failed = self._failed, []
         if self._requests:
-            for output in self._engine.step():
-                if isinstance(output, RequestOutput) and output.finished:
-                    done.append(self._completion(output))
+            self._step()
+        done, self._done = self._done, []
         return done
+
+    def _step(self) -> RequestOutput | None:
+        """One step of the engine. What it finished is kept for `step`; the canary's output is returned."""
+        canary = None
+        for output in self._engine.step():
+            if isinstance(output, RequestOutput) and output.finished:
+                if output.request_id == CANARY_KEY:
+                    canary = output
+                else:
+                    self._done.append(self._completion(output))
+        return canary
 
     def _completion(self, output: RequestOutput) -> Completion:
         key = self._requests.pop(output.request_id)
@@ -139,14 +158,14 @@ class VllmEngine:
         return Completion(key, ids, logprobs, finish, output.num_cached_tokens or 0)  # type: ignore[arg-type]
 
     @staticmethod
-    def _sampling(adapter: AdapterSpec, guided: bool = True, **options: Any) -> SamplingParams:
+    def _sampling(adapter: AdapterSpec, grammar: str | None, **options: Any) -> SamplingParams:
         return SamplingParams(
             temperature=0.0,
             stop_token_ids=[adapter.stop_id],
             detokenize=False,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=StructuredOutputsParams(regex=adapter.grammar) if guided and adapter.grammar else None,
+            structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
             **options,
         )
 
@@ -154,7 +173,7 @@ class VllmEngine:
         """An adapter can load and do nothing, and a grammar can be ignored, both without an error: look."""
         seen: dict[str, Any] = {}
         prompt = adapter.prompt(adapter.canary_ids)
-        free = self._sampling(adapter, guided=False, logprobs=20, max_tokens=1)
+        free = self._sampling(adapter, None, logprobs=20, max_tokens=1)
         if lora is not None:
             base = self._first_token(prompt, free, None)
             tuned = self._first_token(prompt, free, lora)
@@ -168,29 +187,29 @@ class VllmEngine:
             seen["adapter_moves_logprob_by"] = moved
         if adapter.grammar is None:
             return seen
-        # Push the end of turn, which no legal answer starts with, as hard as vLLM allows. The grammar must hold.
-        pushed = self._sampling(adapter, logprobs=0, max_tokens=1, logit_bias={adapter.stop_id: 100.0})
-        seen["grammar_holds"] = adapter.stop_id not in self._first_token(prompt, pushed, lora)
+        # A model that has learned the contract would not start an answer so: only a grammar can make it.
+        other = self._sampling(adapter, CANARY_ANSWER, logprobs=0, max_tokens=1)
+        seen["grammar_holds"] = set(self._first_token(prompt, other, lora)) == {adapter.canary_answer_id}
         if not seen["grammar_holds"] and adapter.strict:
-            raise AdapterError("the grammar does not act: a forbidden token was generated on the canary; check the vLLM version")
+            raise AdapterError("guided decoding does not act: the canary's answer ignored its grammar; check the vLLM version")
         return seen
 
     def _first_token(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> dict[int, float]:
         """Log-probabilities at the first generated token, by token id."""
-        try:
-            self._engine.add_request(CANARY_KEY, {"prompt_token_ids": prompt}, params, lora_request=lora)
-            while True:
-                for output in self._engine.step():
-                    if output.finished:
-                        if output.outputs[0].finish_reason not in ("stop", "length"):
-                            raise EngineError("vLLM could not run the canary; its log has the reason")
-                        flat = output.outputs[0].logprobs
-                        first = slice(flat.start_indices[0], flat.end_indices[0])
-                        return dict(zip(flat.token_ids[first], flat.logprobs[first], strict=True))
-        except (ValueError, RuntimeError, OSError) as error:
-            if lora is None:
-                raise
-            raise AdapterError(f"vLLM refuses adapter {lora.lora_name[:12]}: {_one_line(error)}") from error
+        self._engine.add_request(CANARY_KEY, {"prompt_token_ids": prompt}, params, lora_request=lora)
+        while (output := self._step()) is None:
+            pass  # other adapters' requests may be running
+        if output.outputs[0].finish_reason not in ("stop", "length"):
+            raise EngineError("vLLM could not run the canary; its log has the reason")
+        flat = output.outputs[0].logprobs
+        first = slice(flat.start_indices[0], flat.end_indices[0])
+        return dict(zip(flat.token_ids[first], flat.logprobs[first], strict=True))
+
+
+def _speculation(tokens: int) -> dict[str, Any] | None:
+    if not tokens:
+        return None
+    return {"method": "custom_class", "model": f"{AnswerDrafter.__module__}.{AnswerDrafter.__name__}", "num_speculative_tokens": tokens}
 
 
 def _lora_rank(rank: int) -> int:
