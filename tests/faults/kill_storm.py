@@ -1,11 +1,11 @@
 """SIGKILL at random moments over the commit path: `python -m tests.faults.kill_storm --kills 200 --seed 1`.
 
-A job on the replay engine commits a shard every 256 rows. It is killed while it commits or while it assembles, at a
-moment drawn from a seeded generator, and run again, to be killed again, until it once gets through. After each kill the
+A job on the replay engine commits a shard every 256 rows. It is killed while it commits, while it assembles, or between
+the output's rename and the end, at a moment drawn from a seeded generator, and run again, to be killed again, until it once gets through. After each kill the
 output must be absent, the old one or the complete one, and a manifest must speak of exactly the file beside it; what gets
-through must have the bytes of an uninterrupted run, so its ids and labels too. Shown to fail:
-with a `replacing` that copies instead of renaming (torn), and with an `assemble` that leaves the old manifest beside the
-new output.
+through must have the bytes of an uninterrupted run, so its ids and labels too. Shown to fail
+with a `replacing` that has the file written under its own name (torn), and with an `assemble` that leaves the old manifest
+beside the new output.
 """
 
 import argparse
@@ -35,30 +35,32 @@ class Storm:
         self.work = folder / ".out.parquet.work"
         self.partial = folder / ".out.parquet.partial"
         self._wait(self._fork(lambda: write_input(folder / "in.parquet", rows)))
-        self._before = 0
+        self._before, self._inode = 0, None
         marks = []
         pid = self._fork(self._run)
-        for stage in (self._committing, self._assembling):
+        stages = (self._committing, self._assembling, self._renamed)
+        for stage in stages:
             while not stage():
-                time.sleep(0.0002)
+                time.sleep(0.0001)
             marks.append(time.monotonic())
         self._wait(pid)
-        self.spans = {self._committing: marks[1] - marks[0], self._assembling: time.monotonic() - marks[1]}
+        ends = [*marks[1:], time.monotonic()]
+        self.spans = {stage: end - start for stage, start, end in zip(stages, marks, ends, strict=True)}
         self.whole = digest(self.output.read_bytes())
 
     def kill(self, chance: random.Random) -> str | None:
         """Start or resume the job and kill it; the state it left, or None where it got through first."""
-        self._before = self._shards()
-        stage = chance.choice([self._committing, self._assembling])
+        self._before, self._inode = self._shards(), self._output_inode()
+        stage = chance.choice(list(self.spans))
         delay = chance.uniform(0, self.spans[stage])
         pid = self._fork(self._run)
         while not stage():
             if self._ended(pid):
                 return None
-            time.sleep(0.0002)
+            time.sleep(0.0001)
         deadline = time.monotonic() + delay
         while time.monotonic() < deadline:
-            time.sleep(0.0002)
+            time.sleep(0.0001)
         os.kill(pid, signal.SIGKILL)
         return None if self._ended(pid, block=True) else self.state()
 
@@ -95,6 +97,12 @@ class Storm:
 
     def _assembling(self) -> bool:
         return self.partial.exists()
+
+    def _output_inode(self) -> int | None:
+        return self.output.stat().st_ino if self.output.exists() else None
+
+    def _renamed(self) -> bool:
+        return self._output_inode() != self._inode
 
     def _run(self) -> None:
         from batch import run
