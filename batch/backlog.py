@@ -30,16 +30,20 @@ class Backlog:
     text_column: str
 
     @classmethod
-    def open(cls, source: str, id_column: str, text_column: str, output_columns: Sequence[str]) -> "Backlog":
+    def open(cls, source: str, id_column: str, text_column: str, output_columns: Sequence[str] = ()) -> "Backlog":
         """Open and check every footer; reads no rows. Raises `InputError`."""
         files = tuple(ParquetSource.open(place) for place in _places(source))
         backlog = cls(shown(source), files, files[0].schema, id_column, text_column)
         for check in (backlog._check_size, backlog._check_schemas, backlog._check_columns):
             check()
-        taken = [name for name in backlog.schema.names if name in set(output_columns)]
-        if taken:
-            raise InputError(f"{backlog.source} already has a column {taken[0]!r}; rename the output's with --prefix")
+        backlog.refuse_columns(output_columns)
         return backlog
+
+    def refuse_columns(self, output_columns: Sequence[str]) -> None:
+        """Raises `InputError` if a column has the name of one that a run adds."""
+        taken = [name for name in self.schema.names if name in set(output_columns)]
+        if taken:
+            raise InputError(f"{self.source} already has a column {taken[0]!r}; rename the output's with --prefix")
 
     @property
     def rows(self) -> int:

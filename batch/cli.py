@@ -22,6 +22,7 @@ def size(text: str) -> int:
 @click.argument("input")
 @click.argument("output")
 @click.option("--adapter", metavar="REF", default="champion", show_default=True, help="Bundle directory, digest or alias.")
+@click.option("--adapter-column", metavar="NAME", help="Column that names each row's adapter; null is --adapter.")
 @click.option("--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]")
 @click.option("--id-column", metavar="NAME", default="id", show_default=True, help="Column of unique ids.")
 @click.option("--text-column", metavar="NAME", default="request", show_default=True, help="Column of request texts.")
@@ -36,6 +37,7 @@ def size(text: str) -> int:
 @click.option("--report", metavar="PATH", type=click.Path(path_type=Path), help="Write an HTML report of the finished output.")
 @click.option("--metrics", metavar="PATH", type=click.Path(path_type=Path), help="Write a Prometheus textfile, of a failed run too.")
 @click.option("--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there.")
+@click.option("--watch", is_flag=True, help="INPUT and OUTPUT are folders: keep the engine warm, route each file that arrives.")
 @click.option("--fresh", is_flag=True, help="Forget an unfinished run instead of resuming it.")
 @click.option("--work-dir", metavar="DIR", type=click.Path(path_type=Path), help="For unfinished work.  [default: beside OUTPUT]")
 @click.option("--cache", metavar="DIR", type=click.Path(path_type=Path), help="Keep answers here, for texts that come again another night.")
@@ -47,8 +49,9 @@ def size(text: str) -> int:
 @click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that the engine runs at once.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="The engine's number format.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the engine.")
+@click.option("--draft-tokens", type=click.IntRange(0, 16), default=0, show_default=True, help="Tokens to draft a step; measure it first.")
 @click.option("--engine", type=click.Choice(["vllm", "replay"]), default="vllm", hidden=True)
-def main(dry_run: bool, report: Path | None, metrics: Path | None, log_json: bool, **options: Any) -> None:
+def main(dry_run: bool, watch: bool, report: Path | None, metrics: Path | None, log_json: bool, **options: Any) -> None:
     """Classify the requests in INPUT (a Parquet file, a directory or a glob) and write them, scored, to OUTPUT.
 
     Exit codes: 0 done; 2 refused, nothing written; 3 done, but too many rows are errors; 4 another run holds OUTPUT;
@@ -65,6 +68,9 @@ def main(dry_run: bool, report: Path | None, metrics: Path | None, log_json: boo
     if dry_run:
         outlets.check()
         preflight.show_plan(run.check(wanted), console)
+        return
+    if watch:
+        _watch(wanted, outlets)
         return
     try:
         with nullcontext() if log_json else ProgressLine() as progress:
@@ -83,3 +89,25 @@ def main(dry_run: bool, report: Path | None, metrics: Path | None, log_json: boo
             err=True,
         )
         raise SystemExit(EXIT_TOO_MANY_ERRORS)
+
+
+def _watch(wanted: Any, outlets: Any) -> None:
+    """Until a signal; a line for each file."""
+    from batch import operations, run
+    from batch import watch as folder
+    from batch.errors import InputError
+
+    for option, given in {"--report": outlets.report, "--retry-errors": wanted.retry_errors, "--limit": wanted.limit is not None}.items():
+        if given:
+            raise InputError(f"{option} is for one file and does not go with --watch; leave it out")
+
+    def say(line: str) -> None:
+        if not outlets.log_json:
+            click.echo(line, err=True)
+
+    def route(options: run.Options, engine_for: run.EngineFor) -> None:
+        result = operations.operate(options, outlets, engine_for=engine_for)
+        speed = f", {result.rows_per_second:.1f} rows/s" if result.rows_per_second else ""
+        say(f"{Path(options.input).name}: {result.tally.rows} rows, {result.tally.error_rows} errors{speed}")
+
+    folder.watch(wanted, route, say)

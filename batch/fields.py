@@ -5,7 +5,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from batch import checks
 from batch.errors import ContractError
@@ -69,6 +69,15 @@ class Field:
             return {"type": "boolean"}
         # A pattern, not maxLength: xgrammar compiles length bounds far more slowly at a large vocabulary.
         return {"type": "string", "pattern": f"^{self.text_pattern}$"}
+
+
+class HasFields(Protocol):
+    """A contract, or the fields of several as one set of output columns."""
+
+    @property
+    def fields(self) -> tuple[Field, ...]: ...
+    @property
+    def scored_fields(self) -> tuple[Field, ...]: ...
 
 
 def _literal(text: str) -> str:

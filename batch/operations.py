@@ -31,7 +31,9 @@ class Outlets:
                 check_writable(path, option)
 
 
-def operate(options: run.Options, outlets: Outlets, progress: run.Progress | None = None) -> Summary:
+def operate(
+    options: run.Options, outlets: Outlets, progress: run.Progress | None = None, engine_for: run.EngineFor | None = None
+) -> Summary:
     """Route a backlog and tell of it. Raises what :func:`batch.run.run` raises, after it was told.
 
     Metrics are written of a failed run too; the report only of a finished output.
@@ -39,7 +41,7 @@ def operate(options: run.Options, outlets: Outlets, progress: run.Progress | Non
     summary = Summary()
     with json_lines(summary.run_id) if outlets.log_json else contextlib.nullcontext(), _told(options, outlets, summary):
         outlets.check()
-        run.run(options, progress, summary)
+        run.run(options, progress, summary, engine_for)
         if outlets.report:
             write_report(outlets.report, options.output)
     return summary

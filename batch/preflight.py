@@ -14,7 +14,8 @@ RATES = (10, 50, 500)  # rows/s to choose from where no earlier run tells
 
 def show_plan(job: Job, console: Console) -> None:
     """Print rows, tokens and the estimated time of a checked job."""
-    renderer, sample = job.bundle.renderer, []
+    bundles = job.adapters.served
+    renderer, sample = bundles[0].renderer, []
     for batch in read_batches(job, 0):
         sample += [text for text in job.backlog.texts(batch)[0] if text]
         if len(sample) >= SAMPLE:
@@ -24,7 +25,10 @@ def show_plan(job: Job, console: Console) -> None:
     mean = sum(lengths) / len(lengths) if lengths else 0.0
     fixed = len(renderer.prefix_ids) + len(renderer.suffix_ids)
     say(f"input      {job.backlog.source}: {job.rows} rows to route, ids unique, every page readable")
-    say(f"adapter    {job.bundle.digest[:12]} ({job.bundle.contract.name}) on base {job.bundle.base['ref']}")
+    for bundle in bundles:
+        say(f"adapter    {bundle.digest[:12]} ({bundle.contract.name}) on base {bundle.base['ref']}")
+    if unknown := [name for name, bundle in job.adapters.named.items() if bundle is None]:
+        say(f"           {len(unknown)} names in {job.adapters.column} are no adapter that this run can serve: error rows")
     say(f"prompt     {fixed} tokens of instructions, cached, and {mean:.0f} a request (mean of {len(lengths)})")
     say(f"tokens     about {mean * job.rows:.0f} of requests, at most {renderer.max_answer_tokens} of answer a row")
     say(f"time       {_time(job)}")

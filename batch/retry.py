@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batch.contract import Contract
+from batch.bundle import Bundle
 from batch.errors import InputError
 from batch.files import Place
 from batch.ledger import RETRY_OF, changes, live_facts
@@ -68,15 +68,14 @@ class Retry:
         arrays = [*batch.columns[: self.inputs], *(pc.replace_with_mask(old, mask, fresh) for old, fresh in answers)]
         return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
-    def violations(self, batch: pa.RecordBatch, texts: Sequence[str | None], contract: Contract) -> Counter[str]:
+    def violations(self, batch: pa.RecordBatch, texts: Sequence[str | None], bundles: Sequence[Bundle | None]) -> Counter[str]:
         """Broken rules of the rows of `batch` that stay: the output does not keep them, so they are checked anew."""
-        answers = zip(*(batch.column(self.prefix + field.name).to_pylist() for field in contract.fields), strict=True)
-        answered = batch.column(self.prefix + "status").to_pylist()
-        names = [field.name for field in contract.fields]
+        names = [name for name in batch.schema.names[self.inputs :] if name.startswith(self.prefix)]
+        rows = batch.select(names).rename_columns([name.removeprefix(self.prefix) for name in names]).to_pylist()
         broken: Counter[str] = Counter()
-        for status, text, values in zip(answered, texts, answers, strict=True):
-            if status == "ok":
-                broken.update(contract.violations(dict(zip(names, values, strict=True)), text or ""))
+        for row, text, bundle in zip(rows, texts, bundles, strict=True):
+            if bundle and row["status"] == "ok":
+                broken.update(bundle.contract.violations(row, text or ""))
         return broken
 
     def _mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:

@@ -3,32 +3,36 @@
 check everything cheap → start the engine → read, route, commit shards → assemble, prove, manifest
 """
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from batch import __version__, drift
+from batch.adapters import Adapters, engine_needs, lane_of, spec_of
 from batch.bundle import Bundle, Registry
 from batch.cache import known_answers
-from batch.engine import AdapterSpec, EngineSpec, adapter_spec
+from batch.engine import EngineSpec
 from batch.engine.process import PATIENCE
 from batch.engine.supervisor import Supervisor
-from batch.errors import InputError
+from batch.errors import AdapterError, InputError
 from batch.events import emit
 from batch.files import Place, check_writable
 from batch.interrupt import signals_raise
+from batch.lane import INVALID_UTF8, Lane, ScoredRow
 from batch.ledger import RETRY_OF, Ledger
 from batch.lock import lock_output
 from batch.manifest import Proof, finished, write_manifest
 from batch.reader import IdDigest
 from batch.retry import Retry
-from batch.router import INVALID_UTF8, Counts, Router, ScoredRow
+from batch.router import Counts, Mixed, Router
 from batch.summary import Summary, Tally, shard_tally, with_tally
 from batch.table import Backlog, assemble, output_columns, output_schema
 
@@ -46,6 +50,7 @@ class Options:
     input: str
     output: str
     adapter: str = "champion"
+    adapter_column: str | None = None
     base_model: str | None = None
     id_column: str = "id"
     text_column: str = "request"
@@ -62,6 +67,7 @@ class Options:
     max_num_seqs: int | None = None
     dtype: str | None = None
     threads: int | None = None
+    draft_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Job:
     """A run whose inputs are all checked: nothing expensive has happened yet."""
 
     options: Options
-    bundle: Bundle
+    adapters: Adapters
     base: Path
     backlog: Backlog
     rows: int
@@ -80,15 +86,16 @@ class Job:
 
 
 Progress = Callable[[Counts, int], None]  # (counts of this run, rows in all, resumed ones left out)
+EngineFor = Callable[[Job], AbstractContextManager[Supervisor]]
 
 
 def check(options: Options) -> Job:
     """Everything that can be refused before an engine starts is refused here (exit 2)."""
     check_writable(options.output)
-    bundle = Bundle.open(Registry().resolve(options.adapter))
-    base = bundle.resolve_base(options.base_model)
-    added = output_columns(bundle.contract, options.prefix)
-    backlog = Backlog.open(options.input, options.id_column, options.text_column, added)
+    backlog = Backlog.open(options.input, options.id_column, options.text_column)
+    adapters = Adapters.of(Registry(), options.adapter, options.adapter_column, backlog)
+    base = adapters.default.resolve_base(options.base_model)
+    backlog.refuse_columns(output_columns(adapters.answers, options.prefix))
     if Place.of(options.output).path in {file.place.path for file in backlog.files}:
         raise InputError(f"output {options.output} is one of the input's files; choose another name")
     if not Place.of(options.output).local and options.work_dir is None:
@@ -102,15 +109,12 @@ def check(options: Options) -> Job:
         "text_column": options.text_column,
         "prefix": options.prefix,
         "limit": options.limit,
-        "adapter": bundle.digest,
-        "contract": bundle.contract.fingerprint,
-        "renderer": bundle.renderer.fingerprint,
-        "base": dict(bundle.base),
+        **adapters.facts(),
         "engine": options.engine,
         "dtype": options.dtype,
     }
-    schema = output_schema(backlog.schema, bundle.contract, options.prefix)
-    job = Job(options, bundle, base, backlog, backlog.rows, schema, id_digest, facts)
+    schema = output_schema(backlog.schema, adapters.answers, options.prefix)
+    job = Job(options, adapters, base, backlog, backlog.rows, schema, id_digest, facts)
     if options.limit is None or options.limit >= backlog.rows:
         return job
     job = dataclasses.replace(job, rows=options.limit)
@@ -120,20 +124,27 @@ def check(options: Options) -> Job:
     return dataclasses.replace(job, id_digest=digest.hexdigest())
 
 
-def run(options: Options, progress: Progress | None = None, summary: Summary | None = None) -> Summary:
+def run(options: Options, progress: Progress | None = None, summary: Summary | None = None, engine_for: EngineFor | None = None) -> Summary:
     """Route a backlog. Raises a `BatchRouteError`; whatever stops it, a rerun resumes from the last shard.
 
-    `summary` is filled in as the run goes on, so that who gave it knows of a failed run as well.
+    `summary` is filled in as the run goes on, so that who gave it knows of a failed run as well. `engine_for` gives the
+    engine for a job, by default a new one.
     """
     started = time.monotonic()
     with lock_output(options.output), signals_raise():
-        return _run(options, progress, summary or Summary(), started)
+        return _run(options, progress, summary or Summary(), started, engine_for or start_engine)
 
 
-def _run(options: Options, progress: Progress | None, summary: Summary, started: float) -> Summary:
+def _run(options: Options, progress: Progress | None, summary: Summary, started: float, engine_for: EngineFor) -> Summary:
     job = check(options)
-    emit("checked", rows=job.rows, input=job.backlog.source, adapter=job.bundle.digest, base=job.bundle.base["ref"])
-    work_dir = options.work_dir or _hidden_beside(options.output)
+    emit(
+        "checked",
+        rows=job.rows,
+        input=job.backlog.source,
+        adapters=[bundle.digest for bundle in job.adapters.served],
+        base=str(job.adapters.default.base["ref"]),
+    )
+    work_dir = work_dir_of(options)
     manifest = finished(options.output, job.facts)
     facts = job.facts
     if options.retry_errors:
@@ -148,7 +159,7 @@ def _run(options: Options, progress: Progress | None, summary: Summary, started:
         summary.resumed_rows, summary.retry = ledger.done_rows, job.retry is not None
         try:
             if ledger.done_rows < job.rows:
-                with start_engine(job) as engine:
+                with engine_for(job) as engine:
                     _route(job, ledger, engine, summary, progress, started)
         finally:
             summary.tally = sum((shard_tally(shard) for shard in ledger.shards), Tally())
@@ -161,39 +172,41 @@ def _run(options: Options, progress: Progress | None, summary: Summary, started:
     return summary
 
 
-def _hidden_beside(output: str) -> Path:
-    """Hidden, so that a directory read as input does not include it."""
-    path = Path(output)
-    return path.with_name(f".{path.name}.work")
+def work_dir_of(options: Options) -> Path:
+    """By default beside the output, and hidden, so that a directory read as input does not include it."""
+    path = Path(options.output)
+    return options.work_dir or path.with_name(f".{path.name}.work")
 
 
 def start_engine(job: Job) -> Supervisor:
     """Start the engine's process and return at once; it loads while the parent goes on."""
-    options, renderer = job.options, job.bundle.renderer
-    return Supervisor(
-        EngineSpec(
-            kind=options.engine,
-            base=str(job.base),
-            tokenizer=str(job.bundle.path),
-            max_model_len=renderer.max_model_len,
-            max_lora_rank=job.bundle.rank,
-            lora_modules=job.bundle.lora_modules,
-            max_num_seqs=options.max_num_seqs,
-            dtype=options.dtype,
-            threads=options.threads,
-        ),
-        options.engine_timeout,
+    return Supervisor(engine_spec(job), job.options.engine_timeout)
+
+
+def engine_spec(job: Job) -> EngineSpec:
+    options = job.options
+    return EngineSpec(
+        kind=options.engine,
+        **engine_needs(job.adapters.served, job.base),
+        max_num_seqs=options.max_num_seqs,
+        dtype=options.dtype,
+        threads=options.threads,
+        draft_tokens=options.draft_tokens,
     )
 
 
-def spec_of(bundle: Bundle) -> AdapterSpec:
-    return adapter_spec(bundle.digest, str(bundle.path), bundle.contract, bundle.renderer)
+def _load_first(engine: Supervisor, adapters: Adapters) -> tuple[Bundle, dict[str, Any]]:
+    """Have the first adapter that serves loaded; where rows name theirs, one that does not is only its rows' error."""
+    *others, last = adapters.served
+    for bundle in others:
+        with contextlib.suppress(AdapterError):
+            return bundle, engine.load(spec_of(bundle))
+    return last, engine.load(spec_of(last))
 
 
 def _route(job: Job, ledger: Ledger, engine: Supervisor, summary: Summary, progress: Progress | None, started: float) -> None:
-    adapter = spec_of(job.bundle)
     repeated = job.backlog.repeated_texts()  # while the engine starts
-    canary = engine.load(adapter)
+    first, canary = _load_first(engine, job.adapters)
     summary.engine = {**engine.facts, "canary": canary}
     emit("engine ready", **engine.facts)
     begun = time.monotonic()
@@ -206,21 +219,24 @@ def _route(job: Job, ledger: Ledger, engine: Supervisor, summary: Summary, progr
             progress(counts, job.retry.rows if job.retry else job.rows - summary.resumed_rows)
 
     inputs: deque[pa.RecordBatch] = deque()  # read ahead of the engine, waiting for their scores
+    lanes: dict[str, Lane] = {bundle.digest: lane_of(bundle) for bundle in job.adapters.served} if job.adapters.column else {}
 
-    def texts() -> Iterator[Sequence[Any]]:
+    def requests() -> Iterator[Sequence[Any] | Mixed]:
         for batch in read_batches(job, ledger.done_rows):
             inputs.append(batch)
-            values, invalid = job.backlog.texts(job.retry.again(batch) if job.retry else batch)
-            yield [INVALID_UTF8 if i in invalid else text for i, text in enumerate(values)] if invalid else values
+            wanted = job.retry.again(batch) if job.retry else batch
+            texts, invalid = job.backlog.texts(wanted)
+            values = [INVALID_UTF8 if i in invalid else text for i, text in enumerate(texts)] if invalid else texts
+            yield Mixed(values, [lanes[bundle.digest] if bundle else None for bundle in job.adapters.rows(wanted)]) if lanes else values
 
     facts = {"version": __version__, "base": job.facts["base"], **engine.facts}
     with known_answers(facts, ledger.answers, repeated, job.options.cache, job.options.cache_max) as known:
         window = WINDOW * engine.facts["max_num_seqs"]
-        router = Router(engine, adapter, job.bundle.contract, job.bundle.renderer, window, on_progress, known)
+        router = Router(engine, spec_of(first), first.contract, first.renderer, window, on_progress, known)
         summary.counts = router.counts
         shard = _Shard(job, ledger)
         try:
-            for rows in router.route(texts()):
+            for rows in router.route(requests()):
                 shard.add(inputs.popleft(), rows)
         finally:
             shard.commit()  # also when interrupted: what is done is kept
@@ -237,7 +253,7 @@ class _Shard:
 
     def add(self, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) -> None:
         if retry := self._job.retry:
-            self._violations += retry.violations(batch, self._job.backlog.texts(batch)[0], self._job.bundle.contract)
+            self._violations += retry.violations(batch, self._job.backlog.texts(batch)[0], self._job.adapters.rows(batch))
             self._batches.append(retry.merged(batch, _output_batch(self._job, retry.again(batch), rows)))
         else:
             self._batches.append(_output_batch(self._job, batch, rows))
@@ -252,7 +268,7 @@ class _Shard:
         self._clear()  # first: were a signal to come in between, rows must be redone rather than be there twice
         if batches:
             table = pa.Table.from_batches(batches, self._job.schema)
-            self._ledger.commit(with_tally(table, self._job.bundle.contract, self._job.options.prefix, violations))
+            self._ledger.commit(with_tally(table, self._job.adapters.answers, self._job.options.prefix, violations))
             emit("shard committed", rows=table.num_rows, done_rows=self._ledger.done_rows, of=self._job.rows)
 
     def _clear(self) -> None:
@@ -273,14 +289,14 @@ def read_batches(job: Job, start: int) -> Iterator[pa.RecordBatch]:
 
 def _output_batch(job: Job, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) -> pa.RecordBatch:
     """The input's columns as they are, then the answer, its scores and the row's status, in the schema's order."""
-    contract = job.bundle.contract
+    contract, bundles = job.adapters.answers, job.adapters.rows(batch)
     answers = [row.answer or {} for row in rows]
     scores = [row.scores or {} for row in rows]
     products = [math.prod(row.scores.values()) if row.scores else None for row in rows]
     columns = [[answer.get(field.name) for answer in answers] for field in contract.fields]
     columns += [[score.get(field.name) for score in scores] for field in contract.scored_fields]
     columns += [products, ["error" if row.error_code else "ok" for row in rows]]
-    columns += [[row.error_code for row in rows], [row.error for row in rows], [job.bundle.digest] * len(rows)]
+    columns += [[row.error_code for row in rows], [row.error for row in rows], [bundle and bundle.digest for bundle in bundles]]
     added = list(job.schema)[batch.num_columns :]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, added, strict=True)]
     return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=job.schema)
@@ -290,8 +306,8 @@ def _assemble(job: Job, ledger: Ledger) -> Proof:
     """Write the output from the shards and prove it against the input."""
     metadata = {
         "batch_route.version": __version__,
-        "batch_route.adapter": job.bundle.digest,
-        "batch_route.contract": job.bundle.contract.fingerprint,
+        "batch_route.adapter": ",".join(bundle.digest for bundle in job.adapters.served),
+        "batch_route.contract": ",".join(dict.fromkeys(bundle.contract.fingerprint for bundle in job.adapters.served)),
         "batch_route.engine": job.options.engine,
     }
     return assemble(ledger.shards, job.options.output, job.schema, metadata, job.options.id_column, (job.rows, job.id_digest))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from batch.contract import Contract
+from batch.fields import HasFields
 from batch.router import Counts
 
 TALLY = b"batch_route.tally"  # key of a shard's metadata
@@ -77,15 +77,15 @@ def _added(left: dict[str, Counter[str]], right: dict[str, Counter[str]]) -> dic
     return {name: left.get(name, Counter()) + right.get(name, Counter()) for name in {**left, **right}}
 
 
-def with_tally(table: pa.Table, contract: Contract, prefix: str, violations: Counter[str]) -> pa.Table:
+def with_tally(table: pa.Table, answers: HasFields, prefix: str, violations: Counter[str]) -> pa.Table:
     """`table` (a shard's rows) with its tally in the schema's metadata."""
     tally = Tally(
         rows=table.num_rows,
         errors=_counted(table[prefix + "error_code"]),
-        values={field.name: _counted(table[prefix + field.name]) for field in contract.scored_fields},
+        values={field.name: _counted(table[prefix + field.name]) for field in answers.scored_fields},
         violations=violations,
         score_sum=pc.sum(table[prefix + "score"]).as_py() or 0.0,
-        scores={name: _binned(table[prefix + name]) for name in (*(f"{field.name}_score" for field in contract.scored_fields), "score")},
+        scores={name: _binned(table[prefix + name]) for name in (*(f"{field.name}_score" for field in answers.scored_fields), "score")},
     )
     return table.replace_schema_metadata({TALLY: json.dumps(tally.as_json()).encode()})
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.backlog import Backlog
-from batch.contract import Contract
 from batch.errors import BatchRouteError, ContractError, InputError, StorageError
+from batch.fields import HasFields
 from batch.files import Place, replacing
 from batch.manifest import Proof, remove_manifest
 from batch.reader import IdDigest, ParquetSource, plain, row_bytes
@@ -22,23 +22,23 @@ GROUP_BYTES = 32 << 20  # bytes of strings, whichever comes first
 WRITING = {"compression": "zstd", "write_page_checksum": True, "version": "2.6"}
 
 
-def output_columns(contract: Contract, prefix: str = "") -> list[str]:
+def output_columns(answers: HasFields, prefix: str = "") -> list[str]:
     """Names of the columns that a run adds, in order. Raises `ContractError` where two would be the same."""
-    return [field.name for field in _added(contract, prefix)]
+    return [field.name for field in _added(answers, prefix)]
 
 
-def output_schema(schema: pa.Schema, contract: Contract, prefix: str = "") -> pa.Schema:
+def output_schema(schema: pa.Schema, answers: HasFields, prefix: str = "") -> pa.Schema:
     """Every input column as it is, then those that a run adds, which may all be null.
 
     Labels are plain strings: Parquet codes them by dictionary anyway, and every reader sees the same type.
     """
     fields = [pa.field(field.name, field.type, field.nullable) for field in schema]
-    return pa.schema([*fields, *_added(contract, prefix)])
+    return pa.schema([*fields, *_added(answers, prefix)])
 
 
-def _added(contract: Contract, prefix: str) -> list[pa.Field]:
-    columns = [(field.name, pa.bool_() if field.type == "boolean" else pa.string()) for field in contract.fields]
-    columns += [(f"{field.name}_score", pa.float32()) for field in contract.scored_fields]
+def _added(answers: HasFields, prefix: str) -> list[pa.Field]:
+    columns = [(field.name, pa.bool_() if field.type == "boolean" else pa.string()) for field in answers.fields]
+    columns += [(f"{field.name}_score", pa.float32()) for field in answers.scored_fields]
     columns += [("score", pa.float32())]
     columns += [(name, pa.string()) for name in ("status", "error_code", "error", "adapter")]
     names = [name for name, _ in columns]

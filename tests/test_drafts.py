@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from batch.adapters import spec_of
 from batch.contract import Contract
 from batch.engine import Completion, EngineSpec
 from batch.engine.drafts import LOST, AnswerDrafter, AnswerPath, answer_path
 from batch.engine.process import EngineProcess
-from batch.run import spec_of
 from batch.tokens import Renderer
 from tests.conftest import ROOT, make_bundle
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from batch.adapters import spec_of
 from batch.bundle import Bundle
 from batch.contract import Contract
 from batch.engine import AdapterSpec, Completion, EngineSpec, adapter_spec
 from batch.engine.process import EngineProcess
 from batch.errors import AdapterError, EngineError, InvalidAnswer
 from batch.router import Router
-from batch.run import spec_of
 from tests.conftest import make_bundle
 
 REQUESTS = ["Please build a dashboard of sales.", "Find our travel policy.", "<|im_end|>{}", "Bitte ein Überblick über Lagerbestände."]

@@ -157,7 +157,7 @@ def test_an_alias_is_resolved_once_at_the_start_of_a_run(
     registry.set_alias("champion", first.digest)
     options = run.Options(str(backlog(tmp_path / "in.parquet", 20)), str(tmp_path / "out.parquet"), engine="replay")
     job = run.check(options)
-    assert (job.bundle.digest, job.facts["adapter"], job.bundle.path.name) == (first.digest, first.digest, first.digest)
+    assert (job.adapters.default.digest, job.facts["adapter"], job.adapters.default.path.name) == (first.digest, first.digest, first.digest)
 
     def move(counts: object, rows: int) -> None:
         registry.set_alias("champion", second.digest)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from batch.adapters import spec_of
 from batch.bundle import Bundle
 from batch.contract import Contract
 from batch.engine import EngineSpec
 from batch.engine.process import EngineProcess
 from batch.lane import Lane
 from batch.router import Mixed, Router
-from batch.run import spec_of
 from tests.conftest import ROOT, make_bundle
 
 REQUESTS = [f"Please build a dashboard of sales for region {i}." for i in range(6)]

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from batch.adapters import spec_of
 from batch.bundle import Bundle
 from batch.engine import Completion
 from batch.router import Router
-from batch.run import spec_of
 
 
 class Scripted:

@@ -28,6 +28,7 @@ class Supervisor:
         self._spec, self._patience = spec, patience
         self._engine = EngineProcess(spec, patience)
         self._adapters: dict[str, AdapterSpec] = {}
+        self._seen: dict[str, dict[str, Any]] = {}  # what the canary of each showed
         self._running: Group = {}
         self._suspects: list[Group] = []  # each to run alone
         self._alone = False  # whether what runs is a suspect group, which new work must not join
@@ -51,10 +52,13 @@ class Supervisor:
         return self._engine.pid
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
-        """See :meth:`EngineProcess.load`. An engine that has never started is not started again."""
+        """See :meth:`EngineProcess.load`; what is loaded is not loaded again. An engine that has never started is not
+        started again."""
+        if self._adapters.get(adapter.name) == adapter:
+            return self._seen[adapter.name]
         while True:
             try:
-                seen = self._engine.load(adapter)
+                seen = self._seen[adapter.name] = self._engine.load(adapter)
                 self._adapters[adapter.name] = adapter
                 return seen
             except EngineError as error:

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batch import run
+from batch.adapters import spec_of
 from batch.bundle import Bundle
 from batch.contract import Contract
 from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
 from batch.router import Router
-from batch.run import spec_of
 from batch.tokens import TOKENIZER_FILES, Renderer
 from tests.conftest import ROOT
 from tests.test_run import backlog

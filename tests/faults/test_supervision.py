@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch import run
+from batch.adapters import spec_of
 from batch.bundle import Bundle
 from batch.engine import EngineSpec
 from batch.engine.replay import FAULTS
 from batch.engine.supervisor import RESTARTS, Supervisor
 from batch.errors import EngineError
 from batch.router import Counts
-from batch.run import spec_of
 from tests.test_run import alive, backlog
 
 ROWS = 300
