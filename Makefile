@@ -14,10 +14,10 @@ STAMP := $(VENV)/.installed-$(STACK)
 # Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup run train eval loop test faults bench check base clean
+.PHONY: help setup run train eval loop test faults bench bench-gpu check base clean
 
 help: ## list these targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
 setup: $(STAMP) ## install the pinned stack into .venv
 
@@ -51,8 +51,15 @@ test: setup ## every test
 faults: setup ## 200 kills at random moments over the commit path; the other fault injections run with the tests
 	$(BIN)/python -m tests.faults.kill_storm --kills 200
 
-bench: setup ## 2,000,000 rows through everything but the model: speed and memory
+bench: setup ## batch-route beside its peers, three rounds (about an hour), a warm engine, 2,000,000 rows of file work
+	$(BIN)/pip install --quiet --no-deps -r .ci/bench.lock
+	@test -e adapters/aliases/champion || $(BIN)/batch-train fit train/mini.toml
+	$(BIN)/python -m tests.bench.throughput
+	$(BIN)/python -m tests.bench.warm
 	$(BIN)/python -m tests.bench.backlog
+
+bench-gpu: setup ## the 4B shape with random weights on one GPU: engine variants and fit, under eight minutes on an H200
+	$(BIN)/python -m tests.bench.geometry --geometry qwen3-4b
 
 check: setup ## lint, format, types, known vulnerabilities of the pinned packages
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ class EngineSpec:
     dtype: str | None = None
     threads: int | None = None
     seed: int = 0
+    async_scheduling: bool | None = None  # plan a step while another runs; vLLM's own choice by default
     draft_tokens: int = 0  # drafted a step at most (see `drafts.py`); it pays where a step costs more than its tokens
 
 

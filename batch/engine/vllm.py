@@ -76,6 +76,7 @@ class VllmEngine:
                     max_loras=min(spec.max_loras, MAX_LORAS),
                     lora_target_modules=list(spec.lora_modules) if spec.lora_modules else None,
                     enable_prefix_caching=True,
+                    async_scheduling=spec.async_scheduling,
                     speculative_config=_speculation(self._draft_tokens),
                     structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                     generation_config="vllm",  # the model's own generation_config.json must not set sampling

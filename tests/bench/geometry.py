@@ -1,0 +1,187 @@
+"""The engine on a real model's shape with random weights: no download, only a GPU that holds it.
+
+    python -m tests.bench.geometry --geometry qwen3-4b --rows 2000      # one GPU
+    python -m tests.bench.geometry --geometry tiny --rows 64            # anywhere, to see that it runs
+
+Builds a base of that shape (the shipped tokenizer in a padded vocabulary), a LoRA adapter of rank 16 that acts, and sends
+distinct requests behind the full policy prompt through one engine process a variant: plain guided decoding, drafts,
+other `max_num_seqs`. Random weights answer at random inside the grammar, so texts run to their bound and nothing of them is
+recalled: rates are a lower bound, and ratios speak of the forced tokens. Then `fit` on the same shape, for its speed and peak
+memory. Prints a table and writes results.json.
+"""
+
+import dataclasses
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from batch.adapters import engine_needs, spec_of
+from batch.bundle import Bundle, Registry, base_digest, copy_tokenizer, write_manifest
+from batch.contract import Contract
+from batch.engine import EngineSpec
+from batch.engine.process import EngineProcess
+from train.config import Config
+from train.requests import requests
+
+ROOT = Path(__file__).parents[2]
+WARM_ROWS = 64
+SHARD = "2GB"
+
+
+def shape(name: str) -> dict[str, Any]:
+    """The numbers of a Qwen3 config."""
+    if name == "qwen3-4b":
+        found = Config.load(ROOT / "train/qwen3-4b.toml").base.shape
+        assert found is not None
+        return dataclasses.asdict(found)
+    return {"model_type": "qwen3", "vocab_size": 16384, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True}  # fmt: skip
+
+
+def build(name: str, folder: Path) -> Bundle:
+    """A base with random weights and a bundle for it, both in `folder`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    base, mini = folder / "base", ROOT / "data/mini-base"
+    settings = json.loads((mini / "config.json").read_text())
+    config = Qwen3Config(**shape(name), eos_token_id=settings["eos_token_id"], pad_token_id=settings["pad_token_id"], bos_token_id=None)
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = Qwen3ForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(base, max_shard_size=SHARD)
+    copy_tokenizer(mini, base)
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    peft = get_peft_model(model, LoraConfig(r=16, target_modules=linear, task_type="CAUSAL_LM"))
+    for parameter in (p for n, p in peft.named_parameters() if "lora_B" in n):
+        torch.nn.init.normal_(parameter, std=0.02)
+    registry = Registry(folder / "adapters")
+    staging = registry.staging()
+    peft.save_pretrained(staging)
+    (staging / "README.md").unlink(missing_ok=True)
+    del model, peft
+    torch.cuda.empty_cache()
+    copy_tokenizer(base, staging)
+    (staging / "contract.json").write_text(Contract.load(ROOT / "data/contract.toml").to_json())
+    (staging / "metrics.json").write_text("{}")
+    (staging / "calibration.json").write_text('{"calibrated": false}')
+    write_manifest(staging, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 16})
+    return registry.add(staging)
+
+
+def variants(gpu: bool) -> dict[str, dict[str, Any]]:
+    """What is compared. Drafts need vLLM's asynchronous scheduling off, so plain decoding is measured both ways."""
+    if not gpu:
+        return {"plain": {}, "drafts 8": {"draft_tokens": 8}}
+    return {
+        "plain, 512 at once": {"max_num_seqs": 512},
+        "plain, 1024 at once": {"max_num_seqs": 1024},
+        "plain, 256 at once": {"max_num_seqs": 256},
+        "plain, 512, synchronous": {"max_num_seqs": 512, "async_scheduling": False},
+        "drafts 8, 512 at once": {"max_num_seqs": 512, "draft_tokens": 8},
+    }
+
+
+def measure(bundle: Bundle, base: Path, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """Rows and tokens a second of one engine, after `WARM_ROWS` rows that nobody counts."""
+    began = time.monotonic()
+    ids = bundle.renderer.encode_requests(texts)
+    adapter = spec_of(bundle)
+    with EngineProcess(EngineSpec("vllm", **engine_needs([bundle], base), **options)) as engine:
+        engine.load(adapter)
+        ready = time.monotonic() - began
+        engine.submit(adapter.name, list(enumerate(ids[:WARM_ROWS])))
+        left = min(WARM_ROWS, len(ids))
+        while left:
+            left -= len(engine.poll())
+        steps, started, tokens = engine.usage.steps, time.monotonic(), 0
+        engine.submit(adapter.name, list(enumerate(ids)))
+        left = len(ids)
+        while left:
+            done = engine.poll()
+            left -= len(done)
+            tokens += sum(len(completion.token_ids) for completion in done)
+        seconds = time.monotonic() - started
+        return {
+            "rows/s": len(ids) / seconds,
+            "answer tokens/s": tokens / seconds,
+            "steps/row": (engine.usage.steps - steps) / len(ids),
+            "start s": ready,
+            "device": engine.facts["device"],
+        }
+
+
+def fit(base: Path, folder: Path, steps: int) -> dict[str, Any]:
+    """Seconds a step and peak memory of `batch-train fit` on the shape, in a process of its own."""
+    recipe = (ROOT / "train/qwen3-4b.toml").read_text().splitlines()
+    lines = [f'model = "{base}"' if line.startswith("model =") else line for line in recipe]
+    lines = [
+        f"max_steps = {steps}" if line.startswith(("epochs", "max_steps")) else line for line in lines if not line.startswith("revision")
+    ]
+    (folder / "fit.toml").write_text("\n".join(lines))
+    code = (
+        "import json, resource, sys, time, torch\n"
+        "from pathlib import Path\nfrom batch.bundle import Registry\nfrom train.config import Config\nfrom train.qlora import prepare, train\n"
+        "from rich.console import Console\nfrom train.qlora import build_trainer\n"
+        "job = prepare(Config.load(Path(sys.argv[1])))\nrun = Path(sys.argv[2])\nrun.mkdir()\n"
+        "trainer = build_trainer(job, run, Console(stderr=True))\nbegan = time.monotonic()\ntrainer.train()\n"
+        "seconds = time.monotonic() - began\n"
+        "cuda = torch.cuda.is_available()\n"
+        "peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "print(json.dumps({'seconds a step': seconds / trainer.state.global_step, 'peak MiB': peak / 2**20}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "fit.toml"), str(folder / "run")], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    return json.loads(last) if last.startswith("{") else {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+
+
+@click.command()
+@click.option("--geometry", type=click.Choice(["qwen3-4b", "tiny"]), default="qwen3-4b", show_default=True)
+@click.option("--rows", default=2000, show_default=True)
+@click.option("--fit-steps", default=6, show_default=True, help="0 leaves fit out")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("geometry.json"), show_default=True)
+def main(geometry: str, rows: int, fit_steps: int, out: Path) -> None:
+    import torch
+
+    texts = list(dict.fromkeys(request.text for request, _ in zip(requests(random.Random(0)), range(2 * rows), strict=False)))[:rows]
+    folder = Path(tempfile.mkdtemp(prefix="geometry-"))
+    results: dict[str, Any] = {}
+    try:
+        bundle = build(geometry, folder)
+        for name, options in variants(torch.cuda.is_available()).items():
+            try:
+                results[name] = measure(bundle, folder / "base", texts, options)
+            except Exception as error:  # a variant that this machine cannot run is a result too
+                results[name] = {"error": f"{type(error).__name__}: {error}"[:200]}
+            out.write_text(json.dumps(results, indent=2))
+        if fit_steps:
+            results["fit"] = fit(folder / "base", folder, fit_steps)
+            out.write_text(json.dumps(results, indent=2))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    table = Table("", "", title=f"{geometry}, {len(texts)} rows", title_justify="left")
+    for name, result in results.items():
+        table.add_row(
+            name, ", ".join(f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items())
+        )
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()
