@@ -1,6 +1,7 @@
 """Which adapter each row goes to: one for the whole run, or with `--adapter-column` the one that the row names."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import pyarrow as pa
 
 from batch.backlog import Backlog
 from batch.bundle import Bundle, Registry
-from batch.contract import Contract
 from batch.engine import AdapterSpec, adapter_spec
 from batch.errors import AdapterError, ContractError, InputError, nearest
 from batch.fields import Field
@@ -51,9 +51,9 @@ class Adapters:
         bundles = [self.default] if self.column is None else [bundle for bundle in self.named.values() if bundle]
         return tuple({bundle.digest: bundle for bundle in bundles or [self.default]}.values())
 
-    @property
+    @functools.cached_property
     def answers(self) -> "Answers":
-        return Answers.of([bundle.contract for bundle in self.served])
+        return Answers.of(self.served)
 
     def facts(self) -> dict[str, Any]:
         """What makes a resumed run another, as JSON values."""
@@ -77,19 +77,28 @@ class Adapters:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """The fields of several contracts as one set of columns; a row has those of its own contract."""
+    """What the bundles of a run answer, as one set of columns; a row has those of its own contract."""
 
     fields: tuple[Field, ...]
+    enforced_fields: tuple[Field, ...]
+    enforce_rules: bool
+    triage: bool  # whether a bundle has a threshold for it
 
     @classmethod
-    def of(cls, contracts: Sequence[Contract]) -> "Answers":
-        """Raises `ContractError` where a name is a boolean in one and a text in another."""
+    def of(cls, bundles: Sequence[Bundle]) -> "Answers":
+        """Raises `ContractError` where a name is a boolean in one contract and a text in another."""
         fields: dict[str, Field] = {}
-        for field in (field for contract in contracts for field in contract.fields):
+        for field in (field for bundle in bundles for field in bundle.contract.fields):
             known = fields.setdefault(field.name, field)
             if (known.type == "boolean") != (field.type == "boolean") or known.scored != field.scored:
                 raise ContractError(f"field {field.name!r} is a {known.type} in one adapter's contract and a {field.type} in another's")
-        return cls(tuple(fields.values()))
+        enforced = {field.name for bundle in bundles for field in bundle.contract.enforced_fields}
+        return cls(
+            fields=tuple(fields.values()),
+            enforced_fields=tuple(field for field in fields.values() if field.name in enforced),
+            enforce_rules=any(bundle.contract.enforce_rules for bundle in bundles),
+            triage=any(bundle.calibration.threshold is not None for bundle in bundles),
+        )
 
     @property
     def scored_fields(self) -> tuple[Field, ...]:

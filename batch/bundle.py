@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from batch.calibration import Calibration
 from batch.contract import Contract
 from batch.errors import AdapterError, nearest
 from batch.files import write_file
@@ -37,6 +38,7 @@ class Bundle:
     contract: Contract
     renderer: Renderer
     rank: int
+    calibration: Calibration
     manifest: Mapping[str, Any]
 
     @classmethod
@@ -67,7 +69,8 @@ class Bundle:
         rank = lint(path)
         contract = Contract.load(path / "contract.json")
         renderer = Renderer.load(path, contract)
-        return cls(path, bundle_digest(digests), contract, renderer, rank, manifest)
+        calibration = Calibration.load(path / "calibration.json", contract)
+        return cls(path, bundle_digest(digests), contract, renderer, rank, calibration, manifest)
 
     @property
     def base(self) -> Mapping[str, Any]:

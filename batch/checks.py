@@ -44,6 +44,12 @@ def positive(value: Any, where: str) -> int:
     return value
 
 
+def flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise ContractError(f"{where} must be true or false, not {value!r}")
+    return value
+
+
 def among(value: Any, values: Iterable[Any]) -> bool:
     """Whether `value` is one of `values`, of the same type: 1 is not true."""
     return any(type(value) is type(known) and value == known for known in values)

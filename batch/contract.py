@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Contract:
     max_tokens: int
     policy: Policy
     rules: tuple[Rule, ...]
+    enforce_rules: bool  # correct what breaks a rule, rather than only count it
     raw: Mapping[str, Any] = dataclasses.field(repr=False)
 
     @classmethod
@@ -55,7 +56,8 @@ class Contract:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Contract":
-        checks.keys(raw, "contract", required={"name", "prompt", "fields"}, optional={"input", "policy", "rules", "contrast"})
+        known = {"input", "policy", "rules", "enforce_rules", "contrast"}
+        checks.keys(raw, "contract", required={"name", "prompt", "fields"}, optional=known)
         bounds = checks.keys(raw.get("input", {}), "[input]", optional={"max_chars", "max_tokens"})
         prompt = checks.keys(raw["prompt"], "[prompt]", required={"system"})
         fields = tuple(read_field(entry) for entry in checks.items(raw["fields"], "[[fields]]"))
@@ -72,6 +74,7 @@ class Contract:
             max_tokens=checks.positive(bounds.get("max_tokens", 1024), "[input] max_tokens"),
             policy=Policy.from_dict(raw.get("policy", {}), by_name),
             rules=rules,
+            enforce_rules=checks.flag(raw.get("enforce_rules", False), "enforce_rules"),
             raw=raw,
         )
 
@@ -159,6 +162,28 @@ class Contract:
     def rules_for(self, answer: Mapping[str, Any]) -> tuple[Rule, ...]:
         """The rules that speak of answers like this one, whatever the request."""
         return tuple(rule for rule in self.rules if rule.applies(answer))
+
+    @functools.cached_property
+    def enforced_fields(self) -> tuple[Field, ...]:
+        """The fields that an enforced rule may correct; empty where rules are only counted."""
+        corrected = {name for rule in self.rules if self.enforce_rules and rule.corrects for name in rule.then}
+        return tuple(field for field in self.fields if field.name in corrected)
+
+    def enforce(self, answer: Answer, violated: Sequence[str]) -> tuple[Answer, tuple[str, ...]]:
+        """The answer as the enforced rules want it, and the names of those that changed it.
+
+        `violated` are the rules that `answer` breaks (:meth:`violations`). Rules apply in contract order, each at most
+        once; what an earlier one corrected may make a later one apply that asks for no mention.
+        """
+        if not self.enforce_rules:
+            return answer, ()
+        corrected, applied = dict(answer), []
+        for rule in self.rules:
+            broken = rule.name in violated if rule.mentions else not rule.allows(corrected, "")
+            if rule.corrects and rule.applies(corrected) and broken:
+                corrected.update(rule.then)
+                applied.append(rule.name)
+        return corrected, tuple(applied)
 
     @property
     def facts(self) -> Mapping[str, tuple[Any, ...]]:

@@ -69,13 +69,15 @@ class Retry:
         return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
     def violations(self, batch: pa.RecordBatch, texts: Sequence[str | None], bundles: Sequence[Bundle | None]) -> Counter[str]:
-        """Broken rules of the rows of `batch` that stay: the output does not keep them, so they are checked anew."""
+        """Broken rules of the rows of `batch` that stay: the output does not keep them, so the model's own answers are
+        checked anew."""
         names = [name for name in batch.schema.names[self.inputs :] if name.startswith(self.prefix)]
         rows = batch.select(names).rename_columns([name.removeprefix(self.prefix) for name in names]).to_pylist()
         broken: Counter[str] = Counter()
         for row, text, bundle in zip(rows, texts, bundles, strict=True):
             if bundle and row["status"] == "ok":
-                broken.update(bundle.contract.violations(row, text or ""))
+                own = {field.name: row[f"{field.name}_model"] for field in bundle.contract.enforced_fields}
+                broken.update(bundle.contract.violations({**row, **own}, text or ""))
         return broken
 
     def _mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:

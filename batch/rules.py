@@ -1,4 +1,4 @@
-"""Rules that hold whatever the model says. A run counts every violation."""
+"""Rules that hold whatever the model says. A run counts every violation, and corrects it where the contract says so."""
 
 import dataclasses
 import functools
@@ -9,24 +9,32 @@ from typing import Any
 from batch import checks
 from batch.errors import ContractError, nearest
 
-# "no Salesforce involved", "without touching Salesforce", "Salesforce is not involved": a negated mention is none.
+# A negated mention is none: "no Salesforce involved", "neither Salesforce nor …", "Salesforce is not needed", "we left
+# Salesforce for …", "Salesforce was retired". Words, not grammar: what is told in another way counts as a mention.
 _NEGATED_BEFORE = re.compile(
-    r"\b(?:no|not|never|without|nothing|isn't|doesn't|don't|avoid(?:s|ing)?|instead of|rather than)\b[^.;,!?]{0,30}$", re.I
+    r"\b(?:(?:no|not|never|without|nothing|isn't|doesn't|don't|neither|nor|avoid(?:s|ing)?|excluding|except|unlike|instead of|rather than)"
+    r"\b[^.;,!?]{0,30}|(?:left|dropped|retired|replaced|(?:away|moved|migrated) (?:from|off)) )$",
+    re.I,
 )
 _NEGATED_AFTER = re.compile(
-    r"^[^.;,!?]{0,20}\b(?:is|are|was)?\s*(?:not|n't|never)\b(?: \w+){0,2} (?:involved|used|needed|touched|part|relevant|required)", re.I
+    r"^[^.;,!?]{0,20}\b(?:(?:is|are|was)?\s*(?:not|n't|never)\b(?: \w+){0,2} "
+    r"(?:involved|used|needed|touched|part|relevant|required|affected)"
+    r"|(?:is|was|has been|will be) (?:retired|replaced|switched off|phased out|out of scope|excluded)|(?:stays|is kept) out\b)",
+    re.I,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """When an answer holds the values `when`, either other fields are among `allow`, or the request mentions one of
-    `mentions` (whole words, any case, not negated)."""
+    `mentions` (whole words, any case, not negated). `then` are the values that correct an answer which breaks it; where
+    `allow` leaves one value, that one does."""
 
     name: str
     when: Mapping[str, Any]
     allow: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     mentions: tuple[str, ...] = ()
+    then: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what an enforced rule puts in their place
 
     @classmethod
     def from_dict(cls, entry: Any, fields: Mapping[str, Any]) -> "Rule":
@@ -37,7 +45,8 @@ class Rule:
         if bool(entry.get("allow")) == ("mentions" in entry):
             raise ContractError(f"{where}: needs either allow or mentions")
         when, allow = checks.table(entry["when"], f"{where}: when"), checks.table(entry.get("allow", {}), f"{where}: allow")
-        named = [(name, [value]) for name, value in when.items()]
+        then = checks.table(entry.get("then", {}), f"{where}: then")
+        named = [(name, [value]) for name, value in [*when.items(), *then.items()]]
         named += [(name, checks.items(values, f"{where}: allow {name}")) for name, values in allow.items()]
         for name, values in named:
             if name not in fields:
@@ -49,9 +58,26 @@ class Rule:
         words = tuple(checks.text(word, f"{where}: mentions") for word in mentions)
         if not all(word.strip() for word in words):
             raise ContractError(f"{where}: mentions holds a blank text, which every request mentions")
-        return cls(entry["name"], dict(when), {name: tuple(values) for name, values in allow.items()}, words)
+        allowed = {name: tuple(values) for name, values in allow.items()}
+        if any(not checks.among(then[name], values) for name, values in allowed.items() if name in then):
+            raise ContractError(f"{where}: then holds a value that allow refuses")
+        only = {name: values[0] for name, values in allowed.items() if len(values) == 1}
+        rule = cls(entry["name"], dict(when), allowed, words, {**only, **then})
+        if then and not rule._cures():
+            raise ContractError(f"{where}: an answer corrected to its then would break it still; change a field of when, or one of allow")
+        return rule
+
+    def _cures(self) -> bool:
+        """Whether an answer corrected to `then` keeps the rule."""
+        left = any(name in self.then and self.then[name] != value for name, value in self.when.items())
+        return left or (bool(self.allow) and set(self.allow) <= set(self.then))
+
+    @property
+    def corrects(self) -> bool:
+        return bool(self.then) and self._cures()
 
     def applies(self, answer: Mapping[str, Any]) -> bool:
+        """Whether the rule speaks of answers like this one."""
         return all(answer[name] == value for name, value in self.when.items())
 
     def holds(self, answer: Mapping[str, Any], request: str) -> bool:

@@ -5,7 +5,6 @@ check everything cheap → start the engine → read, route, commit shards → a
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from batch.lane import INVALID_UTF8, Lane, ScoredRow
 from batch.ledger import RETRY_OF, Ledger
 from batch.lock import lock_output
 from batch.manifest import Proof, finished, write_manifest
+from batch.outcome import output_batch
 from batch.reader import IdDigest
 from batch.retry import Retry
 from batch.router import Counts, Mixed, Router
@@ -94,8 +94,8 @@ def check(options: Options) -> Job:
     check_writable(options.output)
     backlog = Backlog.open(options.input, options.id_column, options.text_column)
     adapters = Adapters.of(Registry(), options.adapter, options.adapter_column, backlog)
-    base = adapters.default.resolve_base(options.base_model)
-    backlog.refuse_columns(output_columns(adapters.answers, options.prefix))
+    base, answers = adapters.default.resolve_base(options.base_model), adapters.answers
+    backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))
     if Place.of(options.output).path in {file.place.path for file in backlog.files}:
         raise InputError(f"output {options.output} is one of the input's files; choose another name")
     if not Place.of(options.output).local and options.work_dir is None:
@@ -113,7 +113,7 @@ def check(options: Options) -> Job:
         "engine": options.engine,
         "dtype": options.dtype,
     }
-    schema = output_schema(backlog.schema, adapters.answers, options.prefix)
+    schema = output_schema(backlog.schema, answers, options.prefix, answers.triage)
     job = Job(options, adapters, base, backlog, backlog.rows, schema, id_digest, facts)
     if options.limit is None or options.limit >= backlog.rows:
         return job
@@ -254,21 +254,26 @@ class _Shard:
     def add(self, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) -> None:
         if retry := self._job.retry:
             self._violations += retry.violations(batch, self._job.backlog.texts(batch)[0], self._job.adapters.rows(batch))
-            self._batches.append(retry.merged(batch, _output_batch(self._job, retry.again(batch), rows)))
+            self._batches.append(retry.merged(batch, self._output(retry.again(batch), rows)))
         else:
-            self._batches.append(_output_batch(self._job, batch, rows))
+            self._batches.append(self._output(batch, rows))
         self._violations.update(name for row in rows for name in row.violations)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
         if self._rows >= SHARD_ROWS or self._bytes >= SHARD_BYTES or time.monotonic() - self._since > SHARD_SECONDS:
             self.commit()
 
+    def _output(self, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) -> pa.RecordBatch:
+        adapters = self._job.adapters
+        return output_batch(batch, rows, adapters.rows(batch), adapters.answers, self._job.schema)
+
     def commit(self) -> None:
         batches, violations = self._batches, self._violations
         self._clear()  # first: were a signal to come in between, rows must be redone rather than be there twice
         if batches:
             table = pa.Table.from_batches(batches, self._job.schema)
-            self._ledger.commit(with_tally(table, self._job.adapters.answers, self._job.options.prefix, violations))
+            answers = self._job.adapters.answers
+            self._ledger.commit(with_tally(table, answers, self._job.options.prefix, violations, answers.triage))
             emit("shard committed", rows=table.num_rows, done_rows=self._ledger.done_rows, of=self._job.rows)
 
     def _clear(self) -> None:
@@ -285,21 +290,6 @@ def read_batches(job: Job, start: int) -> Iterator[pa.RecordBatch]:
             return
         yield batch.slice(0, left)
         left -= batch.num_rows
-
-
-def _output_batch(job: Job, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) -> pa.RecordBatch:
-    """The input's columns as they are, then the answer, its scores and the row's status, in the schema's order."""
-    contract, bundles = job.adapters.answers, job.adapters.rows(batch)
-    answers = [row.answer or {} for row in rows]
-    scores = [row.scores or {} for row in rows]
-    products = [math.prod(row.scores.values()) if row.scores else None for row in rows]
-    columns = [[answer.get(field.name) for answer in answers] for field in contract.fields]
-    columns += [[score.get(field.name) for score in scores] for field in contract.scored_fields]
-    columns += [products, ["error" if row.error_code else "ok" for row in rows]]
-    columns += [[row.error_code for row in rows], [row.error for row in rows], [bundle and bundle.digest for bundle in bundles]]
-    added = list(job.schema)[batch.num_columns :]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, added, strict=True)]
-    return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=job.schema)
 
 
 def _assemble(job: Job, ledger: Ledger) -> Proof:

@@ -2,6 +2,9 @@
 
 The engine's log-probabilities are taken after the grammar's mask: a forced token has 0, and the sum over a value's
 tokens is log P(value | legal, what came before it in the answer).
+
+A value may be spelt by several cuts into tokens (`low` as `l`, `ow`). The score is the probability of the spelling that
+was generated, so a lower bound of P(value); `tests/test_score_exact.py` adds up every path to 1 and bounds what is left out.
 """
 
 import math

@@ -34,6 +34,7 @@ class Tally:
     violations: Counter[str] = dataclasses.field(default_factory=Counter)  # rule → rows
     score_sum: float = 0.0
     scores: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)  # score column → lower edge of a bin → rows
+    triage: Counter[str] = dataclasses.field(default_factory=Counter)  # `auto`, `human` → rows; empty without a threshold
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(
@@ -43,6 +44,7 @@ class Tally:
             violations=self.violations + other.violations,
             score_sum=self.score_sum + other.score_sum,
             scores=_added(self.scores, other.scores),
+            triage=self.triage + other.triage,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class Tally:
             violations=Counter(content["violations"]),
             score_sum=content["score_sum"],
             scores={name: Counter(bins) for name, bins in content.get("scores", {}).items()},
+            triage=Counter(content.get("triage", {})),
         )
 
     @property
@@ -77,8 +80,8 @@ def _added(left: dict[str, Counter[str]], right: dict[str, Counter[str]]) -> dic
     return {name: left.get(name, Counter()) + right.get(name, Counter()) for name in {**left, **right}}
 
 
-def with_tally(table: pa.Table, answers: HasFields, prefix: str, violations: Counter[str]) -> pa.Table:
-    """`table` (a shard's rows) with its tally in the schema's metadata."""
+def with_tally(table: pa.Table, answers: HasFields, prefix: str, violations: Counter[str], triage: bool = False) -> pa.Table:
+    """`table` (a shard's rows) with its tally in the schema's metadata. `triage`: whether the run writes that column."""
     tally = Tally(
         rows=table.num_rows,
         errors=_counted(table[prefix + "error_code"]),
@@ -86,6 +89,7 @@ def with_tally(table: pa.Table, answers: HasFields, prefix: str, violations: Cou
         violations=violations,
         score_sum=pc.sum(table[prefix + "score"]).as_py() or 0.0,
         scores={name: _binned(table[prefix + name]) for name in (*(f"{field.name}_score" for field in answers.scored_fields), "score")},
+        triage=_counted(table[prefix + "triage"]) if triage else Counter(),
     )
     return table.replace_schema_metadata({TALLY: json.dumps(tally.as_json()).encode()})
 
@@ -185,6 +189,8 @@ def show(summary: Summary, output: str, console: Console) -> None:
         table.add_section()
     if tally.mean_score is not None:
         table.add_row("mean score", "", f"{tally.mean_score:.3f}")
+    if tally.triage:
+        table.add_row("need no person", "triage = auto", f"{tally.triage['auto']}  {tally.triage['auto'] / tally.rows:6.1%}")
     table.add_row("errors", "", f"{tally.error_rows}  {tally.error_rate:6.1%}")
     for code, count in tally.errors.most_common():
         table.add_row("", code, str(count))

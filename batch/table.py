@@ -22,25 +22,32 @@ GROUP_BYTES = 32 << 20  # bytes of strings, whichever comes first
 WRITING = {"compression": "zstd", "write_page_checksum": True, "version": "2.6"}
 
 
-def output_columns(answers: HasFields, prefix: str = "") -> list[str]:
-    """Names of the columns that a run adds, in order. Raises `ContractError` where two would be the same."""
-    return [field.name for field in _added(answers, prefix)]
+def output_columns(answers: HasFields, prefix: str = "", triage: bool = False) -> list[str]:
+    """Names of the columns that a run adds, in order. Raises `ContractError` where two would be the same.
+
+    `triage` is there where the adapter has a threshold, `<field>_model` and `rules_applied` where the contract enforces.
+    """
+    return [field.name for field in _added(answers, prefix, triage)]
 
 
-def output_schema(schema: pa.Schema, answers: HasFields, prefix: str = "") -> pa.Schema:
+def output_schema(schema: pa.Schema, answers: HasFields, prefix: str = "", triage: bool = False) -> pa.Schema:
     """Every input column as it is, then those that a run adds, which may all be null.
 
     Labels are plain strings: Parquet codes them by dictionary anyway, and every reader sees the same type.
     """
     fields = [pa.field(field.name, field.type, field.nullable) for field in schema]
-    return pa.schema([*fields, *_added(answers, prefix)])
+    return pa.schema([*fields, *_added(answers, prefix, triage)])
 
 
-def _added(answers: HasFields, prefix: str) -> list[pa.Field]:
-    columns = [(field.name, pa.bool_() if field.type == "boolean" else pa.string()) for field in answers.fields]
+def _added(answers: HasFields, prefix: str, triage: bool) -> list[pa.Field]:
+    kinds = {field.name: pa.bool_() if field.type == "boolean" else pa.string() for field in answers.fields}
+    columns = list(kinds.items())
     columns += [(f"{field.name}_score", pa.float32()) for field in answers.scored_fields]
     columns += [("score", pa.float32())]
     columns += [(name, pa.string()) for name in ("status", "error_code", "error", "adapter")]
+    columns += [("triage", pa.string())] if triage else []
+    columns += [(f"{field.name}_model", kinds[field.name]) for field in answers.enforced_fields]
+    columns += [("rules_applied", pa.string())] if answers.enforce_rules else []
     names = [name for name, _ in columns]
     for name in names:
         if names.count(name) > 1:

@@ -1,6 +1,9 @@
 """What the tests share: a tiny random base model with a real tokenizer and chat template, and the shipped contract."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,22 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tiny_base: Path, contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle with a random, acting rank-4 adapter for `tiny_base`: the real format without the minutes of a fit."""
     return make_bundle(tiny_base, contract, tmp_path_factory.mktemp("registry"))
+
+
+@pytest.fixture(scope="session")
+def trained_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with the default adapter, trained from v1's 24 examples by the shipped recipe, as `make train` does it."""
+    folder = tmp_path_factory.mktemp("trained") / "adapters"
+    environment = {**os.environ, "BATCH_ROUTE_ADAPTERS": str(folder)}
+    line = [str(Path(sys.executable).parent / "batch-train"), "fit", "train/mini.toml"]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(trained_registry: Path) -> Bundle:
+    return Bundle.open(Registry(trained_registry).resolve("champion"))
 
 
 def make_bundle(base: Path, contract: Contract, root: Path, scale: float = 0.05) -> Bundle:

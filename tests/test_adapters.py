@@ -1,5 +1,6 @@
 """`--adapter-column`: each row goes to the bundle that it names, contracts may differ, a bad name costs its rows only."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -85,12 +86,10 @@ def test_a_column_that_names_no_adapters_is_refused(tiny_bundle: Bundle, tmp_pat
         run.check(options(backlog(tmp_path / "many.parquet", [f"n{i}" for i in range(1001)]), tiny_bundle))
 
 
-def test_contracts_share_columns_or_clash(contract: Contract, triage: Bundle) -> None:
-    both = Answers.of([contract, triage.contract])
+def test_contracts_share_columns_or_clash(contract: Contract, tiny_bundle: Bundle, triage: Bundle) -> None:
+    both = Answers.of([tiny_bundle, triage])
     assert output_columns(both)[:5] == [field.name for field in contract.fields]
     assert len(both.fields) == len({field.name for field in (*contract.fields, *triage.contract.fields)})
-    raw = {**contract.raw, "name": "other", "policy": {}, "rules": [], "contrast": {}}
-    raw["fields"] = [{"name": "tier", "type": "boolean"}]
-    raw = {key: raw[key] for key in ("name", "prompt", "fields")}
+    other = Contract.from_dict({"name": "other", "prompt": contract.raw["prompt"], "fields": [{"name": "tier", "type": "boolean"}]})
     with pytest.raises(ContractError, match="'tier' is a label in one adapter's contract and a boolean in another's"):
-        Answers.of([contract, Contract.from_dict(raw)])
+        Answers.of([tiny_bundle, dataclasses.replace(tiny_bundle, contract=other)])

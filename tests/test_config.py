@@ -62,6 +62,7 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
         (MINIMAL + "[training]\nreport_to = 'wandb'\n", "report_to must be a list of texts"),
         (MINIMAL + "[training]\nlearning_rate = nan\n", "learning_rate must be at least"),
         (MINIMAL + "[training]\nmax_steps = 0\n", "max_steps must be at least 1, or -1"),
+        (MINIMAL + "[calibration]\ntarget_error = 0.9\n", r"\[calibration\] target_error must be between 0.0001 and 0.5"),
         (MINIMAL + "path = 'x'\n", r"unknown key 'path' in \[data\]"),
         ("path = 'x'\n" + MINIMAL, "unknown key 'path' in the config"),
         ("base = 3\n", r"\[base\] must be a table|missing key"),
@@ -75,6 +76,12 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
 def test_a_wrong_recipe_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, text)
+
+
+def test_the_command_lines_error_target_goes_before_the_recipes(tmp_path: Path) -> None:
+    config = load(tmp_path, MINIMAL + "calibration = 'rows.jsonl'\n[calibration]\ntarget_error = 0.1\n")
+    assert config.calibration.target_error == 0.1 and config.data.calibration == "rows.jsonl"
+    assert config.with_target_error(0.03).recipe()["calibration"] == {"target_error": 0.03}
 
 
 def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:

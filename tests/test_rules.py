@@ -1,11 +1,16 @@
 """Rules: what must hold whatever the model says."""
 
+import itertools
+import random
 from typing import Any
 
 import pytest
 
 from batch.contract import Contract
 from batch.errors import ContractError
+from tests.conftest import ROOT
+from train.dataset import load_rows
+from train.requests import requests
 
 SALESFORCE = {
     "tier": "Trusted Technical Builder",
@@ -53,6 +58,10 @@ MENTIONED = [
     "No Salesforce reports; the agent updates Salesforce accounts.",  # one mention that is not negated
     "It updates Salesforce. A chatbot is not needed.",
     "It creates leads in Salesforce, and email is not involved.",
+    "Close cases in Service Cloud and open leads in sales cloud.",
+    "What is left in Salesforce gets merged.",
+    "We left HubSpot for Salesforce.",
+    "Salesforce is the system; the old CRM was retired.",
 ]
 NOT_MENTIONED = [
     "",
@@ -75,6 +84,18 @@ NOT_MENTIONED = [
     "Salesforce isn't involved",
     "Salesforce is not directly involved",
     "Salesforce will not be touched",
+    "Neither Salesforce nor ServiceNow is needed.",
+    "Neither ServiceNow nor Salesforce is needed.",
+    "We left Salesforce for HubSpot",
+    "We moved off Salesforce last year",
+    "They migrated away from Salesforce",
+    "Salesforce was retired last year.",
+    "Salesforce has been replaced by HubSpot",
+    "Salesforce stays out of it.",
+    "Salesforce is out of scope",
+    "The Salesforce team is not affected.",
+    "Unlike last year's Salesforce project, this one is separate",
+    "our sales data in the cloud",
 ]
 
 
@@ -136,3 +157,82 @@ def test_servicenow_aliases_are_whole_words(contract: Contract, request_text: st
 def test_a_wrong_rule_is_refused(contract: Contract, entry: Any, message: str) -> None:
     with pytest.raises(ContractError, match=message):
         Contract.from_dict({**contract.raw, "rules": [*contract.raw["rules"], entry]})
+
+
+def enforcing(contract: Contract, **changes: Any) -> Contract:
+    return Contract.from_dict({**contract.raw, "enforce_rules": True, **changes})
+
+
+ENFORCED = [
+    (PLAIN, "An app.", {}, ()),
+    (SALESFORCE, "An app.", {"recommended_platform": "Databricks app"}, ("salesforce_must_be_mentioned",)),
+    (SALESFORCE, "An app on Salesforce.", {}, ()),
+    ({**PLAIN, "needs_review": False}, "An app.", {"needs_review": True}, ("high_risk_needs_review",)),
+    (
+        {**SALESFORCE, "needs_review": False},
+        "An app.",
+        {"needs_review": True, "recommended_platform": "Databricks app"},
+        ("high_risk_needs_review", "salesforce_must_be_mentioned"),
+    ),
+    # The tier's rule has corrected the platform before: nothing is left of which Salesforce would have to be mentioned.
+    (
+        {**SALESFORCE, "tier": "Trusted Technical Analyst"},
+        "A dashboard.",
+        {"recommended_platform": "Databricks + governed dashboarding"},
+        ("technical_analyst_platforms",),
+    ),
+    # A builder may do three things: the rule does not say which, so it is counted only.
+    ({**PLAIN, "recommended_platform": "Glean"}, "An app.", {}, ()),
+]
+
+
+@pytest.mark.parametrize(("answer", "request_text", "changed", "applied"), ENFORCED)
+def test_enforced_rules_correct_what_they_can(
+    contract: Contract, answer: dict[str, Any], request_text: str, changed: dict[str, Any], applied: tuple[str, ...]
+) -> None:
+    strict, own = enforcing(contract), dict(answer)
+    corrected, names = strict.enforce(answer, strict.violations(answer, request_text))
+    assert (corrected, names) == ({**answer, **changed}, applied)
+    assert answer == own  # the model's own is kept
+    assert contract.enforce(answer, contract.violations(answer, request_text)) == (answer, ())  # counted only, by default
+    if applied:
+        assert strict.violations(corrected, request_text) == []
+
+
+def test_the_fields_that_enforced_rules_may_correct(contract: Contract) -> None:
+    assert [field.name for field in enforcing(contract).enforced_fields] == ["recommended_platform", "needs_review"]
+    assert contract.enforced_fields == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"then": {"risk": "lo"}}, "'lo' is no legal value of risk"),
+        ({"then": {"rsk": "low"}}, "unknown field 'rsk'"),
+        ({"then": {"risk": "low"}}, "would break it still"),
+        ({"then": {"recommended_platform": "Databricks app + Salesforce integration"}}, "would break it still"),
+        ({"mentions": None, "allow": {"risk": ["low", "medium"]}, "then": {"risk": "high"}}, "that allow refuses"),
+    ],
+)
+def test_a_correction_that_does_not_correct_is_refused(contract: Contract, entry: dict[str, Any], message: str) -> None:
+    rule = {"name": "r", "when": {"recommended_platform": "Databricks app + Salesforce integration"}, "mentions": ["x"], **entry}
+    with pytest.raises(ContractError, match=message):
+        enforcing(contract, rules=[{key: value for key, value in rule.items() if value is not None}])
+    with pytest.raises(ContractError, match="enforce_rules must be true or false"):
+        Contract.from_dict({**contract.raw, "enforce_rules": "yes"})
+
+
+def test_the_mention_rules_read_what_labellers_wrote(contract: Contract) -> None:
+    """No gold answer of the hand-written sets breaks a rule; of the generator's, which misspells names, 1 in 100 at most."""
+    for path in [*sorted((ROOT / "data").glob("*.jsonl")), *sorted((ROOT / "data").glob("v?/*.jsonl"))]:
+        for row in load_rows(path, contract, evaluation=True):
+            assert contract.violations(row.answer, row.request) == [], row.where
+    broken = caught = uncaught = 0
+    for made in itertools.islice(requests(random.Random(5)), 2000):
+        answer = contract.decide(made.facts.as_dict())
+        broken += bool(contract.violations(answer, made.text))
+        if made.facts.need == "build" and made.facts.system == "none":
+            biased = {**answer, "recommended_platform": "Databricks app + Salesforce integration"}
+            held = contract.violations(biased, made.text)
+            caught, uncaught = caught + bool(held), uncaught + (not held)
+    assert broken <= 20 and uncaught <= 0.01 * caught

@@ -1,6 +1,7 @@
 """The job from Parquet to Parquet, on the replay engine: what it writes, in which order, and how it resumes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from batch import run
-from batch.bundle import Bundle
+from batch.bundle import Bundle, write_manifest
+from batch.calibration import key
 from batch.cli import main
 from batch.interrupt import Interrupted
 from batch.router import Counts
@@ -211,3 +214,66 @@ def test_sigterm_exits_143_and_leaves_no_engine(tiny_bundle: Bundle, tmp_path: P
     while any(map(alive, engines)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, engines))
+
+
+def changed(bundle: Bundle, folder: Path, name: str, content: object) -> Bundle:
+    """The bundle with another `name`, sealed again."""
+    shutil.copytree(bundle.path, folder)
+    (folder / name).write_text(json.dumps(content))
+    write_manifest(folder, {key: value for key, value in bundle.manifest.items() if key != "files"})
+    return Bundle.open(folder)
+
+
+def test_a_threshold_writes_triage(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Replay's scores tell short answers from long ones; the bundle's threshold splits them, and error rows are for people."""
+    plain = tmp_path / "plain.parquet"
+    source = backlog(tmp_path / "in.parquet", texts=[*(f"Request {i}" for i in range(60)), "", None])
+    route(tiny_bundle, source, plain, "--max-error-rate", "1")
+    raw = pq.read_table(plain)
+    middle = pc.quantile(raw["score"], 0.5)[0].as_py()
+    halve = {"temperature": 1.0, "bias": -1.0}
+    fields = {field.name: {key(value): halve for value in field.values} for field in tiny_bundle.contract.scored_fields}
+    calibrated = {"calibrated": True, "fields": {"tier": fields["tier"]}, "threshold": middle / 2}
+    bundle = changed(tiny_bundle, tmp_path / "bundle", "calibration.json", calibrated)
+    assert route(bundle, source, tmp_path / "out.parquet", "--max-error-rate", "1").exit_code == 0
+    made = pq.read_table(tmp_path / "out.parquet")
+    assert made.column_names == [*pq.read_schema(source).names, *output_columns(bundle.contract, triage=True)]
+    assert made.column_names[-1] == "triage" and "triage" not in raw.column_names
+    rows = made.to_pylist()
+    for row, before in zip(rows, raw.to_pylist(), strict=True):
+        if row["status"] == "error":
+            assert row["triage"] == "human"
+            continue
+        assert row["tier_score"] < before["tier_score"] and row["risk_score"] == before["risk_score"]
+        sure = row["score"] >= middle / 2 and not bundle.contract.violations(row, row["request"])
+        assert row["triage"] == ("auto" if sure else "human")
+    assert {row["triage"] for row in rows} == {"auto", "human"}
+    told = json.loads((tmp_path / "out.parquet.manifest.json").read_text())["run"]["tally"]["triage"]
+    assert told == {name: sum(row["triage"] == name for row in rows) for name in ("auto", "human")}
+
+
+def test_enforced_rules_correct_rows_and_keep_the_models_own(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Replay answers Salesforce to texts that do not mention it; with `enforce_rules` the output says Databricks app."""
+    enforced = {**tiny_bundle.contract.raw, "enforce_rules": True}
+    bundle = changed(tiny_bundle, tmp_path / "bundle", "contract.json", enforced)
+    texts = [*(f"Build app {i}." for i in range(30)), *(f"Build app {i} on Salesforce." for i in range(30)), ""]
+    source, output = backlog(tmp_path / "in.parquet", texts=texts), tmp_path / "out.parquet"
+    assert route(bundle, source, output, "--max-error-rate", "1").exit_code == 0
+    made = pq.read_table(output)
+    assert made.column_names[-3:] == ["recommended_platform_model", "needs_review_model", "rules_applied"]
+    applied = 0
+    for row in made.to_pylist():
+        if row["status"] == "error":
+            assert row["rules_applied"] is None and row["recommended_platform_model"] is None
+            continue
+        own = {**row, "recommended_platform": row["recommended_platform_model"], "needs_review": row["needs_review_model"]}
+        answer, rules = bundle.contract.enforce(own, bundle.contract.violations(own, row["request"]))
+        assert row["recommended_platform"] == answer["recommended_platform"] and row["rules_applied"] == (", ".join(rules) or None)
+        applied += "salesforce_must_be_mentioned" in rules
+        if "Salesforce" in row["recommended_platform"]:
+            assert "Salesforce" in row["request"]
+    assert applied
+    manifest = json.loads(output.with_name("out.parquet.manifest.json").read_text())
+    assert manifest["run"]["tally"]["violations"]["salesforce_must_be_mentioned"] == applied
+    assert route(bundle, source, output, "--max-error-rate", "1", "--retry-errors").exit_code == 0
+    assert pq.read_table(output).equals(made)  # nothing to retry: the empty text stays what it is

@@ -7,8 +7,8 @@ from typing import Any
 from batch.contract import Contract
 
 
-def model_card(contract: Contract, facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Markdown with the front matter that model hubs read."""
+def model_card(contract: Contract, facts: Mapping[str, Any], metrics: Mapping[str, Any], calibration: Mapping[str, Any]) -> str:
+    """Markdown with the front matter that model hubs read; `facts` are the manifest's."""
     base, data, best = facts["base"], facts["data"], metrics["best"]
     counts, lora = metrics["parameters"], facts["recipe"]["lora"]
     share = 100 * counts["trainable"] / counts["total"]
@@ -44,7 +44,24 @@ folder is the one it was trained on. It decides nothing outside that contract. I
 {rows}
 
 ![loss](loss.png)
+
+## Scores
+
+{_scores(calibration)}
 """
+
+
+def _scores(calibration: Mapping[str, Any]) -> str:
+    if not calibration["calibrated"]:
+        return f"Not calibrated: {calibration['why']}."
+    rows = [
+        f"| `{name}` | {found['raw']['ece']:.3f} | {found['calibrated']['ece']:.3f} | {found['raw']['brier']:.3f} | "
+        f"{found['calibrated']['brier']:.3f} |"
+        for name, found in calibration["evidence"]["fields"].items()
+    ]
+    head = "| field | adaptive ECE, raw | calibrated | Brier, raw | calibrated |\n|---|---|---|---|---|"
+    target = f"Error target of rows that need no person: {calibration['target_error']:g}; {calibration['why']}."
+    return "\n".join([f"Calibrated on {calibration['rows']} labelled rows ({calibration['method']}).", "", head, *rows, "", target])
 
 
 def _value(value: Any) -> str:

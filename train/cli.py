@@ -1,11 +1,12 @@
 """`batch-train`: click only. Whatever loads torch is imported inside the command that needs it."""
 
+import functools
 from pathlib import Path
 
 import click
 
 from batch.console import ErrorGroup
-from train import cli_judge, cli_label, cli_registry
+from train import cli_bundle, cli_judge, cli_label, cli_registry
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,21 +16,25 @@ def main() -> None:
 
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
-def fit(config: Path) -> None:
-    """Train the adapter that CONFIG describes; an interrupted run is resumed.
+@click.option("--target-error", metavar="F", type=cli_bundle.SHARE, help="Errors allowed without a person.  [default: the recipe's]")
+def fit(config: Path, target_error: float | None) -> None:
+    """Train the adapter that CONFIG describes, and let the doctor look at it; an interrupted run is resumed.
 
-    The new bundle gets the alias `latest`, and `champion` where there is none yet.
+    The new bundle gets the alias `latest`, and `champion` where there is none yet and the doctor finds it sound.
     """
     from train.config import Config
 
     recipe = Config.load(config)  # before torch is loaded: a misspelt key is known at once
+    if target_error:
+        recipe = recipe.with_target_error(target_error)
     from rich.console import Console
 
     from batch.bundle import Registry
+    from train.doctor import sound
     from train.qlora import fit as train
 
     registry = Registry()
-    bundle = train(recipe, registry, Console(stderr=True))
+    bundle = train(recipe, registry, Console(stderr=True), functools.partial(sound, recipe.find(recipe.data.train), Console()))
     names = ", ".join(alias for alias, digest in registry.aliases().items() if digest == bundle.digest)
     click.echo(f"{bundle.path}  ({names})")
 
@@ -51,6 +56,7 @@ def plan(config: Path) -> None:
 
 
 for command in (
+    *(cli_bundle.doctor, cli_bundle.calibrate, cli_bundle.report),
     *(cli_judge.evaluate, cli_judge.diagnose, cli_judge.loop),
     *(cli_label.lint, cli_label.candidates),
     *(cli_registry.promote, cli_registry.rollback, cli_registry.adapters),

@@ -49,6 +49,7 @@ class Data:
     train: str
     validation: str
     test: str | None = None  # never trained on; checked against the other splits for leaks
+    calibration: str | None = None  # rows that scores are calibrated on; the validation rows where there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,11 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Calibration:
+    target_error: float = 0.02  # share of wrong rows that may go without a person; sets the threshold of `triage`
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A checked recipe. :meth:`load` is the way to get one."""
 
@@ -94,6 +100,7 @@ class Config:
     lora: Lora
     quantisation: Quantisation
     training: Training
+    calibration: Calibration
 
     @classmethod
     def load(cls, path: str | Path) -> "Config":
@@ -121,6 +128,9 @@ class Config:
         raise ConfigError(
             f"{self.path}: no file {reference}, neither from the current directory nor from the folders above the config; correct the path"
         )
+
+    def with_target_error(self, share: float) -> "Config":
+        return dataclasses.replace(self, calibration=Calibration(share))
 
     def recipe(self) -> dict[str, Any]:
         """The values that decide what is trained, as plain JSON; where the config lies and who watches are left out."""
@@ -185,6 +195,7 @@ def _check(config: Config) -> None:
     for name in ("weight_decay", "early_stopping_patience", "seed"):
         _within(f"[training] {name}", getattr(training, name), 0)
     _within("[training] warmup", training.warmup, 0, 0.99)
+    _within("[calibration] target_error", config.calibration.target_error, 1e-4, 0.5)
     if training.max_steps < 1 and training.max_steps != -1:
         raise ConfigError(f"[training] max_steps must be at least 1, or -1 to count epochs, not {training.max_steps}")
     for tracker in training.report_to:

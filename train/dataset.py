@@ -129,6 +129,15 @@ def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]
     return examples
 
 
+def count_tokens(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, int]:
+    """What a pass over the training rows holds: rows, tokens, and the tokens that are learned."""
+    return {
+        "rows": len(examples),
+        "all": sum(len(example["input_ids"]) for example in examples),
+        "supervised": sum(label != -100 for example in examples for label in example["labels"]),
+    }
+
+
 def file_facts(path: Path, reference: str, rows: Sequence[Row]) -> dict[str, Any]:
     """What a bundle's manifest says of a split: the path as configured, the number of rows, the file's sha256."""
     return {"path": reference, "rows": len(rows), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

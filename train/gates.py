@@ -9,8 +9,6 @@ A gate without data that fits the contract passes and says that it checked nothi
 """
 
 import dataclasses
-import importlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from batch.errors import BatchRouteError, DatasetError
 from train.contrast import mention_rules, probes
 from train.dataset import Row, load_rows, split_path
 from train.diagnose import BOUND, asked_probes, asked_rows, bias
+from train.doctor import doctor
 from train.evaluate import ALL, compare, evaluate
 from train.serve import Candidate, Engine, candidate, route
 
@@ -109,10 +108,8 @@ def regression_gate(rows: Sequence[Row], answers: Sequence[Any], contract: Contr
 
 
 def doctor_gate(bundle: Bundle) -> Gate:
-    if importlib.util.find_spec("train.doctor") is None:
-        return Gate("doctor", True, "there is no doctor yet", checked=False)
     try:
-        failed = [str(check) for check in importlib.import_module("train.doctor").doctor(bundle) if not check.ok]
+        failed = [f"{check.name}: {check.detail}" for check in doctor(bundle) if not check.ok]
     except BatchRouteError as error:  # it could not look, for want of the training rows say
         return Gate("doctor", False, str(error), checked=False)
     return Gate("doctor", not failed, "; ".join(failed) or "every check green")

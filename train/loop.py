@@ -3,6 +3,7 @@
 The last version has to be what it claims: no label without its words, nothing that was right before lost.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ ENOUGH = 20  # rows without a mention, for a condition to be judged by itself
 def fit_versions(recipes: Mapping[str, Config], registry: Registry, console: Console) -> list[Bundle]:
     """An adapter for each recipe, under its name as an alias; one that was fitted already is not fitted again."""
     from train import qlora
+    from train.doctor import sound
 
     bundles = []
     for name, recipe in recipes.items():
@@ -33,7 +35,7 @@ def fit_versions(recipes: Mapping[str, Config], registry: Registry, console: Con
         same = (b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items()))
         bundle = next(same, None)
         console.print(f"{name}: {'fitted already' if bundle else f'fitting {recipe.path}'}")
-        bundle = bundle or qlora.fit(recipe, registry, console)
+        bundle = bundle or qlora.fit(recipe, registry, console, functools.partial(sound, recipe.find(recipe.data.train), console))
         registry.set_alias(name, bundle.digest)
         bundles.append(bundle)
     return bundles

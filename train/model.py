@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -40,14 +41,29 @@ def lora_config(lora: Lora, base_ref: str) -> LoraConfig:
 
 def load_quantised(folder: Path, config: Config) -> PeftModel:
     """The base in `folder`, quantised as it is loaded, frozen, with an untrained adapter. Raises `AdapterError`."""
-    dtype = compute_dtype(config.quantisation)
+    base = prepare_model_for_kbit_training(
+        _load_base(folder, config.quantisation),
+        use_gradient_checkpointing=config.training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+    return get_peft_model(base, lora_config(config.lora, config.base.model))
+
+
+def load_trained(folder: Path, quantisation: Quantisation, adapter: Path) -> PeftModel:
+    """The base in `folder`, quantised as training had it, with the adapter of a bundle. Raises `AdapterError`."""
+    return PeftModel.from_pretrained(_load_base(folder, quantisation), adapter).eval()
+
+
+def _load_base(folder: Path, quantisation: Quantisation) -> PreTrainedModel:
+    transformers.utils.logging.disable_progress_bar()
+    dtype = compute_dtype(quantisation)
     try:
-        base = AutoModelForCausalLM.from_pretrained(
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             quantization_config=BitsAndBytesConfig(
                 load_in_4bit=True,
-                bnb_4bit_quant_type=config.quantisation.type,
-                bnb_4bit_use_double_quant=config.quantisation.double,
+                bnb_4bit_quant_type=quantisation.type,
+                bnb_4bit_use_double_quant=quantisation.double,
                 bnb_4bit_compute_dtype=dtype,
             ),
             dtype=dtype,
@@ -64,12 +80,7 @@ def load_quantised(folder: Path, config: Config) -> PeftModel:
             # Where a CPU has AVX512-BF16, bitsandbytes repacks a weight at the first evaluation, and rounds its scales
             # for good: training would go on with other weights than before, and than a resumed run's.
             module.support_avx512bf16_for_cpu = False
-    base = prepare_model_for_kbit_training(
-        base,
-        use_gradient_checkpointing=config.training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-    )
-    return get_peft_model(base, lora_config(config.lora, config.base.model))
+    return base
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

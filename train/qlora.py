@@ -1,6 +1,6 @@
 """`fit`: a recipe and labelled requests → a sealed adapter bundle in the registry.
 
-    prepare → train (or resume) → write the bundle → register
+    prepare → train (or resume) → write the bundle → calibrate its scores → register
 
 Training reads the token ids that serving will send (`batch.tokens.Renderer`), learns the answer and its end of turn
 only, and never cuts a row. A run that was interrupted is found again by the fingerprint of everything that decides
@@ -10,13 +10,14 @@ its result, and goes on from its last checkpoint to the same adapter.
 import dataclasses
 import datetime
 import fcntl
+import gc
 import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,14 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from batch.bundle import Bundle, Registry, base_digest, copy_tokenizer, resolve_base, write_manifest
 from batch.contract import Contract
-from batch.errors import ConfigError, OutputLockedError
+from batch.errors import AdapterError, ConfigError, OutputLockedError
 from batch.tokens import Renderer
+from train.calibrate import raw
+from train.calibrated import calibrate_folder, summary
 from train.card import model_card
 from train.config import Config
 from train.curves import draw_loss
-from train.dataset import Row, check_splits, encode, file_facts, load_rows
+from train.dataset import Row, check_splits, count_tokens, encode, file_facts, load_rows
 from train.model import compute_dtype, count_parameters, load_quantised, save_adapter
 from train.progress import ProgressLine
 
@@ -61,8 +64,12 @@ class Job:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
-def fit(config: Config, registry: Registry | None = None, console: Console | None = None) -> Bundle:
+def fit(
+    config: Config, registry: Registry | None = None, console: Console | None = None, examine: Callable[[Bundle], bool] | None = None
+) -> Bundle:
     """Train, seal and register an adapter; alias `latest`, and `champion` where there is none yet.
+
+    One that `examine` does not find sound raises `AdapterError` when it has become `latest`, and is not made the champion.
 
     Raises `ConfigError`, `ContractError`, `DatasetError`, `AdapterError` (2), `OutputLockedError` (4).
     """
@@ -71,8 +78,18 @@ def fit(config: Config, registry: Registry | None = None, console: Console | Non
     job = prepare(config)
     with _run_folder(registry, job.fingerprint) as run:
         trainer = train(job, run, console)
-        bundle = registry.add(write_bundle(job, trainer, registry.staging()))
+        folder = write_bundle(job, trainer, registry.staging())
+        del trainer  # on a GPU the engine needs its memory
+        gc.collect()
+        torch.cuda.empty_cache()
+        split = "calibration" if "calibration" in job.splits else "validation"
+        rows = job.splits[split]
+        for line in summary(calibrate_folder(folder, rows, job.facts["data"][split], config.calibration.target_error)):
+            console.print(line, highlight=False)
+        bundle = registry.add(folder)
     registry.set_alias("latest", bundle.digest)
+    if examine and not examine(bundle):
+        raise AdapterError(f"adapter {bundle.digest[:12]} is not sound; it is kept as `latest` and not made the champion")
     if "champion" not in registry.aliases():
         registry.set_alias("champion", bundle.digest)
     return bundle
@@ -83,9 +100,14 @@ def prepare(config: Config) -> Job:
     contract = Contract.load(config.find(config.data.contract))
     base = resolve_base(config.base.model, config.base.revision, near=config.path)
     renderer = Renderer.load(base, contract)
-    references = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
+    references = {
+        "train": config.data.train,
+        "validation": config.data.validation,
+        "test": config.data.test,
+        "calibration": config.data.calibration,
+    }
     paths = {split: config.find(reference) for split, reference in references.items() if reference}
-    splits = {split: load_rows(path, contract) for split, path in paths.items()}
+    splits = {split: load_rows(path, contract, evaluation=split == "calibration") for split, path in paths.items()}
     check_splits(splits)
     facts = {
         "base": {"ref": config.base.model, "revision": config.base.revision, "sha256": base_digest(base)},
@@ -209,9 +231,10 @@ def write_bundle(job: Job, trainer: SFTTrainer, folder: Path) -> Path:
     (folder / "contract.json").write_text(job.contract.to_json(), encoding="utf-8")
     copy_tokenizer(job.base, folder)
     _write_json(folder / "metrics.json", metrics)
-    _write_json(folder / "calibration.json", {"calibrated": False, "why": "scores are the model's own probabilities"})
+    calibration = raw("scores are the model's own probabilities")
+    _write_json(folder / "calibration.json", calibration)
     draw_loss(metrics["history"], folder, title=f"{job.contract.name} on {job.config.base.model}")
-    (folder / "card.md").write_text(model_card(job.contract, job.facts, metrics), encoding="utf-8")
+    (folder / "card.md").write_text(model_card(job.contract, job.facts, metrics, calibration), encoding="utf-8")
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_manifest(folder, {**job.facts, "created_at": created})
     return folder
@@ -229,10 +252,9 @@ def measure(job: Job, trainer: SFTTrainer) -> dict[str, Any]:
         else:
             continue  # the summary at the end, which holds times
         history.append({"step": entry["step"], **{new: entry[old] for old, new in names.items() if old in entry}})
-    labels = [example["labels"] for example in encode(job.splits["train"], job.renderer)]
     return {
         "parameters": count_parameters(_peft(trainer)),
-        "tokens": {"all": sum(map(len, labels)), "supervised": sum(token != -100 for row in labels for token in row)},
+        "tokens": count_tokens(list(trainer.train_dataset)),  # what the trainer has, not what it was given
         "steps": state.global_step,
         "epochs": state.epoch,
         "best": {"step": state.best_global_step, "validation_loss": state.best_metric},

@@ -1,0 +1,53 @@
+"""What becomes of a scored row on its way into the output: calibrated scores, enforced rules, who has to look at it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from batch.adapters import Answers
+from batch.bundle import Bundle
+from batch.calibration import Calibration, Triage, product
+from batch.contract import Contract
+from batch.lane import ScoredRow
+
+
+class Outcome(NamedTuple):
+    """A row as the output has it. All but `triage` are None for an error row."""
+
+    answer: dict[str, Any] | None
+    scores: dict[str, float] | None
+    score: float | None
+    triage: Triage
+    model: dict[str, Any] | None  # the model's own answer, which an enforced rule may have corrected
+    applied: tuple[str, ...] | None  # names of the rules that did
+
+
+NOBODYS = Outcome(None, None, None, "human", None, None)
+
+
+def outcome(row: ScoredRow, contract: Contract, calibration: Calibration) -> Outcome:
+    """Scores stay those of the model's own values; a row whose answer broke a rule, corrected or not, is for a person."""
+    if row.answer is None or row.scores is None:
+        return NOBODYS
+    scores = calibration.apply(row.scores, row.answer)
+    score = product(scores)
+    answer, applied = contract.enforce(row.answer, row.violations)
+    return Outcome(answer, scores, score, calibration.triage(score, row.violations), row.answer, applied)
+
+
+def output_batch(
+    batch: pa.RecordBatch, rows: Sequence[ScoredRow], bundles: Sequence[Bundle | None], answers: Answers, schema: pa.Schema
+) -> pa.RecordBatch:
+    """The input's columns as they are, then what `table.output_columns` names, in that order. `schema` is the output's."""
+    outcomes = [outcome(row, bundle.contract, bundle.calibration) if bundle else NOBODYS for row, bundle in zip(rows, bundles, strict=True)]
+    columns: list[list[Any]] = [[(each.answer or {}).get(field.name) for each in outcomes] for field in answers.fields]
+    columns += [[(each.scores or {}).get(field.name) for each in outcomes] for field in answers.scored_fields]
+    columns += [[each.score for each in outcomes], ["error" if row.error_code else "ok" for row in rows]]
+    columns += [[row.error_code for row in rows], [row.error for row in rows], [bundle and bundle.digest for bundle in bundles]]
+    columns += [[each.triage for each in outcomes]] if answers.triage else []
+    columns += [[(each.model or {}).get(field.name) for each in outcomes] for field in answers.enforced_fields]
+    columns += [[", ".join(each.applied) if each.applied else None for each in outcomes]] if answers.enforce_rules else []
+    added = list(schema)[batch.num_columns :]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, added, strict=True)]
+    return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema)
