@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,9 +13,12 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from batch import run
 from batch.bundle import Bundle
 from batch.cli import main
+from batch.operations import Outlets, operate
 from batch.report import lowest, write_report
+from batch.router import Counts
 from batch.summary import PACE_POINTS, Pace
 from tests.test_run import HOSTILE, backlog, route
 
@@ -66,6 +70,26 @@ def test_metrics_of_a_first_failure(tiny_bundle: Bundle, tmp_path: Path) -> None
     path = tmp_path / "nightly.prom"
     assert route(tiny_bundle, tmp_path / "none.parquet", tmp_path / "out.parquet", "--metrics", str(path)).exit_code == 2
     assert samples(path)[LAST_SUCCESS, ""] == 0
+
+
+def test_metrics_of_an_interrupted_run(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was finished until then is told, and the next run says that it resumed."""
+    source, output, path = backlog(tmp_path / "in.parquet", rows=700), tmp_path / "out.parquet", tmp_path / "nightly.prom"
+    monkeypatch.setattr(run, "SHARD_SECONDS", -1.0)
+    options = run.Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay", max_num_seqs=16)
+
+    def stop(counts: Counts, total: int) -> None:
+        if counts.rows > 300:
+            raise run.Interrupted(signal.SIGTERM)
+
+    with pytest.raises(run.Interrupted):
+        operate(options, Outlets(metrics=path, report=tmp_path / "r.html"), stop)
+    told = samples(path)
+    assert told["batch_route_exit_code", ""] == 143 and told[LAST_SUCCESS, ""] == 0 and not (tmp_path / "r.html").exists()
+    assert 0 < told["batch_route_rows", ""] < 700
+    operate(options, Outlets(metrics=path))
+    assert samples(path)["batch_route_rows", ""] == 700
+    assert samples(path)["batch_route_resumed_rows", ""] == told["batch_route_rows", ""]
 
 
 def test_label_values_are_escaped(tiny_bundle: Bundle, tmp_path: Path) -> None:
