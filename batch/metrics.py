@@ -43,6 +43,9 @@ def _families(summary: Summary, exit_code: int, now: float, success: float) -> I
         ("batch_route_seconds_to_first_row", "From the start to the first scored row.", summary.seconds_to_first_row),
         ("batch_route_rows", "Rows that are finished: in the output, or kept for the next run.", tally.rows),
         ("batch_route_resumed_rows", "Rows that an earlier run had finished.", summary.resumed_rows),
+        ("batch_route_deduplicated_rows", "Rows answered like another of the same text.", counts.deduplicated),
+        ("batch_route_cached_rows", "Rows answered from the cache of earlier nights.", counts.cached),
+        ("batch_route_engine_restarts", "Times that the engine died and was started again.", summary.engine.get("restarts")),
         ("batch_route_rows_per_second", "Rows routed a second, without start-up.", summary.rows_per_second),
         ("batch_route_mean_score", "Mean score of the answered rows.", tally.mean_score),
         ("batch_route_prefix_cache_hit_ratio", "Share of prompt tokens that the engine had in its cache.", counts.cache_hit_rate),
@@ -55,7 +58,8 @@ def _families(summary: Summary, exit_code: int, now: float, success: float) -> I
     measures = (summary.drift or {}).get("measures", [])
     drift: Samples = [({"field": m["field"], "of": m["of"]}, m["psi"]) for m in measures]
     yield "batch_route_drift_psi", "Population stability index against the earlier run: warn 0.10, alarm 0.25.", drift
-    facts = {name: str(value) for name, value in summary.engine.items() if isinstance(value, str | int | float)}
+    served = {name: value for name, value in summary.engine.items() if name != "restarts"}  # what changes is no label
+    facts = {name: str(value) for name, value in served.items() if isinstance(value, str | int | float)}
     yield "batch_route_engine_info", "What served the last run.", [(facts, 1)] if facts else []
 
 

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from batch import run
 from batch.bundle import Bundle
 from batch.cli import main
+from batch.interrupt import Interrupted
 from batch.operations import Outlets, operate
 from batch.report import lowest, write_report
 from batch.router import Counts
@@ -52,7 +53,8 @@ def test_metrics_of_a_good_and_a_failed_run(tiny_bundle: Bundle, tmp_path: Path)
     assert good["batch_route_exit_code", ""] == 0 and good["batch_route_rows", ""] == 9
     assert good["batch_route_error_rows", "empty_text"] == 2 and good["batch_route_error_rows", "engine_failure"] == 0
     assert good["batch_route_rows_per_second", ""] > 0 and good["batch_route_seconds", ""] > 0
-    assert [value for (name, labels), value in good.items() if name == "batch_route_engine_info" and "replay" in labels] == [1]
+    assert [value for (name, labels), value in good.items() if name == "batch_route_engine_info" and labels == "replay,1024"] == [1]
+    assert good["batch_route_engine_restarts", ""] == 0
     assert good[LAST_SUCCESS, ""] == good["batch_route_last_run_timestamp_seconds", ""] > 1.7e9
     refused = route(tiny_bundle, source, tmp_path / "other.parquet", *options, "--id-column", "nope")
     assert refused.exit_code == 2
@@ -80,9 +82,9 @@ def test_metrics_of_an_interrupted_run(tiny_bundle: Bundle, tmp_path: Path, monk
 
     def stop(counts: Counts, total: int) -> None:
         if counts.rows > 300:
-            raise run.Interrupted(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM)
 
-    with pytest.raises(run.Interrupted):
+    with pytest.raises(Interrupted):
         operate(options, Outlets(metrics=path, report=tmp_path / "r.html"), stop)
     told = samples(path)
     assert told["batch_route_exit_code", ""] == 143 and told[LAST_SUCCESS, ""] == 0 and not (tmp_path / "r.html").exists()
