@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from batch.bundle import Bundle
+from batch.bundle import Bundle, Registry
 from batch.contract import Contract
 from batch.errors import AdapterError, ContractError
 from tests.conftest import ROOT
+from tests.test_qlora import recipe
 from train.baselines import Guess
 from train.cli import main
 from train.contrast import mention_rules, probes
@@ -22,7 +23,8 @@ from train.dataset import Row, load_rows
 from train.diagnose import Diagnosis, asked_probes, asked_rows, associations, diagnose
 from train.erasure import driven, erasures
 from train.evaluate import Evaluation, evaluate
-from train.loop import verdict
+from train.loop import examine, fit_versions, verdict
+from train.serve import candidate
 from train.show_diagnosis import show_diagnoses
 from train.statistics import Proportion
 
@@ -148,6 +150,29 @@ def test_training_rows_show_what_they_teach(train: list[Row], contract: Contract
     each = found[SALESFORCE, "salesforce"]
     assert (each.with_value, each.with_word) == (7, 7) and (SALESFORCE, "updates") in found  # writeback means Salesforce
     assert associations([], contract) == []
+
+
+def test_versions_are_fitted_once_and_examined_together(tiny_base: Path, contract: Contract, train: list[Row], tmp_path: Path) -> None:
+    """Two recipes that differ in their seed, on the replay engine: a name for each, a rerun that fits nothing."""
+    registry, out = Registry(tmp_path / "adapters"), io.StringIO()
+    recipes = {}
+    for seed in (3, 4):
+        (tmp_path / str(seed)).mkdir()
+        recipes[f"seed{seed}"] = recipe(tiny_base, tmp_path / str(seed), seed=seed, max_steps=2)
+    first = fit_versions(recipes, registry, Console(file=out, width=200))
+    again = fit_versions(recipes, registry, Console(file=out, width=200))
+    assert [bundle.digest for bundle in first] == [bundle.digest for bundle in again] and len(registry.list()) == 2
+    assert {name: registry.aliases()[name] for name in recipes} == {n: b.digest for n, b in zip(recipes, first, strict=True)}
+    assert out.getvalue().count("fitted already") == 2
+    subjects = [candidate(name, registry) for name in recipes]
+    datasets = [ROOT / "data/regression.jsonl", ROOT / "data/v1/test.jsonl"]
+    evaluations, diagnoses = examine(subjects, datasets, [train, train], "replay")
+    assert [(e.adapter, e.measures["parsed"].of) for e in evaluations] == [(n, rows) for n in recipes for rows in (5, 4)]
+    drawn = diagnoses[0].biases[0]
+    assert drawn.rate("contrast").of == 112 and drawn.rate("contrast").count > 0  # replay names systems at random
+    assert drawn.erased and dict(drawn.erased) == dict(diagnoses[1].biases[0].erased)
+    result = CliRunner().invoke(main, ["loop", "v1=train/mini.toml", "data/probes.jsonl"])
+    assert result.exit_code == 2 and "two versions at least" in result.output
 
 
 def test_diagnose_command_on_vllm(tiny_bundle: Bundle, tmp_path: Path) -> None:
