@@ -193,6 +193,8 @@ class VllmEngine:
         seen["grammar_holds"] = set(self._first_token(prompt, other, lora)) == {adapter.canary_answer_id}
         if not seen["grammar_holds"] and adapter.strict:
             raise AdapterError("guided decoding does not act: the canary's answer ignored its grammar; check the vLLM version")
+        # The first row finds the contract's grammar compiled and the instructions in the prefix cache.
+        self._first_token(prompt, self._sampling(adapter, adapter.grammar, logprobs=0, max_tokens=1), lora)
         return seen
 
     def _first_token(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> dict[int, float]:

@@ -137,6 +137,7 @@ def run_batch(job: dict[str, Any]) -> dict[str, Any]:
 def ray_data(job: dict[str, Any]) -> dict[str, Any]:
     """Ray Data's vLLM processor over the Parquet input."""
     import ray
+    import torch
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     # Each stage asks for a logical CPU; with as many as there are cores the engine would wait for ever.
@@ -144,6 +145,7 @@ def ray_data(job: dict[str, Any]) -> dict[str, Any]:
     config = vLLMEngineProcessorConfig(
         model_source=job["base"],
         engine_kwargs={**engine_options(job), "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}},
+        placement_group_config=None if torch.cuda.is_available() else {"bundles": [{"CPU": 1}]},  # it asks for a GPU
         batch_size=256,
         concurrency=1,
         log_engine_metrics=False,
