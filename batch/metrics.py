@@ -46,6 +46,11 @@ def _families(summary: Summary, exit_code: int, now: float, success: float) -> I
         ("batch_route_deduplicated_rows", "Rows answered like another of the same text.", counts.deduplicated),
         ("batch_route_cached_rows", "Rows answered from the cache of earlier nights.", counts.cached),
         ("batch_route_engine_restarts", "Times that the engine died and was started again.", summary.engine.get("restarts")),
+        (
+            "batch_route_engine_idle_seconds",
+            "Time that the engine had no request, once it had begun.",
+            summary.engine.get("usage", {}).get("idle_seconds"),
+        ),
         ("batch_route_rows_per_second", "Rows routed a second, without start-up.", summary.rows_per_second),
         ("batch_route_mean_score", "Mean score of the answered rows.", tally.mean_score),
         ("batch_route_prefix_cache_hit_ratio", "Share of prompt tokens that the engine had in its cache.", counts.cache_hit_rate),

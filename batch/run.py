@@ -240,7 +240,7 @@ def _route(job: Job, ledger: Ledger, engine: Supervisor, summary: Summary, progr
                 shard.add(inputs.popleft(), rows)
         finally:
             shard.commit()  # also when interrupted: what is done is kept
-            summary.engine |= {"restarts": engine.restarts, "steps": engine.usage.steps, "idle_seconds": engine.usage.idle}
+            summary.engine |= {"restarts": engine.restarts, "usage": engine.usage._asdict()}
             summary.routing_seconds = time.monotonic() - begun
 
 

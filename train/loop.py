@@ -24,8 +24,11 @@ from train.serve import Candidate, Engine, route
 ENOUGH = 20  # rows without a mention, for a condition to be judged by itself
 
 
-def fit_versions(recipes: Mapping[str, Config], registry: Registry, console: Console) -> list[Bundle]:
-    """An adapter for each recipe, under its name as an alias; one that was fitted already is not fitted again."""
+def fit_versions(recipes: Mapping[str, Config], registry: Registry, console: Console, doctor: bool = True) -> list[Bundle]:
+    """An adapter for each recipe, under its name as an alias; one that was fitted already is not fitted again.
+
+    Each ends with the `doctor`'s checks, as any fit does: `AdapterError` where they fail.
+    """
     from train import qlora
     from train.doctor import sound
 
@@ -35,7 +38,8 @@ def fit_versions(recipes: Mapping[str, Config], registry: Registry, console: Con
         same = (b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items()))
         bundle = next(same, None)
         console.print(f"{name}: {'fitted already' if bundle else f'fitting {recipe.path}'}")
-        bundle = bundle or qlora.fit(recipe, registry, console, functools.partial(sound, recipe.find(recipe.data.train), console))
+        checks = functools.partial(sound, recipe.find(recipe.data.train), console) if doctor else None
+        bundle = bundle or qlora.fit(recipe, registry, console, checks)
         registry.set_alias(name, bundle.digest)
         bundles.append(bundle)
     return bundles

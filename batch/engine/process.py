@@ -30,7 +30,7 @@ class Usage(NamedTuple):
     """What an engine did until its latest completion."""
 
     steps: int = 0
-    idle: float = 0.0  # seconds without a request, from the first step on
+    idle_seconds: float = 0.0  # without a request, from the first step on
 
 
 class EngineProcess:

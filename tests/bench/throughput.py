@@ -149,8 +149,8 @@ def run_ours(job: dict[str, Any], folder: Path, timeout: float) -> dict[str, Any
         "first": run["seconds_to_first_row"],
         "rate": run["rows_per_second"],
         "tokens": run["answer_tokens"] / rows.num_rows,
-        "steps": run["engine"]["steps"],
-        "idle": run["engine"]["idle_seconds"] / run["seconds"],
+        "steps": run["engine"]["usage"]["steps"],
+        "idle": run["engine"]["usage"]["idle_seconds"] / run["seconds"],
         "memory": memory,
         "labels": dict(zip(rows["id"].to_pylist(), (tuple(a.values()) for a in answers), strict=True)),
     }

@@ -59,7 +59,7 @@ def main(rows: str, rounds: int) -> None:
                 subprocess.run([Path(sys.executable).with_name("batch-route"), source, output, "--fresh"], check=True, capture_output=True)
                 run = json.loads(Path(f"{output}.manifest.json").read_text())["run"]
                 cost.setdefault(size, []).append(1000 / run["rows_per_second"])
-                print(f"{size} rows: {cost[size][-1]:.2f} ms a row, engine idle {run['engine']['idle_seconds']:.2f} s", flush=True)
+                print(f"{size} rows: {cost[size][-1]:.2f} ms a row, engine idle {run['engine']['usage']['idle_seconds']:.2f} s", flush=True)
         medians = {size: statistics.median(values) for size, values in cost.items()}
         first = next(iter(medians.values()))
         print("against the first: " + ", ".join(f"{size}: {value / first:.3f}" for size, value in medians.items()))
