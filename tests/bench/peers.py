@@ -204,9 +204,9 @@ PEERS = {
     "run-batch": run_batch,
     "ray-data": ray_data,
     "peft-1": lambda job: transformers_peft({**job, "input": job["few_rows"]}, 1),
-    "peft-32": lambda job: transformers_peft(job, 32),
-    "peft-128": lambda job: transformers_peft(job, 128),
-    "peft-256": lambda job: transformers_peft(job, 256),
+    "peft-32": lambda job: transformers_peft({**job, "input": job["some_rows"]}, 32),
+    "peft-128": lambda job: transformers_peft({**job, "input": job["some_rows"]}, 128),
+    "peft-256": lambda job: transformers_peft({**job, "input": job["some_rows"]}, 256),
 }
 
 

@@ -25,6 +25,7 @@ import click
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,7 @@ from train.requests import requests
 
 OURS = "batch-route"
 ORDER = [OURS, *peers.PEERS]
-FEW_ROWS = 50  # for the peer that takes one row at a time: its rate does not depend on how many
+FEW_ROWS, SOME_ROWS = 50, 256  # for `generate` of transformers, one row at a time and batched: its rate does not depend on how many
 console = Console(soft_wrap=True)
 
 
@@ -59,6 +60,7 @@ def make_job(folder: Path, rows: int, dtype: str, threads: int) -> dict[str, Any
     table = pq.read_table(source)
     pq.write_table(table.slice(0, 1), folder / "one.parquet")
     pq.write_table(table.slice(0, FEW_ROWS), folder / "few.parquet")
+    pq.write_table(table.slice(0, SOME_ROWS), folder / "some.parquet")
     return {
         "base": str(bundle.resolve_base(None)),
         "adapter": str(bundle.path),
@@ -71,9 +73,15 @@ def make_job(folder: Path, rows: int, dtype: str, threads: int) -> dict[str, Any
         "input": str(source),
         "one_row": str(folder / "one.parquet"),
         "few_rows": str(folder / "few.parquet"),
+        "some_rows": str(folder / "some.parquet"),
         "dtype": dtype,
         "threads": threads,
     }
+
+
+def fastest_dtype() -> str:
+    flags = Path("/proc/cpuinfo").read_text()
+    return "bfloat16" if torch.cuda.is_available() or "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 class PeakMemory(threading.Thread):
@@ -228,7 +236,7 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> None:
 @click.option("--rows", default=2000, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--only", default=",".join(ORDER), show_default=True, help="which to run, separated by commas")
-@click.option("--dtype", default="float32", show_default=True)
+@click.option("--dtype", default=fastest_dtype, help="of everyone  [default: bfloat16 where the hardware has it, else float32]")
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 @click.option("--timeout", default=3600.0, show_default=True, help="seconds for one run")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="folder for files and results")
