@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
+from batch.job import Job, read_batches
 from batch.manifest import finished, manifest_place, read_manifest
-from batch.run import Job, read_batches
 
 SAMPLE = 1000  # requests that are tokenised
 RATES = (10, 50, 500)  # rows/s to choose from where no earlier run tells

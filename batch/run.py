@@ -9,119 +9,39 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from batch import __version__, drift
 from batch.adapters import Adapters, engine_needs, lane_of, spec_of
-from batch.bundle import Bundle, Registry
+from batch.bundle import Bundle
 from batch.cache import known_answers
 from batch.engine import EngineSpec
-from batch.engine.process import PATIENCE
 from batch.engine.supervisor import Supervisor
-from batch.errors import AdapterError, InputError
+from batch.errors import AdapterError
 from batch.events import emit
-from batch.files import Place, check_writable
 from batch.interrupt import signals_raise
+from batch.job import Job, Options, check, read_batches, work_dir_of
 from batch.lane import INVALID_UTF8, Lane, ScoredRow
 from batch.ledger import RETRY_OF, Ledger
 from batch.lock import lock_output
 from batch.manifest import Proof, finished, write_manifest
 from batch.outcome import output_batch
-from batch.reader import IdDigest
 from batch.retry import Retry
 from batch.router import Counts, Mixed, Router
 from batch.summary import Summary, Tally, shard_tally, with_tally
-from batch.table import Backlog, assemble, output_columns, output_schema
+from batch.table import assemble
 
-FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
+__all__ = ["EngineFor", "Job", "Options", "Progress", "check", "engine_spec", "run", "start_engine"]
+
 WINDOW = 4  # requests with the engine at most, in multiples of what it runs at once: it never waits for more
 SHARD_ROWS = 16_384  # a shard is committed after so many rows or
 SHARD_BYTES = 64 << 20  # so many bytes of input or
 SHARD_SECONDS = 10.0  # so many seconds, whichever comes first: what a stop can cost
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the command line asks for; `batch-route --help` says what each means."""
-
-    input: str
-    output: str
-    adapter: str = "champion"
-    adapter_column: str | None = None
-    base_model: str | None = None
-    id_column: str = "id"
-    text_column: str = "request"
-    prefix: str = ""
-    limit: int | None = None
-    max_error_rate: float = 0.01
-    retry_errors: bool = False
-    fresh: bool = False
-    work_dir: Path | None = None
-    cache: Path | None = None
-    cache_max: int = 1 << 30  # bytes
-    engine_timeout: float = PATIENCE  # seconds
-    engine: Literal["vllm", "replay"] = "vllm"
-    max_num_seqs: int | None = None
-    dtype: str | None = None
-    threads: int | None = None
-    draft_tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A run whose inputs are all checked: nothing expensive has happened yet."""
-
-    options: Options
-    adapters: Adapters
-    base: Path
-    backlog: Backlog
-    rows: int
-    schema: pa.Schema
-    id_digest: str
-    facts: dict[str, Any]  # what must be the same for a later run to resume this one
-    retry: Retry | None = None  # with --retry-errors: the finished output, read in the backlog's place
-
-
 Progress = Callable[[Counts, int], None]  # (counts of this run, rows in all, resumed ones left out)
 EngineFor = Callable[[Job], AbstractContextManager[Supervisor]]
-
-
-def check(options: Options) -> Job:
-    """Everything that can be refused before an engine starts is refused here (exit 2)."""
-    check_writable(options.output)
-    backlog = Backlog.open(options.input, options.id_column, options.text_column)
-    adapters = Adapters.of(Registry(), options.adapter, options.adapter_column, backlog)
-    base, answers = adapters.default.resolve_base(options.base_model), adapters.answers
-    backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))
-    if Place.of(options.output).path in {file.place.path for file in backlog.files}:
-        raise InputError(f"output {options.output} is one of the input's files; choose another name")
-    if not Place.of(options.output).local and options.work_dir is None:
-        raise InputError("the output is remote, unfinished work is kept on this machine: name a directory with --work-dir")
-    id_digest = backlog.check_ids()
-    facts = {
-        "version": __version__,
-        "input": backlog.identity(),
-        "ids": id_digest,
-        "id_column": options.id_column,
-        "text_column": options.text_column,
-        "prefix": options.prefix,
-        "limit": options.limit,
-        **adapters.facts(),
-        "engine": options.engine,
-        "dtype": options.dtype,
-    }
-    schema = output_schema(backlog.schema, answers, options.prefix, answers.triage)
-    job = Job(options, adapters, base, backlog, backlog.rows, schema, id_digest, facts)
-    if options.limit is None or options.limit >= backlog.rows:
-        return job
-    job = dataclasses.replace(job, rows=options.limit)
-    digest = IdDigest()
-    for batch in read_batches(job, 0):
-        digest.update(batch.column(options.id_column))
-    return dataclasses.replace(job, id_digest=digest.hexdigest())
 
 
 def run(options: Options, progress: Progress | None = None, summary: Summary | None = None, engine_for: EngineFor | None = None) -> Summary:
@@ -170,12 +90,6 @@ def _run(options: Options, progress: Progress | None, summary: Summary, started:
         ledger.finish()
     emit("assembled", rows=proof.rows, bytes=proof.bytes, sha256=proof.sha256)
     return summary
-
-
-def work_dir_of(options: Options) -> Path:
-    """By default beside the output, and hidden, so that a directory read as input does not include it."""
-    path = Path(options.output)
-    return options.work_dir or path.with_name(f".{path.name}.work")
 
 
 def start_engine(job: Job) -> Supervisor:
@@ -280,16 +194,6 @@ class _Shard:
         self._batches: list[pa.RecordBatch] = []
         self._violations: Counter[str] = Counter()
         self._rows, self._bytes, self._since = 0, 0, time.monotonic()
-
-
-def read_batches(job: Job, start: int) -> Iterator[pa.RecordBatch]:
-    """The job's rows from `start` on, in batches of at most `FEED_ROWS`."""
-    left = job.rows - start
-    for batch in (job.retry or job.backlog).batches(start, FEED_ROWS):
-        if left <= 0:
-            return
-        yield batch.slice(0, left)
-        left -= batch.num_rows
 
 
 def _assemble(job: Job, ledger: Ledger) -> Proof:

@@ -16,9 +16,10 @@ from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
 from batch.errors import BatchRouteError, EngineError, InputError, StorageError
 from batch.interrupt import Interrupted, signals_raise
+from batch.job import Job, Options, work_dir_of
 from batch.ledger import live_facts
 from batch.manifest import manifest_place, read_manifest
-from batch.run import EngineFor, Job, Options, engine_spec, start_engine, work_dir_of
+from batch.run import EngineFor, engine_spec, start_engine
 
 POLL = 1.0  # seconds between two looks at the folder
 PAUSE = 30.0  # seconds after the engine or the machine failed
