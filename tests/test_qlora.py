@@ -184,10 +184,10 @@ def test_one_fit_of_a_recipe_at_a_time(tiny_base: Path, tmp_path: Path) -> None:
 
 def test_early_stopping_and_divergence(tiny_base: Path, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "adapters")
-    still = {"learning_rate": 1e-9, "warmup": 0.9}  # too small a step to change a loss
+    still = {"learning_rate": 1e-9, "warmup": 0.9}  # too small a step to change a loss by more than rounding does
     config = recipe(tiny_base, tmp_path, max_steps=40, eval_every=1, early_stopping_patience=2, **still)
     metrics = json.loads((qlora.fit(config, registry, SILENT).path / "metrics.json").read_text())
-    assert metrics["steps"] == 3 and metrics["best"]["step"] == 1
+    assert metrics["steps"] == metrics["best"]["step"] + 2 < 10
     with pytest.raises(ConfigError, match=r"diverged.*lower \[training\] learning_rate"):
         qlora.fit(recipe(tiny_base, tmp_path, learning_rate=1e30), registry, SILENT)
 
