@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from batch.contract import Contract
 from batch.table import output_columns
@@ -48,6 +49,21 @@ def test_backlog_is_routed_row_for_row(trained_registry: Path, tmp_path: Path) -
     manifest = json.loads(output.with_name("out.parquet.manifest.json").read_text())
     assert manifest["run"]["engine"]["engine"] == "vllm"
     assert manifest["run"]["prefix_cache_hit_rate"] > 0.8
+
+
+def test_drafts_change_no_answer_and_save_steps(registry: Path, tmp_path: Path) -> None:
+    found, steps = [], []
+    for tokens in ("0", "8"):
+        output = tmp_path / f"{tokens}.parquet"
+        options = ("--limit", "64", "--dtype", "float32", "--draft-tokens", tokens)
+        command("batch-route", "data/requests.parquet", output, *options, registry=registry)
+        found.append(pq.read_table(output).to_pylist())
+        steps.append(json.loads(Path(f"{output}.manifest.json").read_text())["run"]["engine"]["usage"]["steps"])
+    for plain, drafted in zip(*found, strict=True):
+        scores = [name for name in plain if name.endswith("score")]
+        assert [drafted.pop(name) for name in scores] == pytest.approx([plain.pop(name) for name in scores], abs=1e-4)
+        assert drafted == plain
+    assert steps[1] < 0.8 * steps[0]
 
 
 def test_another_task_needs_no_change_to_the_code(tiny_base: Path, tmp_path: Path) -> None:
