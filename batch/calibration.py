@@ -2,12 +2,12 @@
 
 A field's raw score p is P(value | legal, what came before). Calibrated it is
 
-    p' = sigmoid(logit(p) / temperature + bias)
+    p' = sigmoid(a ln p - b ln(1 - p) + c)
 
-Platt's scaling (Platt 1999) of the chosen value's log-odds against all others, whose own shares it does not need; with
-bias 0 it is temperature scaling (Guo et al. 2017) of the two classes *this value* and *another*. Each value has its own
-pair, since a model is overconfident in some labels and not in others (top-label calibration, Gupta & Ramdas 2022).
-`train/calibrate.py` fits them.
+Beta calibration (Kull, Silva Filho and Flach 2017) of the chosen value's odds against all others, whose own shares it does
+not need. With a = b = 1 / temperature and c = 0 it is temperature scaling (Guo et al. 2017) of the two classes *this value*
+and *another*, with a = b Platt's scaling. Each value has its own three numbers, since a model is overconfident in some
+labels and not in others (top-label calibration, Gupta and Ramdas 2022). `train/calibrate.py` fits them.
 """
 
 import dataclasses
@@ -22,13 +22,14 @@ from batch.errors import AdapterError
 
 EDGE = 1e-7  # about float32's distance from 1: nearer to 0 or 1 a log-probability says no more
 Triage = Literal["auto", "human"]
+Curve = tuple[float, float, float]  # a, b, c
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """``(temperature, bias)`` by field and value (a field that is not there stays raw), and the least score that needs no person."""
+    """``(a, b, c)`` by field and value (a field that is not there stays raw), and the least score that needs no person."""
 
-    fields: Mapping[str, Mapping[Any, tuple[float, float]]] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, Mapping[Any, Curve]] = dataclasses.field(default_factory=dict)
     threshold: float | None = None
 
     @classmethod
@@ -39,7 +40,7 @@ class Calibration:
             if not content.get("calibrated"):
                 return cls()
             names = {field.name: field for field in contract.scored_fields}
-            fields = {name: {value: _pair(entry[key(value)]) for value in names[name].values} for name, entry in content["fields"].items()}
+            fields = {name: {value: _curve(entry[key(value)]) for value in names[name].values} for name, entry in content["fields"].items()}
             threshold = None if content["threshold"] is None else float(content["threshold"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AdapterError(f"{path}: is no calibration ({type(error).__name__}: {error}); calibrate the adapter again") from error
@@ -67,16 +68,16 @@ def key(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _pair(entry: Mapping[str, Any]) -> tuple[float, float]:
-    temperature, bias = float(entry["temperature"]), float(entry["bias"])
-    if not 0 < temperature < math.inf or not math.isfinite(bias):
-        raise ValueError(f"impossible temperature {temperature} or bias {bias}")
-    return temperature, bias
+def _curve(entry: Mapping[str, Any]) -> Curve:
+    a, b, c = (float(entry[name]) for name in "abc")
+    if not (0 <= a < math.inf and 0 <= b < math.inf and math.isfinite(c)):
+        raise ValueError(f"impossible numbers {a}, {b}, {c}")
+    return a, b, c
 
 
-def calibrated(score: float, temperature: float, bias: float) -> float:
+def calibrated(score: float, a: float, b: float, c: float) -> float:
     score = min(max(score, EDGE), 1 - EDGE)
-    odds = (math.log(score) - math.log1p(-score)) / temperature + bias
+    odds = a * math.log(score) - b * math.log1p(-score) + c
     return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
 
 

@@ -21,7 +21,7 @@ from train.calibrate import (
     calibrate,
     choose_threshold,
     describe,
-    fit_platt,
+    fit_beta,
     reliability,
     risk_coverage,
     upper_bound,
@@ -43,30 +43,30 @@ def sigmoid(odds: Any) -> Any:
 
 
 def test_identity_and_direction() -> None:
-    assert calibrated(0.73, 1.0, 0.0) == pytest.approx(0.73)
-    assert calibrated(0.9, 2.0, 0.0) == pytest.approx(sigmoid(math.log(9) / 2))  # a temperature above 1 takes certainty away
-    assert calibrated(0.9, 1.0, -1.0) < 0.9
-    assert (
-        0 <= calibrated(0.0, 0.05, -50) < calibrated(1.0, 0.05, 50) <= 1
-    )  # the ends of what may be fitted neither overflow nor leave [0, 1]
+    assert calibrated(0.73, 1, 1, 0) == pytest.approx(0.73)
+    assert calibrated(0.9, 0.5, 0.5, 0) == pytest.approx(sigmoid(math.log(9) / 2))  # temperature 2 takes certainty away
+    assert calibrated(0.9, 1, 1, -1) < 0.9
+    assert calibrated(0.8, 2, 3, 0.5) == pytest.approx(sigmoid(2 * math.log(0.8) - 3 * math.log(0.2) + 0.5))
+    assert 0 <= calibrated(0.0, 20, 20, -50) < calibrated(1.0, 20, 20, 50) <= 1  # the ends of what may be fitted do not overflow
 
 
-@pytest.mark.parametrize(("temperature", "bias"), [(1.0, 0.0), (2.5, 0.0), (0.5, -1.0), (3.0, 1.5)])
-def test_a_distortion_is_found_again(temperature: float, bias: float) -> None:
-    """Rows are right as sigmoid(logit / temperature + bias) says: the fit finds the pair, and calibrated scores are honest."""
+@pytest.mark.parametrize("true", [(1, 1, 0), (0.4, 0.4, 0), (2, 2, -1), (0.3, 1.5, 1), (1.5, 0.2, -0.5)])
+def test_a_distortion_is_found_again(true: tuple[float, float, float]) -> None:
+    """Rows are right as the curve says: the fit finds it, temperature scaling and Platt's among them, and scores get honest."""
     rng = np.random.default_rng(1)
-    logits = rng.normal(1.0, 2.0, 20_000)
-    right = rng.random(20_000) < sigmoid(logits / temperature + bias)
-    found, offset = fit_platt(sigmoid(logits), right)
-    assert found == pytest.approx(temperature, rel=0.08) and offset == pytest.approx(bias, abs=0.08)
-    after = np.array([calibrated(score, found, offset) for score in sigmoid(logits)])
+    scores = sigmoid(rng.normal(1.0, 2.0, 20_000))
+    honest = np.array([calibrated(score, *true) for score in scores])
+    right = rng.random(20_000) < honest
+    curve = fit_beta(scores, right)
+    after = np.array([calibrated(score, *curve) for score in scores])
+    assert np.abs(after - honest).mean() < 0.01
     assert describe(after, right)["ece"] < 0.015
-    if (temperature, bias) != (1.0, 0.0):
-        assert describe(after, right)["brier"] < describe(sigmoid(logits), right)["brier"]
+    if true != (1, 1, 0):
+        assert describe(after, right)["brier"] < describe(scores, right)["brier"]
 
 
 def test_a_value_that_is_always_right_stays_below_certainty() -> None:
-    after = calibrated(0.99, *fit_platt(np.full(400, 0.99), np.ones(400, bool)))
+    after = calibrated(0.99, *fit_beta(np.full(400, 0.99), np.ones(400, bool)))
     assert 0.99 < after < 1
 
 
@@ -165,7 +165,7 @@ def test_who_has_to_look(contract: Contract) -> None:
 
 
 def pairs(contract: Contract) -> dict[str, Any]:
-    one = {"temperature": 1.0, "bias": 0.0}
+    one = {"a": 1.0, "b": 1.0, "c": 0.0}
     return {field.name: {key(value): dict(one) for value in field.values} for field in contract.scored_fields}
 
 
@@ -175,8 +175,9 @@ def pairs(contract: Contract) -> dict[str, Any]:
         lambda content: content.pop("fields"),
         lambda content: content["fields"].update(colour={}),
         lambda content: content["fields"]["risk"].pop("low"),
-        lambda content: content["fields"]["risk"]["low"].update(temperature=0),
-        lambda content: content["fields"]["risk"]["low"].update(bias=float("nan")),
+        lambda content: content["fields"]["risk"]["low"].pop("b"),
+        lambda content: content["fields"]["risk"]["low"].update(a=-0.1),
+        lambda content: content["fields"]["risk"]["low"].update(c=float("nan")),
         lambda content: content.update(threshold=1.5),
         lambda content: content.update(threshold="high"),
     ],

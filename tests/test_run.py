@@ -231,7 +231,7 @@ def test_a_threshold_writes_triage(tiny_bundle: Bundle, tmp_path: Path) -> None:
     route(tiny_bundle, source, plain, "--max-error-rate", "1")
     raw = pq.read_table(plain)
     middle = pc.quantile(raw["score"], 0.5)[0].as_py()
-    halve = {"temperature": 1.0, "bias": -1.0}
+    halve = {"a": 1.0, "b": 1.0, "c": -1.0}
     fields = {field.name: {key(value): halve for value in field.values} for field in tiny_bundle.contract.scored_fields}
     calibrated = {"calibrated": True, "fields": {"tier": fields["tier"]}, "threshold": middle / 2}
     bundle = changed(tiny_bundle, tmp_path / "bundle", "calibration.json", calibrated)

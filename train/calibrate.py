@@ -1,6 +1,6 @@
-"""Fit what `calibration.json` says: a temperature and bias for each value, and the threshold above which a row needs no person.
+"""Fit what `calibration.json` says: a calibration curve for each value, and the threshold above which a row needs no person.
 
-    labelled rows + their answers → Platt's scaling a value → scores → the least score with a bounded share of errors
+    labelled rows + their answers → beta calibration a value → scores → the least score with a bounded share of errors
 
 Evidence for the report (reliability bins, Brier scores, the risk-coverage curve) is kept beside the parameters.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import beta
 
-from batch.calibration import EDGE, Calibration, key, product
+from batch.calibration import EDGE, Calibration, Curve, key, product
 from batch.contract import Contract
 from batch.fields import Field
 from batch.router import ScoredRow
@@ -23,9 +23,9 @@ MIN_ROWS = 200  # fewer say too little: ten bins of twenty rows, each known to �
 MIN_OF_VALUE = 50  # answers of a value below which the fit over all values of the field is taken
 BINS = 10
 CONFIDENCE = 0.95  # that the error target holds above the threshold
-COVERAGES = tuple(share / 20 for share in range(2, 21))  # shares of rows kept that are tried for the threshold, in this order
+COVERAGES = tuple(share / 20 for share in range(1, 21))  # shares of rows kept that are tried for the threshold, in this order
 MIN_KEPT = 200  # rows above a threshold that can say anything about an error share of a few per cent
-STEEPEST = 20.0  # bound of 1 / temperature either way: a perfectly separated set would have no finite fit
+STEEPEST = 20.0  # bound of a and b: a perfectly separated set would have no finite fit
 CURVE_POINTS = 200
 
 Numbers = np.ndarray  # one-dimensional, float64 or bool
@@ -64,10 +64,9 @@ def calibrate(rows: Sequence[Row], answers: Sequence[ScoredRow], contract: Contr
     chosen = choose_threshold(score[sure], all_right[sure], target_error)
     return {
         "calibrated": True,
-        "method": "sigmoid(logit(p) / temperature + bias) for each value, Platt 1999",
+        "method": "sigmoid(a ln p - b ln(1 - p) + c) for each value, Kull et al. 2017",
         "fields": {
-            name: {key(value): {"temperature": pair[0], "bias": pair[1]} for value, pair in values.items()}
-            for name, values in fitted.items()
+            name: {key(value): dict(zip("abc", curve, strict=True)) for value, curve in values.items()} for name, values in fitted.items()
         },
         "target_error": target_error,
         "threshold": chosen and chosen[0],
@@ -87,33 +86,33 @@ def raw(why: str) -> dict[str, Any]:
     return {"calibrated": False, "why": why}
 
 
-def _fit_field(field: Field, answers: Sequence[ScoredRow], right: Numbers) -> dict[Any, tuple[float, float]]:
-    """Temperature and bias of each value, of the whole field for a value that was answered too seldom."""
+def _fit_field(field: Field, answers: Sequence[ScoredRow], right: Numbers) -> dict[Any, Curve]:
+    """The curve of each value, that of the whole field for a value that was answered too seldom."""
     scores = np.array([(answer.scores or {})[field.name] for answer in answers])
     values = np.array([field.values.index((answer.answer or {})[field.name]) for answer in answers])
-    pooled = fit_platt(scores, right)
+    pooled = fit_beta(scores, right)
     fitted = {}
     for index, value in enumerate(field.values):
         own = values == index
-        fitted[value] = fit_platt(scores[own], right[own]) if own.sum() >= MIN_OF_VALUE else pooled
+        fitted[value] = fit_beta(scores[own], right[own]) if own.sum() >= MIN_OF_VALUE else pooled
     return fitted
 
 
-def fit_platt(scores: Numbers, right: Numbers) -> tuple[float, float]:
-    """Temperature and bias that minimise the log loss, with Platt's smoothed targets against overconfidence (Platt 1999)."""
+def fit_beta(scores: Numbers, right: Numbers) -> Curve:
+    """The a, b ≥ 0 and c that minimise the log loss (Kull et al. 2017), with smoothed targets against overconfidence (Platt 1999)."""
     clipped = np.clip(scores, EDGE, 1 - EDGE)
-    logits = np.log(clipped) - np.log1p(-clipped)
+    features = np.stack([np.log(clipped), -np.log1p(-clipped), np.ones(len(scores))], axis=1)
     yes, no = int(right.sum()), int((~right).sum())
     targets = np.where(right, (yes + 1) / (yes + 2), 1 / (no + 2))
 
-    def loss(parameters: Numbers) -> tuple[float, Numbers]:
-        odds = parameters[0] * logits + parameters[1]
+    def loss(numbers: Numbers) -> tuple[float, Numbers]:
+        odds = features @ numbers
         gap = 1 / (1 + np.exp(-np.clip(odds, -700, 700))) - targets
-        value = np.mean(np.logaddexp(0, odds) - targets * odds)
-        return float(value), np.array([np.mean(gap * logits), np.mean(gap)])
+        return float(np.mean(np.logaddexp(0, odds) - targets * odds)), features.T @ gap / len(scores)
 
-    slope, bias = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1 / STEEPEST, STEEPEST), (-50, 50)]).x
-    return _short(1 / float(slope)), _short(float(bias))
+    bounds = [(0, STEEPEST), (0, STEEPEST), (-50, 50)]
+    a, b, c = minimize(loss, np.array([1.0, 1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return _short(a), _short(b), _short(c)
 
 
 def describe(scores: Numbers, right: Numbers) -> dict[str, Any]:
