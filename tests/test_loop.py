@@ -51,12 +51,12 @@ def test_backlog_is_routed_row_for_row(trained_registry: Path, tmp_path: Path) -
     assert manifest["run"]["prefix_cache_hit_rate"] > 0.8
 
 
-def test_drafts_change_no_answer_and_save_steps(registry: Path, tmp_path: Path) -> None:
+def test_drafts_change_no_answer_and_save_steps(trained_registry: Path, tmp_path: Path) -> None:
     found, steps = [], []
     for tokens in ("0", "8"):
         output = tmp_path / f"{tokens}.parquet"
         options = ("--limit", "64", "--dtype", "float32", "--draft-tokens", tokens)
-        command("batch-route", "data/requests.parquet", output, *options, registry=registry)
+        command("batch-route", "data/requests.parquet", output, *options, registry=trained_registry)
         found.append(pq.read_table(output).to_pylist())
         steps.append(json.loads(Path(f"{output}.manifest.json").read_text())["run"]["engine"]["usage"]["steps"])
     for plain, drafted in zip(*found, strict=True):

@@ -15,6 +15,7 @@ from batch.errors import EngineError
 from batch.events import emit
 
 RESTARTS = 2  # in a row, without a row finished or found guilty in between
+WITNESS = -1  # the key under which a finished request is asked once more; the router's keys start at 0
 Group = dict[int, tuple[str, Sequence[int]]]  # key → adapter and ids of the request
 
 
@@ -33,6 +34,7 @@ class Supervisor:
         self._suspects: list[Group] = []  # each to run alone
         self._alone = False  # whether what runs is a suspect group, which new work must not join
         self._waiting: Group = {}  # work that came while there were suspects
+        self._witness: tuple[str, Sequence[int]] | None = None  # a request that some engine answered
         self._struck: set[int] = set()  # rows with which, alone, the engine died once
         self._convicted: list[Completion] = []
         self._deaths = 0  # since the last progress
@@ -82,13 +84,15 @@ class Supervisor:
                     raise EngineError("the engine has nothing to do; this is a bug, run again to resume")
                 continue
             try:
-                done = [each for each in self._engine.poll() if self._running.pop(each.key, None)]
+                done = self._engine.poll()
             except EngineError as error:
                 self._restart(error)
                 continue
-            if done:
-                self._deaths = 0
-                return done
+            self._deaths = 0
+            for each in done:
+                self._witness = self._running.pop(each.key)
+            if rows := [each for each in done if each.key != WITNESS]:
+                return rows
 
     def close(self) -> None:
         self._engine.close()
@@ -121,10 +125,13 @@ class Supervisor:
     def _next_suspect(self) -> Group:
         """The group that waited longest, so that halves of one group alternate with innocent ones.
 
-        Where one more death would end the run, a single row of the largest group: most likely the engine is sound
-        and the row is not guilty, which is progress.
+        Where one more death would end the run, a request that was answered before: if the engine is sound, however many
+        of the suspects are guilty, it answers again. Before any was answered, a single row of the largest group, which
+        most likely is not guilty.
         """
         if self._deaths == RESTARTS:
+            if self._witness:
+                return {WITNESS: self._witness}
             largest = max(self._suspects, key=len)
             if len(largest) > 1:
                 key = next(iter(largest))
@@ -150,6 +157,7 @@ class Supervisor:
 
     def _judge(self) -> None:
         """Halve what was with the engine. A row with which, alone, it died twice is guilty: an accident is not."""
+        self._running.pop(WITNESS, None)  # the engine's fault, whatever becomes of it
         group, self._running = list(self._running.items()), {}
         if len(group) == 1:
             key = group[0][0]

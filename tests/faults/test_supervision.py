@@ -18,7 +18,7 @@ import pytest
 from batch import run
 from batch.adapters import spec_of
 from batch.bundle import Bundle
-from batch.engine import EngineSpec
+from batch.engine import Completion, EngineSpec
 from batch.engine.replay import FAULTS
 from batch.engine.supervisor import RESTARTS, Supervisor
 from batch.errors import EngineError
@@ -73,6 +73,22 @@ def test_a_backlog_that_is_one_poison_row(tiny_bundle: Bundle, tmp_path: Path, f
     faults(kill=[text(0)])
     run.run(options(tiny_bundle, tmp_path, rows=1))
     assert codes(tmp_path) == {0: "engine_failure"}
+
+
+def test_poison_rows_that_are_all_that_is_left(tiny_bundle: Bundle, faults: Any) -> None:
+    """After a sound one, with no innocent row among them to tell a sound engine by. Fails when none is asked again as a witness."""
+    poison = [text(row) for row in range(3)]
+    faults(kill=poison)
+    sound, *guilty = tiny_bundle.renderer.encode_requests([text(3), *poison])
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4)) as engine:
+        engine.load(spec_of(tiny_bundle))
+        engine.submit(tiny_bundle.digest, [(0, sound)])
+        assert [each.finish for each in engine.poll()] == ["stop"]
+        engine.submit(tiny_bundle.digest, list(enumerate(guilty, start=1)))
+        found: list[Completion] = []
+        while len(found) < len(poison):
+            found += engine.poll()
+    assert sorted((each.key, each.finish) for each in found) == [(1, "error"), (2, "error"), (3, "error")]
 
 
 def test_a_hung_engine_is_replaced(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
