@@ -73,15 +73,19 @@ def test_the_mask_is_the_answer_and_its_end_of_turn(tiny_base: Path, contract: C
         assert renderer.decode(supervised[:-1]) == contract.serialise(row.answer)
 
 
-def test_padding_and_the_trainer_keep_every_label(tiny_base: Path, tmp_path: Path) -> None:
+def test_packing_and_the_trainer_keep_every_label(tiny_base: Path, tmp_path: Path) -> None:
+    """What a row's last token sees of the pack is that row, label by label."""
     job = qlora.prepare(recipe(tiny_base, tmp_path))
     trainer = qlora.build_trainer(job, tmp_path / "run", SILENT)
     examples = encode(job.splits["train"], job.renderer)
     batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
-    for i, example in enumerate(examples[: len(batch["labels"])]):
-        size = len(example["input_ids"])
-        assert batch["labels"][i].tolist() == example["labels"] + [-100] * (batch["labels"].shape[1] - size)
-        assert batch["attention_mask"][i].sum() == size
+    ends = (batch["input_ids"][0] == job.renderer.end_of_turn_id) & (batch["labels"][0] != -100)
+    assert ends.sum() == job.config.training.batch_size
+    for end, example in zip(ends.nonzero().flatten().tolist(), examples, strict=False):
+        seen = batch["attention_mask"][0, 0, end]
+        assert batch["input_ids"][0, seen].tolist() == example["input_ids"]
+        assert batch["labels"][0, seen].tolist() == example["labels"]
+        assert batch["position_ids"][0, seen].tolist() == list(range(len(example["input_ids"])))
 
 
 def test_the_base_is_nf4_and_only_the_adapter_trains(tiny_base: Path, tmp_path: Path) -> None:
