@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-CONFIG ?= train/mini.toml
+CONFIG ?= train/mini-v3.toml
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -14,10 +14,10 @@ STAMP := $(VENV)/.installed-$(STACK)
 # Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup run train eval loop doctor test faults bench bench-gpu check base clean
+.PHONY: help setup run train eval loop doctor test faults bench bench-gpu check base v3 clean
 
 help: ## list these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
 setup: $(STAMP) ## install the pinned stack into .venv
 
@@ -31,8 +31,8 @@ $(STAMP): $(LOCK) pyproject.toml
 	rm -f $(VENV)/.installed-*
 	touch $@
 
-run: setup ## train the mini adapter if there is none, route data/requests.parquet to out.parquet, print a sample
-	@test -e adapters/aliases/champion || $(BIN)/batch-train fit train/mini.toml
+run: setup ## train an adapter if there is none, route data/requests.parquet to out.parquet, print a sample
+	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
 	$(BIN)/batch-route data/requests.parquet out.parquet
 	@$(BIN)/python -c 'import polars as pl; pl.Config.set_tbl_cols(-1); pl.Config.set_tbl_width_chars(220); pl.Config.set_fmt_str_lengths(60); print(pl.read_parquet("out.parquet").select("id", "request", "tier", "risk", "recommended_platform", "needs_review", "score").sample(8, seed=1))'
 
@@ -56,7 +56,7 @@ faults: setup ## 200 kills at random moments over the commit path; the other fau
 
 bench: setup ## batch-route beside its peers, three rounds (about an hour), a warm engine, 2,000,000 rows of file work
 	$(BIN)/pip install --quiet --no-deps -r .ci/bench.lock
-	@test -e adapters/aliases/champion || $(BIN)/batch-train fit train/mini.toml
+	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
 	$(BIN)/python -m tests.bench.throughput
 	$(BIN)/python -m tests.bench.warm
 	$(BIN)/python -m tests.bench.backlog
@@ -73,6 +73,12 @@ check: setup ## lint, format, types, known vulnerabilities of the pinned package
 base: setup ## build data/mini-base from scratch (under 40 minutes on two cores)
 	$(BIN)/pip install --quiet --no-deps -r .ci/base.lock
 	$(BIN)/python -m train.base --out data/mini-base
+
+V3 := data/v2/validation.jsonl data/v2/test.jsonl data/natural.jsonl data/probes.jsonl data/regression.jsonl
+v3: setup ## make up data/v3 again: v2 and generated rows, none like a row that measures
+	$(BIN)/python -m train.generate train --rows 1000 --seed 3 --with data/v2/train.jsonl $(V3:%=--beside %) --out data/v3/train.jsonl
+	$(BIN)/python -m train.generate validation --rows 60 --seed 4 --with data/v2/validation.jsonl --beside data/v3/train.jsonl $(V3:%=--beside %) --out data/v3/validation.jsonl
+	$(BIN)/python -m train.generate validation --rows 600 --seed 5 --beside data/v3/train.jsonl --beside data/v3/validation.jsonl $(V3:%=--beside %) --out data/v3/calibration.jsonl
 
 clean: ## remove what the targets above made, but for data/mini-base
 	rm -rf $(VENV) adapters out.parquet out.parquet.manifest.json .out.parquet.work

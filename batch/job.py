@@ -44,7 +44,7 @@ class Options:
     max_num_seqs: int | None = None
     dtype: str | None = None
     threads: int | None = None
-    draft_tokens: int = 0
+    draft_tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from batch.adapters import engine_needs
 from batch.bundle import Bundle, Registry, resolve_base
 from batch.contract import Contract
 from batch.engine import EngineSpec, adapter_spec
-from batch.engine.process import EngineProcess
+from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
 from batch.router import Router, ScoredRow
 from batch.tokens import Renderer
@@ -62,14 +63,12 @@ def route(
     answers: dict[int, list[list[ScoredRow]]] = {}
     for base in dict.fromkeys(subject.base for subject in subjects):
         group = [(i, subject) for i, subject in enumerate(subjects) if subject.base == base]
-        spec = EngineSpec(
-            kind=engine,
-            base=str(base),
-            tokenizer=str(base),
-            max_model_len=max(subject.renderer.max_model_len for _, subject in group),
-            max_lora_rank=max(subject.bundle.rank if subject.bundle else 1 for _, subject in group),
-        )
-        with EngineProcess(spec) as process:
+        bundles = [subject.bundle for _, subject in group if subject.bundle]
+        needs = {"max_lora_rank": 1, "lora_modules": None, **(engine_needs(bundles, base) if bundles else {})}
+        longest = max(subject.renderer.max_model_len for _, subject in group)
+        needs |= {"base": str(base), "tokenizer": str(base), "max_model_len": longest, "max_loras": 1}  # one after another
+        spec = EngineSpec(kind=engine, **needs)
+        with Supervisor(spec) as process:
             for i, subject in group:
                 name, folder = (subject.bundle.digest, str(subject.bundle.path)) if subject.bundle else ("base", None)
                 adapter = adapter_spec(name, folder, subject.contract, subject.renderer)

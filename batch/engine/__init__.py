@@ -43,7 +43,7 @@ class EngineSpec:
     threads: int | None = None
     seed: int = 0
     async_scheduling: bool | None = None  # plan a step while another runs; vLLM's own choice by default
-    draft_tokens: int = 0  # drafted a step at most (see `drafts.py`); it pays where a step costs more than its tokens
+    draft_tokens: int | None = None  # drafted a step at most (see `drafts.py`); 0 drafts none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,8 @@ base's training (`train/requests.py`); the sets share no request. A shifted set 
 calibrated on.
 """
 
+import itertools
 import json
-import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,20 +22,14 @@ from batch.bundle import Bundle, Registry
 from batch.contract import Contract
 from train.calibrate import describe, upper_bound
 from train.calibrated import calibrate_bundle, summary
-from train.requests import Split, requests
+from train.generate import labelled
+from train.requests import Split
 
 
-def generated(contract: Contract, split: Split, seed: int, count: int, known: set[str]) -> list[dict[str, Any]]:
-    """Labelled requests by the policy table; their words join `known`, of which none may have the same."""
-    rows: list[dict[str, Any]] = []
-    for each in requests(random.Random(seed), split):
-        words = " ".join(re.findall(r"\w+", each.text.lower()))
-        if words not in known:
-            known.add(words)
-            facts = each.facts.as_dict()
-            rows.append({"id": f"{split}-{seed}-{len(rows)}", "request": each.text, **contract.decide(facts), "facts": facts})
-        if len(rows) == count:
-            break
+def generated(contract: Contract, split: Split, seed: int, count: int, beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Labelled requests by the policy table, none nearly one of those `beside`, to which they are added."""
+    rows = list(itertools.islice(labelled(contract, split, seed, [row["request"] for row in beside]), count))
+    beside += rows
     return rows
 
 
@@ -62,7 +55,7 @@ def measure(scored: pl.DataFrame, gold: list[dict[str, Any]], contract: Contract
 @click.option("--rows", default=5000, help="Rows to calibrate on; the separate sets have 3/5 of it each.")
 def main(adapter: str, target_error: float, rows: int) -> None:
     bundle = Bundle.open(Registry().resolve(adapter))
-    contract, known = bundle.contract, set[str]()
+    contract, known = bundle.contract, list[dict[str, Any]]()
     sets = {
         "calibrated on": generated(contract, "validation", 11, rows, known),
         "separate": generated(contract, "validation", 13, rows * 3 // 5, known),

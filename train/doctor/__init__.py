@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoConfig
 
-from batch.adapters import spec_of
+from batch.adapters import engine_needs, spec_of
 from batch.bundle import Bundle
 from batch.engine import AdapterSpec, EngineSpec
 from batch.engine.process import EngineProcess
@@ -75,7 +75,7 @@ def sound(data: Path | None, console: Console, bundle: Bundle) -> bool:
 
 def engine_spec(bundle: Bundle, base: Path) -> EngineSpec:
     """An engine that serves this bundle alone."""
-    return EngineSpec("vllm", str(base), str(bundle.path), bundle.renderer.max_model_len, bundle.rank)
+    return EngineSpec("vllm", **engine_needs([bundle], base))
 
 
 def _ask(bundle: Bundle, base: Path, spec: AdapterSpec, trained: rows.Trained, engine: EngineProcess | None) -> served.Served:
