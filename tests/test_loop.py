@@ -52,6 +52,7 @@ def test_backlog_is_routed_row_for_row(trained_registry: Path, tmp_path: Path) -
 
 
 def test_drafts_change_no_answer_and_save_steps(trained_registry: Path, tmp_path: Path) -> None:
+    """Real vLLM with drafts and without: the same answers, the same scores to float tolerance, in fewer steps."""
     found, steps = [], []
     for tokens in ("0", "8"):
         output = tmp_path / f"{tokens}.parquet"

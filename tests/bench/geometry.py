@@ -86,7 +86,7 @@ def build(name: str, folder: Path) -> Bundle:
 def variants(gpu: bool) -> dict[str, dict[str, Any]]:
     """What is compared. Drafts need vLLM's asynchronous scheduling off, so plain decoding is measured both ways."""
     if not gpu:
-        return {"plain": {}, "drafts 8": {"draft_tokens": 8}}
+        return {"plain": {"draft_tokens": 0}, "drafts 8": {"draft_tokens": 8}}
     return {
         "plain, 512 at once": {"max_num_seqs": 512},
         "plain, 1024 at once": {"max_num_seqs": 1024},
