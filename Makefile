@@ -17,7 +17,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 .PHONY: help setup run train eval loop doctor test faults bench bench-gpu check base v3 clean
 
 help: ## list these targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 10
 
 setup: $(STAMP) ## install the pinned stack into .venv
 
@@ -42,7 +42,7 @@ train: setup ## train an adapter: CONFIG=train/qwen3-4b.toml for the 4B model on
 eval: setup ## baselines, base and champion on the test and regression sets, side by side
 	$(BIN)/batch-train eval majority,keywords,tfidf,base,champion data/v1/test.jsonl data/regression.jsonl
 
-loop: setup ## train on v1 and on v2, show side by side the bias and its fix (under 15 minutes on two cores)
+loop: setup ## train on v1 and on v2, show side by side the bias and its fix (about four minutes on two cores)
 	$(BIN)/batch-train loop v1=train/mini.toml,v2=train/mini-v2.toml data/probes.jsonl data/v2/test.jsonl data/natural.jsonl data/regression.jsonl
 
 doctor: setup ## is the champion served as it was trained? twelve checks, exit 2 on a failure

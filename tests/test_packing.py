@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from batch.tokens import Renderer
 from tests.conftest import ROOT
 from train.config import Config
 from train.dataset import encode, load_rows
-from train.packing import IGNORED, pack
+from train.packing import IGNORED, Collator, pack
 from train.qlora import build_trainer, prepare
 
 
@@ -55,6 +56,32 @@ def test_rows_that_share_nothing_or_everything() -> None:
     ]
     alike = pack([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}])
     assert alike["input_ids"].tolist() == [[1, 2, 3, 1, 2, 3]] and alike["labels"].tolist() == [[-100, 2, 3, -100, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "packs"),
+    [
+        ({}, True),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, False),
+        ({"layer_types": ["linear_attention", "full_attention"]}, False),
+        ({"sliding_window": 512}, False),
+        ({"sliding_window": 512, "use_sliding_window": False}, True),
+        ({"_attn_implementation": "eager"}, False),
+    ],
+    ids=str,
+)
+def test_a_model_that_cannot_read_packs_gets_padded_rows(changes: dict[str, Any], packs: bool) -> None:
+    config = SimpleNamespace(**{"_attn_implementation": "sdpa", "layer_types": None, "sliding_window": None, **changes})
+    examples = [{"input_ids": [*range(50), i, 60], "labels": [*[-100] * 51, 60]} for i in (1, 2)]
+    batch = Collator(config, pad_id=0)(examples)
+    assert (batch["input_ids"].shape == (1, 54)) == packs and (batch["input_ids"].shape == (2, 52)) != packs
+
+
+def test_rows_with_little_in_common_are_padded() -> None:
+    """Attention over all of them would cost more than the prompt that is computed once saves."""
+    config = SimpleNamespace(_attn_implementation="sdpa", layer_types=None, sliding_window=None)
+    examples = [{"input_ids": [i] * 50 + [60], "labels": [*[-100] * 50, 60]} for i in range(4)]
+    assert Collator(config, pad_id=0)(examples)["input_ids"].shape == (4, 51)
 
 
 def test_logits_are_made_for_the_learned_tokens_only(

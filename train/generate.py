@@ -14,10 +14,12 @@ from typing import Any
 import click
 
 from batch.contract import Contract
-from batch.errors import BatchRouteError
+from batch.errors import BatchRouteError, DatasetError
 from train.dataset import NEAR_DUPLICATE, shingles
 from train.requests import SPLITS, Split, requests
 from train.tasks import reason
+
+PATIENCE = 2_000  # requests in a row that are nearly copies, before the phrase book counts as used up
 
 
 def labelled(contract: Contract, split: Split, seed: int, beside: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -35,8 +37,11 @@ def labelled(contract: Contract, split: Split, seed: int, beside: Sequence[str] 
 
     for text in beside:
         is_new(text)
-    number = 0
+    number = refused = 0
     for request in requests(random.Random(seed), split):
+        if refused == PATIENCE:
+            raise DatasetError(f"after {number} rows the {split} phrases give no new ones; ask for fewer")
+        refused += 1
         facts = request.facts.as_dict()
         answer = {**contract.decide(facts), "reason": reason(request)}
         # A typing error in a system's name would teach a label without the words that its rule wants.
@@ -45,6 +50,11 @@ def labelled(contract: Contract, split: Split, seed: int, beside: Sequence[str] 
             notes = {"facts": facts, "family": request.family, "source": "generated"}
             yield {"id": f"{split}-{seed}-{number:04d}", "request": request.text, **own, **notes}
             number += 1
+            refused = 0
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 @click.command()
@@ -58,9 +68,8 @@ def labelled(contract: Contract, split: Split, seed: int, beside: Sequence[str] 
 def main(split: Split, rows: int, seed: int, first: Path | None, beside: tuple[Path, ...], contract: Path, out: Path) -> None:
     """Write labelled requests, made up by the phrase book and labelled by the policy table."""
     try:
-        kept = first.read_text(encoding="utf-8").splitlines() if first else []
-        others = [line for path in beside for line in path.read_text(encoding="utf-8").splitlines()]
-        known = [json.loads(line)["request"] for line in [*kept, *others]]
+        kept = _lines(first) if first else []
+        known = [json.loads(line)["request"] for line in [*kept, *(line for path in beside for line in _lines(path))]]
         made = labelled(Contract.load(contract), split, seed, known)
         lines = [*kept, *(json.dumps(next(made), ensure_ascii=False) for _ in range(rows))]
         out.parent.mkdir(parents=True, exist_ok=True)

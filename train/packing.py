@@ -2,24 +2,60 @@
 
 Every row starts with the same instructions, some 500 tokens, in front of some 100 of its own. Padded batches compute
 them once a row; here they stand once in front of all rows, and a mask lets each row see them and itself, at the
-positions that it has alone. The loss and its gradient are those of the padded batch (`tests/test_packing.py`).
+positions that it has alone. The loss and its gradient are those of the padded batch (`tests/test_packing.py`), but that
+the rows share the instructions' LoRA dropout.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
+from transformers import PretrainedConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 IGNORED = -100  # label of a token that is not learned
+
+
+class Collator:
+    """A batch from rows of `input_ids` and `labels`: packed where the model can read that and it is cheaper, else padded."""
+
+    def __init__(self, config: PretrainedConfig, pad_id: int) -> None:
+        self._packs = understands_packs(config)
+        self._padded = DataCollatorForLanguageModeling(pad_token_id=pad_id)
+
+    def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
+        longest = max(len(example["input_ids"]) for example in examples)
+        if self._packs and packed_length(examples) ** 2 <= len(examples) * longest**2:  # attention is quadratic in it
+            return pack(examples)
+        return self._padded(examples)  # type: ignore[no-any-return]
+
+
+def understands_packs(config: PretrainedConfig) -> bool:
+    """Whether every layer attends to all that a mask ``[1, 1, L, L]`` allows: no sliding window, no recurrent state, and
+    the attention that takes a mask of booleans."""
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return config._attn_implementation == "sdpa" and set(layers) == {"full_attention"} and not sliding
+
+
+def _shared(examples: Sequence[Mapping[str, Sequence[int]]]) -> int:
+    """How many first tokens the rows have in common. A row's own part starts with a token that is not learned: its
+    predecessor does not stand right in front of it."""
+    ids = [example["input_ids"] for example in examples]
+    alike = next((i for i, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1), min(map(len, ids)))
+    learned = (next((i for i, label in enumerate(e["labels"]) if label != IGNORED), len(e["labels"])) for e in examples)
+    return min(alike, max(min(learned) - 1, 0))
+
+
+def packed_length(examples: Sequence[Mapping[str, Sequence[int]]]) -> int:
+    shared = _shared(examples)
+    return shared + sum(len(example["input_ids"]) - shared for example in examples)
 
 
 def pack(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
     """One sequence of all rows: `input_ids`, `labels`, `position_ids` ``[1, L]`` and a bool `attention_mask` ``[1, 1, L, L]``."""
     rows = [list(example["input_ids"]) for example in examples]
     labels = [list(example["labels"]) for example in examples]
-    # A row's own part starts with a token that is not learned: its predecessor is not in front of it.
-    unlearned = min(next((i for i, label in enumerate(own) if label != IGNORED), len(own)) for own in labels)
-    alike = next((i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1), min(map(len, rows)))
-    shared = min(alike, max(unlearned - 1, 0))
+    shared = _shared(examples)
     ids, wanted, positions, owners = rows[0][:shared], [IGNORED] * shared, list(range(shared)), [-1] * shared
     for owner, (row, own) in enumerate(zip(rows, labels, strict=True)):
         ids += row[shared:]

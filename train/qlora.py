@@ -43,7 +43,7 @@ from train.config import Config
 from train.curves import draw_loss
 from train.dataset import Row, check_splits, count_tokens, encode, file_facts, load_rows
 from train.model import compute_dtype, count_parameters, load_quantised, save_adapter
-from train.packing import pack
+from train.packing import Collator
 from train.progress import ProgressLine
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers")
@@ -154,7 +154,7 @@ def build_trainer(job: Job, run: Path, console: Console) -> SFTTrainer:
         args=_arguments(job, run),
         train_dataset=Dataset.from_list(encode(job.splits["train"], renderer)),
         eval_dataset=Dataset.from_list(encode(job.splits["validation"], renderer)),
-        data_collator=pack,
+        data_collator=Collator(model.config, renderer.pad_id),
         processing_class=AutoTokenizer.from_pretrained(job.base, local_files_only=True),
         callbacks=[ProgressLine(console), *([EarlyStoppingCallback(patience)] if patience else [])],
     )
@@ -167,6 +167,12 @@ def build_trainer(job: Job, run: Path, console: Console) -> SFTTrainer:
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        for metrics in self._metrics.values():
+            metrics.pop("num_tokens", None)  # TRL adds up the mask, which has a number for each pair of tokens
+        return loss
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card in each checkpoint: the bundle has its own."""
 

@@ -95,7 +95,7 @@ class Engine(Protocol):
         """Requests added and not yet completed."""
 
     def facts(self) -> dict[str, Any]:
-        """What serves: versions, device, dtype, threads, `max_num_seqs`."""
+        """What serves: versions, device, dtype, threads, `max_num_seqs`, `draft_tokens`."""
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
         """Make an adapter servable and prove on the canary that it and the grammar act; returns what was seen.

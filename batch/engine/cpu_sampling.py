@@ -3,7 +3,7 @@
 Every request here is greedy and wants the log-probability of the chosen token only. vLLM 0.32 gets there through about
 ten passes over ``[tokens, vocabulary]``: to float32 and back for the grammar's mask, a log-softmax, a copy, ranks, and
 with drafts several more. Here the mask is applied in the logits' own dtype and each chunk of rows is done while it is
-in the cache. `tests/test_cpu_sampling.py` proves both equal; any other request goes vLLM's way.
+in the cache. `tests/test_cpu_sampling.py` proves both equal; a step with any other request, a canary's say, goes vLLM's way.
 """
 
 from typing import Any

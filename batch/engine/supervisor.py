@@ -15,6 +15,7 @@ from batch.errors import EngineError
 from batch.events import emit
 
 RESTARTS = 2  # in a row, without a row finished or found guilty in between
+GUILTY = 16  # rows in a row without one finished in between: no rows are that bad, the engine is
 WITNESS = -1  # the key under which a finished request is asked once more; the router's keys start at 0
 Group = dict[int, tuple[str, Sequence[int]]]  # key → adapter and ids of the request
 
@@ -38,6 +39,7 @@ class Supervisor:
         self._struck: set[int] = set()  # rows with which, alone, the engine died once
         self._convicted: list[Completion] = []
         self._deaths = 0  # since the last progress
+        self._guilty = 0  # rows found guilty since one was finished
         self.restarts = 0
 
     @property
@@ -90,8 +92,13 @@ class Supervisor:
                 continue
             self._deaths = 0
             for each in done:
-                self._witness = self._running.pop(each.key)
+                request = self._running.pop(each.key)
+                self._struck.discard(each.key)  # another router's keys start at 0 again
+                if each.finish != "error":
+                    self._witness = request
             if rows := [each for each in done if each.key != WITNESS]:
+                if any(each.finish != "error" for each in rows):
+                    self._guilty = 0
                 return rows
 
     def close(self) -> None:
@@ -140,6 +147,9 @@ class Supervisor:
 
     def _restart(self, error: EngineError) -> None:
         self._judge()
+        if self._guilty > GUILTY:
+            self._engine.kill()
+            raise EngineError(f"{GUILTY} rows in a row were found to end the engine, {error}") from error
         while True:
             self._deaths += 1
             self._engine.kill()
@@ -163,6 +173,8 @@ class Supervisor:
             key = group[0][0]
             if key in self._struck:
                 self._convicted.append(Completion(key, [], [], "error"))
+                self._struck.discard(key)
+                self._guilty += 1
                 emit("request quarantined", logging.WARNING, why="the engine died with it alone, twice")
                 self._deaths = 0
                 return

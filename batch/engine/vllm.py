@@ -71,7 +71,7 @@ class VllmEngine:
                     tokenizer=spec.tokenizer,
                     dtype=self._dtype,  # type: ignore[arg-type]
                     seed=spec.seed,
-                    max_model_len=spec.max_model_len + self._draft_tokens,
+                    max_model_len=_max_model_len(spec, self._draft_tokens),
                     max_num_seqs=self._max_num_seqs,
                     max_num_batched_tokens=_batched_tokens(self._max_num_seqs, self._draft_tokens),
                     enable_lora=True,
@@ -219,6 +219,16 @@ def _speculation(tokens: int) -> dict[str, Any] | None:
     return {"method": "custom_class", "model": f"{AnswerDrafter.__module__}.{AnswerDrafter.__name__}", "num_speculative_tokens": tokens}
 
 
+def _max_model_len(spec: EngineSpec, draft_tokens: int) -> int:
+    """With room for drafts behind the longest row, as far as the base has positions."""
+    positions = _config(spec).get("max_position_embeddings", spec.max_model_len)
+    return max(spec.max_model_len, min(spec.max_model_len + draft_tokens, int(positions)))
+
+
+def _config(spec: EngineSpec) -> dict[str, Any]:
+    return json.loads((Path(spec.base) / "config.json").read_text())  # type: ignore[no-any-return]
+
+
 def _batched_tokens(max_num_seqs: int, draft_tokens: int) -> int | None:
     """With drafts vLLM wants a step to have room for every request's; None leaves it to vLLM."""
     return max(4096, max_num_seqs * (draft_tokens + 1)) if draft_tokens else None
@@ -234,7 +244,7 @@ def _cpu_cache_bytes(spec: EngineSpec, max_num_seqs: int) -> int:
 
     On a CPU vLLM's default claims nearly all memory, whatever the model.
     """
-    config = json.loads((Path(spec.base) / "config.json").read_text())
+    config = _config(spec)
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     token = config["num_hidden_layers"] * heads * size * 2 * 4  # keys and values, float32

@@ -52,7 +52,7 @@ def measure(scored: pl.DataFrame, gold: list[dict[str, Any]], contract: Contract
 @click.command()
 @click.argument("adapter")
 @click.option("--target-error", default=0.02)
-@click.option("--rows", default=5000, help="Rows to calibrate on; the separate sets have 3/5 of it each.")
+@click.option("--rows", default=2000, help="Rows to calibrate on; the separate sets have 3/5 of it each.")
 def main(adapter: str, target_error: float, rows: int) -> None:
     bundle = Bundle.open(Registry().resolve(adapter))
     contract, known = bundle.contract, list[dict[str, Any]]()

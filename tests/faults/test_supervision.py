@@ -18,7 +18,7 @@ import pytest
 from batch import run
 from batch.adapters import spec_of
 from batch.bundle import Bundle
-from batch.engine import Completion, EngineSpec
+from batch.engine import Completion, EngineSpec, supervisor
 from batch.engine.replay import FAULTS
 from batch.engine.supervisor import RESTARTS, Supervisor
 from batch.errors import EngineError
@@ -89,6 +89,24 @@ def test_poison_rows_that_are_all_that_is_left(tiny_bundle: Bundle, faults: Any)
         while len(found) < len(poison):
             found += engine.poll()
     assert sorted((each.key, each.finish) for each in found) == [(1, "error"), (2, "error"), (3, "error")]
+
+
+def test_an_engine_that_ends_by_every_row_but_the_first(tiny_bundle: Bundle, faults: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answers whenever it is asked again, so deaths alone never end the run. Fails when convictions are not counted."""
+    monkeypatch.setattr(supervisor, "GUILTY", 2)
+    texts = [text(row) for row in range(6)]
+    faults(kill=texts[1:])
+    sound, *guilty = tiny_bundle.renderer.encode_requests(texts)
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4)) as engine:
+        engine.load(spec_of(tiny_bundle))
+        engine.submit(tiny_bundle.digest, [(0, sound)])
+        assert [each.finish for each in engine.poll()] == ["stop"]
+        engine.submit(tiny_bundle.digest, list(enumerate(guilty, start=1)))
+        found = 0
+        with pytest.raises(EngineError, match="2 rows in a row"):
+            while True:
+                found += len(engine.poll())
+    assert found <= 2
 
 
 def test_a_hung_engine_is_replaced(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
