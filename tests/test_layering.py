@@ -35,8 +35,8 @@ def top_level(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
-# The engine, and the LoRA products that it puts in vLLM's place on a CPU.
-ENGINE = {ROOT / "batch/engine/vllm.py", ROOT / "batch/engine/cpu_lora.py"}
+# The engine, and the LoRA products and the choice of tokens that it puts in vLLM's place on a CPU.
+ENGINE = {ROOT / f"batch/engine/{name}.py" for name in ("vllm", "cpu_lora", "cpu_sampling")}
 
 
 def test_only_the_engine_imports_vllm() -> None:
