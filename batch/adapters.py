@@ -139,12 +139,19 @@ def _same_base(bundle: Bundle, default: Bundle) -> bool:
 
 def engine_needs(bundles: Sequence[Bundle], base: Path) -> dict[str, Any]:
     """What of an engine's spec depends on the adapters that it is to serve."""
-    modules = [bundle.lora_modules for bundle in bundles]
     return {
         "base": str(base),
         "tokenizer": str(bundles[0].path),
         "max_model_len": max(bundle.renderer.max_model_len for bundle in bundles),
-        "max_lora_rank": max(bundle.rank for bundle in bundles),
-        "lora_modules": None if None in modules else tuple(sorted({name for names in modules if names for name in names})),
         "max_loras": len(bundles),
+        **lora_needs(bundles),
+    }
+
+
+def lora_needs(bundles: Sequence[Bundle]) -> dict[str, Any]:
+    """The highest rank and all layers of some adapters; for none, what serves the bare base."""
+    modules = [bundle.lora_modules for bundle in bundles]
+    return {
+        "max_lora_rank": max((bundle.rank for bundle in bundles), default=1),
+        "lora_modules": None if None in modules else tuple(sorted({name for names in modules if names for name in names})) or None,
     }

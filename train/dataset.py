@@ -96,22 +96,39 @@ def check_splits(splits: Mapping[str, Sequence[Row]]) -> None:
 
 def near_duplicates(rows: Iterable[Row]) -> Iterator[tuple[Row, Row, float]]:
     """Each row with each earlier one that it is nearly a copy of, and how alike the two are (`NEAR_DUPLICATE` to 1)."""
-    seen: list[tuple[Row, int]] = []
-    by_shingle: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    seen: list[Row] = []
+    known = Likeness()
     for row in rows:
-        own = shingles(row.request)
+        for other, likeness in known.near(row.request):
+            yield row, seen[other], likeness
+        known.add(row.request)
+        seen.append(row)
+
+
+class Likeness:
+    """Texts by their adjacent word pairs, to find those that another text is nearly a copy of."""
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._by_shingle: dict[tuple[str, ...], list[int]] = defaultdict(list)
+
+    def near(self, text: str) -> Iterator[tuple[int, float]]:
+        """Number in the order of `add`, and likeness, of each text that is at least `NEAR_DUPLICATE` like this one."""
+        own = shingles(text)
         shared: dict[int, int] = defaultdict(int)
         for shingle in own:
-            for other in by_shingle[shingle]:
+            for other in self._by_shingle.get(shingle, ()):
                 shared[other] += 1
         for other, count in shared.items():
-            twin, size = seen[other]
-            likeness = count / (len(own) + size - count)
+            likeness = count / (len(own) + self._sizes[other] - count)
             if likeness >= NEAR_DUPLICATE:
-                yield row, twin, likeness
+                yield other, likeness
+
+    def add(self, text: str) -> None:
+        own = shingles(text)
         for shingle in own:
-            by_shingle[shingle].append(len(seen))
-        seen.append((row, len(own)))
+            self._by_shingle[shingle].append(len(self._sizes))
+        self._sizes.append(len(own))
 
 
 def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]]:

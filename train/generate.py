@@ -15,7 +15,7 @@ import click
 
 from batch.contract import Contract
 from batch.errors import BatchRouteError, DatasetError
-from train.dataset import NEAR_DUPLICATE, shingles
+from train.dataset import Likeness
 from train.requests import SPLITS, Split, requests
 from train.tasks import reason
 
@@ -24,15 +24,12 @@ PATIENCE = 2_000  # requests in a row that are nearly copies, before the phrase 
 
 def labelled(contract: Contract, split: Split, seed: int, beside: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Rows without end, as a dataset has them. None is a near-duplicate of a request `beside` it, or of an earlier row."""
-    taken: dict[tuple[str, ...], list[frozenset[tuple[str, ...]]]] = {}
+    known = Likeness()
 
     def is_new(text: str) -> bool:
-        own = shingles(text)
-        others = {id(other): other for shingle in own for other in taken.get(shingle, ())}
-        if any(len(own & other) >= NEAR_DUPLICATE * len(own | other) for other in others.values()):
+        if any(known.near(text)):
             return False
-        for shingle in own:
-            taken.setdefault(shingle, []).append(own)
+        known.add(text)
         return True
 
     for text in beside:

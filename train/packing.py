@@ -23,8 +23,9 @@ class Collator:
         self._padded = DataCollatorForLanguageModeling(pad_token_id=pad_id)
 
     def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(example["input_ids"]) for example in examples)
-        if self._packs and packed_length(examples) ** 2 <= len(examples) * longest**2:  # attention is quadratic in it
+        sizes = [len(example["input_ids"]) for example in examples]
+        packed = sum(sizes) - (len(sizes) - 1) * shared_tokens(examples)
+        if self._packs and packed**2 <= len(sizes) * max(sizes) ** 2:  # attention is quadratic in the length
             return pack(examples)
         return self._padded(examples)  # type: ignore[no-any-return]
 
@@ -37,7 +38,7 @@ def understands_packs(config: PretrainedConfig) -> bool:
     return config._attn_implementation == "sdpa" and set(layers) == {"full_attention"} and not sliding
 
 
-def _shared(examples: Sequence[Mapping[str, Sequence[int]]]) -> int:
+def shared_tokens(examples: Sequence[Mapping[str, Sequence[int]]]) -> int:
     """How many first tokens the rows have in common. A row's own part starts with a token that is not learned: its
     predecessor does not stand right in front of it."""
     ids = [example["input_ids"] for example in examples]
@@ -46,16 +47,11 @@ def _shared(examples: Sequence[Mapping[str, Sequence[int]]]) -> int:
     return min(alike, max(min(learned) - 1, 0))
 
 
-def packed_length(examples: Sequence[Mapping[str, Sequence[int]]]) -> int:
-    shared = _shared(examples)
-    return shared + sum(len(example["input_ids"]) - shared for example in examples)
-
-
 def pack(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
     """One sequence of all rows: `input_ids`, `labels`, `position_ids` ``[1, L]`` and a bool `attention_mask` ``[1, 1, L, L]``."""
     rows = [list(example["input_ids"]) for example in examples]
     labels = [list(example["labels"]) for example in examples]
-    shared = _shared(examples)
+    shared = shared_tokens(examples)
     ids, wanted, positions, owners = rows[0][:shared], [IGNORED] * shared, list(range(shared)), [-1] * shared
     for owner, (row, own) in enumerate(zip(rows, labels, strict=True)):
         ids += row[shared:]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from batch.adapters import engine_needs
+from batch.adapters import lora_needs
 from batch.bundle import Bundle, Registry, resolve_base
 from batch.contract import Contract
 from batch.engine import EngineSpec, adapter_spec
@@ -63,11 +63,9 @@ def route(
     answers: dict[int, list[list[ScoredRow]]] = {}
     for base in dict.fromkeys(subject.base for subject in subjects):
         group = [(i, subject) for i, subject in enumerate(subjects) if subject.base == base]
-        bundles = [subject.bundle for _, subject in group if subject.bundle]
-        needs = {"max_lora_rank": 1, "lora_modules": None, **(engine_needs(bundles, base) if bundles else {})}
         longest = max(subject.renderer.max_model_len for _, subject in group)
-        needs |= {"base": str(base), "tokenizer": str(base), "max_model_len": longest, "max_loras": 1}  # one after another
-        spec = EngineSpec(kind=engine, **needs)
+        needs = lora_needs([subject.bundle for _, subject in group if subject.bundle])
+        spec = EngineSpec(engine, str(base), str(base), longest, **needs)
         with Supervisor(spec) as process:
             for i, subject in group:
                 name, folder = (subject.bundle.digest, str(subject.bundle.path)) if subject.bundle else ("base", None)
