@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from batch.contract import Contract
 from batch.errors import AdapterError
 
@@ -48,11 +50,15 @@ class Calibration:
             raise AdapterError(f"{path}: threshold {threshold} is no probability; calibrate the adapter again")
         return cls(fields, threshold)
 
-    def apply(self, scores: Mapping[str, float], answer: Mapping[str, Any]) -> dict[str, float]:
-        """Raw scores of an answer's values, by field → calibrated ones."""
-        return {
-            name: calibrated(score, *self.fields[name][answer[name]]) if name in self.fields else score for name, score in scores.items()
-        }
+    def apply(self, scores: Sequence[Mapping[str, float]], answers: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+        """Raw scores of answers' values → calibrated ones; a mapping by field for each answer, all with the same fields."""
+        names = list(scores[0]) if scores else []
+        columns = [[each[name] for each in scores] for name in names]
+        for index, name in enumerate(names):
+            if curves := self.fields.get(name):
+                a, b, c = np.array([curves[answer[name]] for answer in answers]).T
+                columns[index] = calibrated(np.array(columns[index]), a, b, c).tolist()
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def triage(self, score: float | None, violations: Sequence[str]) -> Triage:
         """Whether a row can do without a person: its score is above the threshold and its answer broke no rule.
@@ -75,10 +81,11 @@ def _curve(entry: Mapping[str, Any]) -> Curve:
     return a, b, c
 
 
-def calibrated(score: float, a: float, b: float, c: float) -> float:
-    score = min(max(score, EDGE), 1 - EDGE)
-    odds = a * math.log(score) - b * math.log1p(-score) + c
-    return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
+def calibrated(score: Any, a: Any, b: Any, c: Any) -> Any:
+    """The formula above, of numbers or of arrays of one shape."""
+    score = np.clip(score, EDGE, 1 - EDGE)
+    odds = a * np.log(score) - b * np.log1p(-score) + c
+    return 1 / (1 + np.exp(-np.maximum(odds, -700.0)))  # below that exp overflows
 
 
 def product(scores: Mapping[str, float]) -> float:

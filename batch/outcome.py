@@ -26,28 +26,35 @@ class Outcome(NamedTuple):
 NOBODYS = Outcome(None, None, None, "human", None, None)
 
 
-def outcome(row: ScoredRow, contract: Contract, calibration: Calibration) -> Outcome:
+def outcomes(rows: Sequence[ScoredRow], contract: Contract, calibration: Calibration) -> list[Outcome]:
     """Scores stay those of the model's own values; a row whose answer broke a rule, corrected or not, is for a person."""
-    if row.answer is None or row.scores is None:
-        return NOBODYS
-    scores = calibration.apply(row.scores, row.answer)
+    answered = [row for row in rows if row.answer is not None]
+    calibrated = iter(calibration.apply([row.scores or {} for row in answered], [row.answer or {} for row in answered]))
+    return [NOBODYS if row.answer is None else _outcome(row, row.answer, next(calibrated), contract, calibration) for row in rows]
+
+
+def _outcome(row: ScoredRow, model: dict[str, Any], scores: dict[str, float], contract: Contract, calibration: Calibration) -> Outcome:
     score = product(scores)
-    answer, applied = contract.enforce(row.answer, row.violations)
-    return Outcome(answer, scores, score, calibration.triage(score, row.violations), row.answer, applied)
+    answer, applied = contract.enforce(model, row.violations)
+    return Outcome(answer, scores, score, calibration.triage(score, row.violations), model, applied)
 
 
 def output_batch(
     batch: pa.RecordBatch, rows: Sequence[ScoredRow], bundles: Sequence[Bundle | None], answers: Answers, schema: pa.Schema
 ) -> pa.RecordBatch:
     """The input's columns as they are, then what `table.output_columns` names, in that order. `schema` is the output's."""
-    outcomes = [outcome(row, bundle.contract, bundle.calibration) if bundle else NOBODYS for row, bundle in zip(rows, bundles, strict=True)]
-    columns: list[list[Any]] = [[(each.answer or {}).get(field.name) for each in outcomes] for field in answers.fields]
-    columns += [[(each.scores or {}).get(field.name) for each in outcomes] for field in answers.scored_fields]
-    columns += [[each.score for each in outcomes], ["error" if row.error_code else "ok" for row in rows]]
+    made = [NOBODYS] * len(rows)
+    for bundle in {bundle.digest: bundle for bundle in bundles if bundle}.values():
+        places = [index for index, other in enumerate(bundles) if other is bundle]
+        for index, each in zip(places, outcomes([rows[index] for index in places], bundle.contract, bundle.calibration), strict=True):
+            made[index] = each
+    columns: list[list[Any]] = [[(each.answer or {}).get(field.name) for each in made] for field in answers.fields]
+    columns += [[(each.scores or {}).get(field.name) for each in made] for field in answers.scored_fields]
+    columns += [[each.score for each in made], ["error" if row.error_code else "ok" for row in rows]]
     columns += [[row.error_code for row in rows], [row.error for row in rows], [bundle and bundle.digest for bundle in bundles]]
-    columns += [[each.triage for each in outcomes]] if answers.triage else []
-    columns += [[(each.model or {}).get(field.name) for each in outcomes] for field in answers.enforced_fields]
-    columns += [[", ".join(each.applied) if each.applied else None for each in outcomes]] if answers.enforce_rules else []
+    columns += [[each.triage for each in made]] if answers.triage else []
+    columns += [[(each.model or {}).get(field.name) for each in made] for field in answers.enforced_fields]
+    columns += [[", ".join(each.applied) if each.applied else None for each in made]] if answers.enforce_rules else []
     added = list(schema)[batch.num_columns :]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, added, strict=True)]
     return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema)

@@ -20,6 +20,8 @@ __all__ = ["ERROR_MESSAGES", "INVALID_UTF8", "TEXT_ERRORS", "Counts", "Lane", "M
 
 READ_AHEAD = 16  # rows held at most, in multiples of the window: a row whose answer is known takes no place in that
 
+ENCODED_AHEAD = 16  # batches with the tokenizer at most: it goes on while completions are scored
+
 NOTHING_KNOWN: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -119,16 +121,21 @@ class Router:
             for batch in batches:
                 texts, lanes = batch if isinstance(batch, Mixed) else (batch, [self._lane] * len(batch))
                 pending.append(self._admit(texts, lanes, pool))
-                while len(self._encoding) > 1:
+                while self._encoding and (len(self._encoding) > ENCODED_AHEAD or self._encoding[0][1].done()):
                     self._dispatch()
-                yield from self._finished(pending)
-                while len(self._waiting) >= self._window or (self._waiting and self._ahead >= READ_AHEAD * self._window):
-                    self._collect()
-                    yield from self._finished(pending)
+                    yield from self._make_room(pending)
+                yield from self._make_room(pending)
             while self._encoding:
                 self._dispatch()
-        yield from self._finished(pending)
+                yield from self._make_room(pending)
         while pending:
+            self._collect()
+            yield from self._finished(pending)
+
+    def _make_room(self, pending: deque[_Batch]) -> Iterator[list[ScoredRow]]:
+        """Wait for answers while the engine has as many requests as it may have, or too many rows are held."""
+        yield from self._finished(pending)
+        while len(self._waiting) >= self._window or (self._waiting and self._ahead >= READ_AHEAD * self._window):
             self._collect()
             yield from self._finished(pending)
 

@@ -12,7 +12,7 @@ from batch.bundle import Bundle, Registry
 from batch.calibration import Calibration, calibrated, key, product
 from batch.contract import Contract
 from batch.errors import AdapterError
-from batch.outcome import outcome
+from batch.outcome import Outcome, outcomes
 from batch.router import ScoredRow
 from tests.conftest import ROOT
 from train.calibrate import (
@@ -129,6 +129,10 @@ def labelled(contract: Contract, count: int, seed: int = 0) -> tuple[list[Row], 
     return rows, answers
 
 
+def outcome(row: ScoredRow, contract: Contract, calibration: Calibration) -> Outcome:
+    return outcomes([row], contract, calibration)[0]
+
+
 def written(folder: Path, content: dict[str, Any]) -> Path:
     (folder / "calibration.json").write_text(json.dumps(content))
     return folder / "calibration.json"
@@ -139,7 +143,7 @@ def test_what_is_fitted_is_what_is_served(contract: Contract, tmp_path: Path) ->
     served = Calibration.load(written(tmp_path, content), contract)
     assert content["evidence"]["fields"]["risk"]["raw"]["ece"] > 0.15 > 0.03 > content["evidence"]["fields"]["risk"]["calibrated"]["ece"]
     rows, answers = labelled(contract, 3000, seed=1)
-    after = [outcome(answer, contract, served) for answer in answers]
+    after = outcomes(answers, contract, served)
     right = np.array([each.answer["risk"] == row.answer["risk"] for row, each in zip(rows, after, strict=True)])  # type: ignore[index]
     assert describe(np.array([each.scores["risk"] for each in after]), right)["ece"] < 0.03  # type: ignore[index]
     auto = np.array([each.triage == "auto" for each in after])

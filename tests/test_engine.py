@@ -135,3 +135,18 @@ def test_a_base_that_vllm_cannot_serve_is_one_clear_error(tiny_bundle: Bundle, t
     with EngineProcess(EngineSpec("vllm", str(tmp_path), str(tmp_path), 1000, 4)) as process, pytest.raises(EngineError) as refused:
         process.load(spec_of(tiny_bundle))
     assert refused.value.exit_code == 75 and "\n" not in str(refused.value)
+
+
+def test_a_grammar_is_checked_once_and_not_for_each_request(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
+    import xgrammar
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+
+    import batch.engine.vllm  # noqa: F401  # installs it
+
+    checked = []
+    monkeypatch.setattr(xgrammar.Grammar, "from_regex", checked.append)
+    for _ in range(3):
+        validate_xgrammar_grammar(SamplingParams(structured_outputs=StructuredOutputsParams(regex=contract.grammar)))
+    assert checked == [contract.grammar]

@@ -51,7 +51,7 @@ def calibrate(rows: Sequence[Row], answers: Sequence[ScoredRow], contract: Contr
     answers = [answer for _, answer in pairs]
     right = {f.name: np.array([a.answer[f.name] == row.answer[f.name] for row, a in pairs]) for f in contract.scored_fields}  # type: ignore[index]
     fitted = {field.name: _fit_field(field, answers, right[field.name]) for field in contract.scored_fields}
-    after = [Calibration(fitted).apply(a.scores or {}, a.answer or {}) for a in answers]
+    after = Calibration(fitted).apply([a.scores or {} for a in answers], [a.answer or {} for a in answers])
     fields = {
         name: {
             "raw": describe(np.array([(a.scores or {})[name] for a in answers]), hit),

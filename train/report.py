@@ -17,7 +17,7 @@ from markupsafe import Markup
 from batch.bundle import Bundle, Registry
 from batch.errors import AdapterError
 from batch.files import write_file
-from batch.outcome import outcome
+from batch.outcome import outcomes
 from batch.router import ScoredRow
 from train import plots
 from train.calibrate import describe, risk_coverage
@@ -165,10 +165,10 @@ def _scores(
             "fields": evidence["fields"],
         }
     pairs = [
-        (row, outcome(answer, bundle.contract, bundle.calibration))
+        (row, made)
         for rows, given in zip(gold, answers, strict=True)
-        for row, answer in zip(rows, given, strict=True)
-        if answer.answer is not None
+        for row, made in zip(rows, outcomes(given, bundle.contract, bundle.calibration), strict=True)
+        if made.model is not None
     ]
     if len(pairs) < ENOUGH:
         return None

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +25,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 STOP_SECONDS = 5
 PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
 LAST_LINES = 3  # of a dead engine's log, in its error
+AHEAD = 1.5  # requests with the engine at most, in multiples of what it runs at once: a step never ends so many
 
 
 class Usage(NamedTuple):
@@ -211,9 +213,11 @@ def _read(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None
 
 def _loop(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine: Engine) -> None:
     steps, idle = 0, 0.0
+    enough = AHEAD * engine.facts()["max_num_seqs"]
+    waiting: deque[tuple[str, int, Sequence[int]]] = deque()  # work that the engine need not know of yet
     while True:
-        # Take all that waits, so that new requests join the running batch; block only when there is nothing to do.
-        while not engine.in_flight or not inbox.empty():
+        # Take all that was sent; block only when there is nothing to do.
+        while not inbox.empty() or not (engine.in_flight or waiting):
             asked = time.monotonic()
             kind, value = inbox.get()
             if kind == "stop":
@@ -226,8 +230,10 @@ def _loop(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine:
             elif kind == "work":
                 idle += time.monotonic() - asked if steps else 0.0
                 adapter, work = value
-                for key, request_ids in work:
-                    engine.add(adapter, key, request_ids)
+                waiting.extend((adapter, key, request_ids) for key, request_ids in work)
+        # A request costs time to add: one that could not run yet must not keep those from running that can.
+        while waiting and engine.in_flight < enough:
+            engine.add(*waiting.popleft())
         done = engine.step()
         steps += 1
         if done:

@@ -1,5 +1,6 @@
 """The vLLM engine: LoRA hot-loading, guided JSON decoding, greedy, token ids in, log-probabilities out."""
 
+import functools
 import itertools
 import json
 import os
@@ -25,6 +26,10 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.structured_output import backend_xgrammar
+
+# vLLM 0.32 compiles the grammar of each request that is added, in a new thread, only to see whether it can: half the cost of adding.
+backend_xgrammar.compile_regex_with_timeout = functools.lru_cache(backend_xgrammar.compile_regex_with_timeout)
 
 CANARY_KEY = "canary"
 ADAPTER_MOVES = 1e-4  # least change of a log-probability (nats) that counts as the adapter acting
