@@ -28,6 +28,7 @@ from torch.nn import functional
 from batch.contract import Contract
 from batch.errors import BatchRouteError
 from train import lexicon
+from train.dataset import IGNORED
 from train.muon import Muon
 from train.requests import Request, phrase_book, requests
 from train.tasks import Task, build_tasks
@@ -40,7 +41,6 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-IGNORED = -100
 FACT_VALUES: dict[str, tuple[Any, ...]] = {
     "need": ("knowledge", "analytics", "build"),
     "writes": (False, True),

@@ -19,6 +19,7 @@ from batch.contract import Contract
 from batch.errors import DatasetError, InvalidAnswer, nearest
 from batch.tokens import Renderer
 
+IGNORED = -100  # label of a token that is not learned, as torch has it
 NOTES = frozenset({"probe", "family", "source", "suggested", "why"})  # keys for people and reports; training ignores them
 
 # Two requests in different splits are near-duplicates when the Jaccard index of their sets of adjacent word pairs is
@@ -132,7 +133,7 @@ class Likeness:
 
 
 def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]]:
-    """Token `input_ids` and `labels` of each row; labels are -100 but on the answer and its end of turn.
+    """Token `input_ids` and `labels` of each row; labels are IGNORED but on the answer and its end of turn.
 
     Nothing is cut: a request of more tokens than the contract accepts raises `DatasetError`.
     """
@@ -142,7 +143,7 @@ def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]
         size, limit = len(prompt) - len(renderer.prompt([])), renderer.contract.max_tokens
         if size > limit:
             raise DatasetError(f"{row.where}: the request has {size} tokens, the contract accepts {limit}; shorten it")
-        examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+        examples.append({"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion})
     return examples
 
 
@@ -151,7 +152,7 @@ def count_tokens(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, i
     return {
         "rows": len(examples),
         "all": sum(len(example["input_ids"]) for example in examples),
-        "supervised": sum(label != -100 for example in examples for label in example["labels"]),
+        "supervised": sum(label != IGNORED for example in examples for label in example["labels"]),
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import PretrainedConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-IGNORED = -100  # label of a token that is not learned
+from train.dataset import IGNORED
 
 
 class Collator:
