@@ -65,7 +65,7 @@ def main(dry_run: bool, watch: bool, report: Path | None, metrics: Path | None, 
     from batch.progress import ProgressLine
 
     gc.freeze()  # the modules stay, and rows are in no cycles: collecting as often as Python does took an eighth of the run
-    gc.set_threshold(100_000)
+    gc.set_threshold(1_000_000)
 
     console = Console(highlight=False)
     wanted = run.Options(**options)

@@ -47,7 +47,7 @@ class _Read(NamedTuple):
 
     answer: dict[str, Any]
     spans: dict[str, slice]  # of each scored field's tokens
-    rules: tuple[Rule, ...]  # those that speak of such an answer
+    rules: tuple[Rule, ...]  # those that speak of such an answer and that it breaks, or may break, by the request's words
 
 
 class Lane:
@@ -99,4 +99,5 @@ class Lane:
             answer, spans = self._contract.parse(self._renderer.decode(token_ids))
         except (InvalidAnswer, UnicodeDecodeError):
             return None
-        return _Read(answer, token_spans(self._renderer, token_ids, spans), self._contract.rules_for(answer))
+        rules = tuple(rule for rule in self._contract.rules_for(answer) if rule.mentions or not rule.allows(answer, ""))
+        return _Read(answer, token_spans(self._renderer, token_ids, spans), rules)

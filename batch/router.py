@@ -209,12 +209,13 @@ class Router:
 
     def _collect(self) -> None:
         answered: dict[str, dict[str, ScoredRow]] = {}  # by adapter and text
+        counts = self.counts
         for completion in self._engine.poll():
             waiting = self._waiting.pop(completion.key)
-            self.counts.inferred += 1
-            self.counts.prompt_tokens += waiting.prompt_tokens
-            self.counts.cached_tokens += completion.cached
-            self.counts.answer_tokens += len(completion.token_ids)
+            counts.inferred += 1
+            counts.prompt_tokens += waiting.prompt_tokens
+            counts.cached_tokens += completion.cached
+            counts.answer_tokens += len(completion.token_ids)
             row = waiting.lane.score(completion, waiting.text)
             answered.setdefault(waiting.lane.name, {})[waiting.text] = row
             self._answer(waiting, row)
@@ -222,7 +223,7 @@ class Router:
             for adapter, rows in answered.items():
                 answers.remember(adapter, rows)
         if self._on_progress:
-            self._on_progress(self.counts)
+            self._on_progress(counts)
 
     def _finish(self, batch: _Batch, index: int, row: ScoredRow) -> None:
         batch.rows[index] = row
