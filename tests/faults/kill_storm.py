@@ -41,6 +41,7 @@ class Storm:
         stages = (self._committing, self._assembling, self._renamed)
         for stage in stages:
             while not stage():
+                assert not self._ended(pid), "the job ended before it was seen to commit"
                 time.sleep(0.0001)
             marks.append(time.monotonic())
         self._wait(pid)

@@ -48,6 +48,13 @@ def test_a_storm_of_kills_tears_nothing(tiny_bundle: Bundle) -> None:
     assert done.stdout.startswith("12 kills")
 
 
+def test_a_storm_whose_job_cannot_run_ends() -> None:
+    """It waited for ever, on a core of its own, for a job that had ended."""
+    line = [sys.executable, "-m", "tests.faults.kill_storm", "--adapter", "nobody"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode and "AdapterError" in done.stderr
+
+
 @pytest.mark.parametrize("where", ["the same", "another"])
 def test_the_second_run_on_an_output_is_refused(tiny_bundle: Bundle, tmp_path: Path, where: str) -> None:
     """Exit 4 within 5 s, whatever the work directory; a dead holder's lock is free. Fails without `lock_output`."""
