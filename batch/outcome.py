@@ -44,8 +44,11 @@ def output_batch(
 ) -> pa.RecordBatch:
     """The input's columns as they are, then what `table.output_columns` names, in that order. `schema` is the output's."""
     made = [NOBODYS] * len(rows)
-    for bundle in {bundle.digest: bundle for bundle in bundles if bundle}.values():
-        places = [index for index, other in enumerate(bundles) if other and other.digest == bundle.digest]
+    groups: dict[str, tuple[Bundle, list[int]]] = {}  # by digest: two loads of one bundle are two objects
+    for index, bundle in enumerate(bundles):
+        if bundle:
+            groups.setdefault(bundle.digest, (bundle, []))[1].append(index)
+    for bundle, places in groups.values():
         for index, each in zip(places, outcomes([rows[index] for index in places], bundle.contract, bundle.calibration), strict=True):
             made[index] = each
     columns: list[list[Any]] = [[(each.answer or {}).get(field.name) for each in made] for field in answers.fields]

@@ -171,7 +171,7 @@ class _Shard:
             self._batches.append(retry.merged(batch, self._output(retry.again(batch), rows)))
         else:
             self._batches.append(self._output(batch, rows))
-        self._violations.update(name for row in rows if row.violations for name in row.violations)
+        self._violations.update(name for row in rows for name in row.violations)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
         if self._rows >= SHARD_ROWS or self._bytes >= SHARD_BYTES or time.monotonic() - self._since > SHARD_SECONDS:

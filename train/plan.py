@@ -13,7 +13,7 @@ from batch.contract import Contract
 from batch.errors import AdapterError, ConfigError
 from batch.tokens import Renderer
 from train.config import Config, Training
-from train.dataset import IGNORED, Row, check_splits, encode, load_rows
+from train.dataset import Row, check_splits, count_tokens, encode, load_rows
 from train.model import compute_dtype, count_parameters, on_meta
 
 GIB = 1 << 30
@@ -59,7 +59,7 @@ def make_plan(config: Config) -> Plan:
     if base:
         examples = encode(rows, Renderer.load(base, contract))
         lengths = [len(example["labels"]) for example in examples]
-        supervised = sum(token != IGNORED for example in examples for token in example["labels"])
+        supervised = count_tokens(examples)["supervised"]
     else:
         lengths, supervised = [_estimate(row, contract) for row in rows], None
     per_epoch = steps_per_epoch(len(rows), config.training)

@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 STOP_SECONDS = 5
 PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
 LAST_LINES = 3  # of a dead engine's log, in its error
-AHEAD = 1.5  # requests with the engine at most, in multiples of what it runs at once: a step never ends so many
+AHEAD = 1.5  # requests that the engine is given at most, in multiples of what it runs at once; the others wait in its process
 
 
 class Usage(NamedTuple):
