@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from batch.cli import main
 from batch.interrupt import Interrupted
 from batch.operations import Outlets, operate
 from batch.report import lowest, write_report
-from batch.router import Counts
 from batch.summary import PACE_POINTS, Pace
-from tests.test_run import HOSTILE, backlog, route
+from tests.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
 LAST_SUCCESS = "batch_route_last_success_timestamp_seconds"
 SECRET = "Zanzibar-4711"
@@ -80,12 +78,8 @@ def test_metrics_of_an_interrupted_run(tiny_bundle: Bundle, tmp_path: Path, monk
     monkeypatch.setattr(run, "SHARD_SECONDS", -1.0)
     options = run.Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay", max_num_seqs=16)
 
-    def stop(counts: Counts, total: int) -> None:
-        if counts.rows > 300:
-            raise Interrupted(signal.SIGTERM)
-
     with pytest.raises(Interrupted):
-        operate(options, Outlets(metrics=path, report=tmp_path / "r.html"), stop)
+        operate(options, Outlets(metrics=path, report=tmp_path / "r.html"), stop_behind_a_shard(output))
     told = samples(path)
     assert told["batch_route_exit_code", ""] == 143 and told[LAST_SUCCESS, ""] == 0 and not (tmp_path / "r.html").exists()
     assert 0 < told["batch_route_rows", ""] < 700

@@ -14,7 +14,7 @@ from batch.interrupt import Interrupted
 from batch.ledger import Ledger
 from batch.router import ERROR_MESSAGES, TEXT_ERRORS
 from batch.table import WRITING
-from tests.test_run import HOSTILE, backlog, route
+from tests.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
 TEXTS = [*HOSTILE, *(f"Please build dashboard number {i}." for i in range(600))]
 
@@ -129,13 +129,8 @@ def test_a_stopped_retry_resumes(tiny_bundle: Bundle, job: tuple[Path, Path], mo
     monkeypatch.setattr(run, "SHARD_SECONDS", -1.0)
     options = run.Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay", max_num_seqs=16, retry_errors=True)
 
-    def stop(counts: object, total: int) -> None:
-        assert total == 593
-        if counts.rows > 300:  # type: ignore[attr-defined]
-            raise Interrupted(15)
-
     with pytest.raises(Interrupted):
-        run.run(options, stop)
+        run.run(options, stop_behind_a_shard(output, total=593))
     assert (output.read_bytes(), manifest_of(output)) == broken
     summary = run.run(options)
     assert summary.resumed_rows > 0 and summary.counts.rows < 593

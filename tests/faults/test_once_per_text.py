@@ -22,7 +22,7 @@ from batch.hashing import repeated, text_hashes
 from batch.interrupt import Interrupted
 from batch.router import ScoredRow
 from batch.summary import Summary
-from tests.test_run import HOSTILE, backlog, route
+from tests.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
 FACTS = {"version": "1", "base": {"sha256": "0"}, "dtype": "float32"}
 
@@ -58,19 +58,14 @@ def test_a_text_is_asked_once_and_fanned_out(tiny_bundle: Bundle, tmp_path: Path
 def test_a_resumed_run_knows_what_it_asked(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails when the answers are kept in memory only."""
     monkeypatch.setattr(run, "SHARD_SECONDS", -1.0)
-    texts = [f"Request {i % 400}: a dashboard." for i in range(800)]
-
-    def stop(counts: Any, total: int) -> None:
-        if counts.rows >= 256:
-            raise Interrupted(15)
-
+    texts = [f"Request {i % 600}: a dashboard." for i in range(1200)]
     source = backlog(tmp_path / "in.parquet", texts=[*texts])
     options = run.Options(str(source), str(tmp_path / "out.parquet"), adapter=str(tiny_bundle.path), engine="replay", max_num_seqs=16)
     with pytest.raises(Interrupted):
-        run.run(options, stop)
+        run.run(options, stop_behind_a_shard(tmp_path / "out.parquet"))
     summary = run.run(options)
-    assert summary.resumed_rows and summary.counts.inferred <= 400 - 256
-    assert summary.resumed_rows + summary.counts.rows == 800
+    assert summary.resumed_rows and summary.counts.inferred <= 600 - 256
+    assert summary.resumed_rows + summary.counts.rows == 1200
 
 
 def test_a_second_night_asks_only_what_changed(tiny_bundle: Bundle, tmp_path: Path) -> None:
