@@ -48,8 +48,8 @@ loop: setup ## train on v1 and on v2, show side by side the bias and its fix (ab
 doctor: setup ## is the champion served as it was trained? twelve checks, exit 2 on a failure
 	$(BIN)/batch-train doctor champion
 
-test: setup ## every test
-	$(BIN)/python -m pytest
+test: setup ## every test, in two processes: most of the time goes to starts of engines, which use one core
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 faults: setup ## 200 kills at random moments over the commit path; the other fault injections run with the tests
 	$(BIN)/python -m tests.faults.kill_storm --kills 200

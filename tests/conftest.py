@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from batch.bundle import Bundle, Registry, base_digest, copy_tokenizer, write_manifest
 from batch.contract import Contract
@@ -79,12 +80,17 @@ def tiny_bundle(tiny_base: Path, contract: Contract, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="session")
 def trained_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry with the default adapter, trained from v1's 24 examples by the shipped recipe, as `make train` does it."""
-    folder = tmp_path_factory.mktemp("trained") / "adapters"
+    """A registry with the adapter of v1's 24 examples, trained by the shipped recipe, as `make train` does it. Where several
+    processes share the tests, one of them trains it and the others wait."""
+    common = tmp_path_factory.getbasetemp()
+    common = common.parent if "PYTEST_XDIST_WORKER" in os.environ else common
+    folder = common / "trained/adapters"
     environment = {**os.environ, "BATCH_ROUTE_ADAPTERS": str(folder)}
     line = [str(Path(sys.executable).parent / "batch-train"), "fit", "train/mini.toml"]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with FileLock(common / "trained.lock"):
+        if not (folder / "aliases/champion").exists():
+            done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
