@@ -10,16 +10,19 @@ from batch import checks
 from batch.errors import ContractError, nearest
 
 # A negated mention is none: "no Salesforce involved", "neither Salesforce nor …", "Salesforce is not needed", "we left
-# Salesforce for …", "Salesforce was retired". Words, not grammar: what is told in another way counts as a mention.
+# Salesforce for …", "Salesforce was retired"; "no-code" and "do-not-call" negate nothing. Words, not grammar: what is told
+# in another way counts as a mention.
 _NEGATED_BEFORE = re.compile(
-    r"\b(?:(?:no|not|never|without|nothing|isn't|doesn't|don't|neither|nor|avoid(?:s|ing)?|excluding|except|unlike|instead of|rather than)"
-    r"\b[^.;,!?]{0,30}|(?:left|dropped|retired|replaced|(?:away|moved|migrated) (?:from|off)) )$",
+    r"(?<![\w-])(?:(?:no|not|never|without|nothing|isn't|doesn't|don't|neither|nor|avoid(?:s|ing)?|excluding|except|unlike|instead of"
+    r"|rather than)(?![\w-])[^.;,!?]{0,30}"
+    r"|(?:left|dropped|retired|replaced|threw(?: out)?|got rid of|(?:good)?bye to|(?:away|moved|migrated|switched) (?:from|off)) )$",
     re.I,
 )
 _NEGATED_AFTER = re.compile(
     r"^[^.;,!?]{0,20}\b(?:(?:is|are|was)?\s*(?:not|n't|never)\b(?: \w+){0,2} "
     r"(?:involved|used|needed|touched|part|relevant|required|affected)"
-    r"|(?:is|was|has been|will be) (?:retired|replaced|switched off|phased out|out of scope|excluded)|(?:stays|is kept) out\b)",
+    r"|(?:is|was|has been|will be) (?:gone|retired|replaced|thrown out|switched off|phased out|out of scope|excluded)"
+    r"|(?:stays|is kept) out|out of (?:it|this)|plays? no (?:role|part)|has nothing to do)\b",
     re.I,
 )
 

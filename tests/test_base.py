@@ -1,6 +1,7 @@
 """The mini base: what ships in data/mini-base, and a build of a few steps that leaves a loadable folder."""
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from tokenizers import Tokenizer
 from batch.contract import Contract
 from batch.tokens import Renderer
 from train import lexicon
-from train.base import BaseConfig, build, main
+from train.base import BaseConfig, build, main, mixed
 from train.muon import Muon, orthogonalise
-from train.requests import Facts, compose
+from train.requests import FACT_VALUES, Facts, Request, compose
 from train.tasks import build_tasks
+from train.teacher import SIZES, Teacher, cross_entropy, one_hot, reworded, spliced
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "data/mini-base"
@@ -37,15 +39,21 @@ class HashedVectors:
         rows = [torch.randn(96, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
-    inputs = sentences
+    inputs = states = sentences
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        return []
 
 
-SMALL = BaseConfig(vocab_size=1500, hidden_size=64, layers=1, heads=1, kv_heads=1, ffn_size=64, steps=3, batch_tokens=256)
+SMALL = BaseConfig(vocab_size=1500, hidden_size=64, layers=1, heads=1, kv_heads=1, ffn_size=64, steps=3, teacher_steps=2, batch_tokens=256)
+
+
+WRITTEN = ROOT / "data/written/train.jsonl"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("base") / "small", ROOT / "data/contract.toml", SMALL, HashedVectors())
+    return build(tmp_path_factory.mktemp("base") / "small", ROOT / "data/contract.toml", SMALL, WRITTEN, HashedVectors())
 
 
 def check_folder(folder: Path) -> None:
@@ -69,7 +77,7 @@ def test_a_short_build_leaves_a_loadable_folder(small: Path) -> None:
 
 
 def test_the_same_seed_builds_the_same_base(small: Path, tmp_path: Path) -> None:
-    again = build(tmp_path / "again", ROOT / "data/contract.toml", SMALL, HashedVectors())
+    again = build(tmp_path / "again", ROOT / "data/contract.toml", SMALL, WRITTEN, HashedVectors())
     assert (again / "tokenizer.json").read_bytes() == (small / "tokenizer.json").read_bytes()
     assert (again / "config.json").read_bytes() == (small / "config.json").read_bytes()
 
@@ -164,3 +172,42 @@ def test_muon_lowers_a_loss() -> None:
         ((weight - target) ** 2).sum().backward()
         optimizer.step()
     assert ((weight.detach() - target) ** 2).sum() < 1
+
+
+# ---------------------------------------------------------------- its teacher
+
+
+def test_a_teacher_learns_to_read_facts() -> None:
+    known = [Request(f"text {i}", Facts("build", writes=i % 2 == 0, system="Salesforce" if i > 1 else "none"), "", "") for i in range(4)]
+    teacher = Teacher(HashedVectors(), seed=1)
+    texts, wanted = [request.text for request in known], torch.stack([one_hot(request.facts) for request in known])
+    teacher.tune(itertools.cycle(known), steps=80, rows=4)
+    read = teacher.read(texts)
+    assert torch.allclose(torch.stack([part.sum(1) for part in read.split(SIZES, dim=1)]), torch.ones(len(SIZES), 4))
+    assert all(torch.equal(r.argmax(1), w.argmax(1)) for r, w in zip(read.split(SIZES, 1), wanted.split(SIZES, 1), strict=True))
+
+
+def test_facts_are_one_value_of_each() -> None:
+    facts = one_hot(Facts("analytics", regulated=True))
+    assert facts.tolist() == [0, 1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 0]  # in the order of FACT_VALUES
+    assert [len(values) for values in FACT_VALUES.values()] == SIZES
+    assert float(cross_entropy(torch.log(facts + 1e-9)[None], facts[None])) == pytest.approx(0, abs=1e-6)
+
+
+def test_rewording_keeps_short_words_and_case() -> None:
+    rng = random.Random(0)
+    assert reworded("It is an SQL job.", ["other"], 1.0, rng) == "It is an SQL job."
+    assert reworded("Patients wait too long, always.", ["other"], 1.0, rng) == "Other other too other, other."
+    assert reworded("Patients wait.", ["other"], 0.0, rng) == "Patients wait."
+
+
+def test_a_spliced_text_has_a_half_of_each() -> None:
+    assert spliced("We see it, we want it, we pay.", "Nobody looks. It runs at night.") == "We see it, we want it, It runs at night."
+    assert spliced("One clause", "another one") == "One clause another one"
+
+
+def test_written_requests_are_mixed_in() -> None:
+    by_hand = [Request("by hand", Facts("build"), "written", "")]
+    found = [request.family == "written" for request in itertools.islice(mixed(by_hand, 0.5, seed=1), 400)]
+    assert 150 < sum(found) < 250
+    assert all(request.family != "written" for request in itertools.islice(mixed([], 0.5, seed=1), 50))

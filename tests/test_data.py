@@ -14,15 +14,17 @@ from train.dataset import Row, check_splits, load_rows
 
 DATA = Path(__file__).parents[1] / "data"
 SPLITS = ("train", "validation", "test")
-V3 = ("train", "validation", "calibration")  # its test split is v2's
-HELD_OUT = ("regression", "natural", "probes")
+V3 = ("train", "validation")  # its test split is v2's
+WRITTEN = ("train", "calibration")
+HELD_OUT = ("regression", "natural", "probes", "development")
 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[Row]]:
     """Every labelled file, by its path below data/ without the suffix."""
     contract = Contract.load(DATA / "contract.toml")
-    names = [f"{version}/{split}" for version in ("v1", "v2") for split in SPLITS] + [f"v3/{split}" for split in V3] + list(HELD_OUT)
+    names = [f"{version}/{split}" for version in ("v1", "v2") for split in SPLITS] + [f"v3/{split}" for split in V3]
+    names += [f"written/{split}" for split in WRITTEN] + list(HELD_OUT)
     on_disk = {str(path.relative_to(DATA).with_suffix("")) for path in DATA.rglob("*.jsonl")}
     assert on_disk == set(names), "a labelled file that no test knows"
     return {name: load_rows(DATA / f"{name}.jsonl", contract) for name in names}
@@ -53,16 +55,24 @@ def test_every_row_of_train_keeps_the_rules(rows: dict[str, list[Row]], contract
     assert broken == []
 
 
-def test_v3_is_v2_and_generated_rows(rows: dict[str, list[Row]]) -> None:
+def test_v3_is_v2_written_and_generated_rows(rows: dict[str, list[Row]]) -> None:
     assert sum(len(rows[f"v3/{split}"]) for split in V3) <= 2000
     assert {row.id for row in rows["v2/train"]} <= {row.id for row in rows["v3/train"]}
-    check_splits({**{split: rows[f"v3/{split}"] for split in V3}, "test": rows["v2/test"]})
+    assert len({row.id for row in rows["written/train"]} & {row.id for row in rows["v3/train"]}) == 500
+    check_splits({**{split: rows[f"v3/{split}"] for split in V3}, "calibration": rows["written/calibration"], "test": rows["v2/test"]})
 
 
-@pytest.mark.parametrize("held_out", HELD_OUT)
-def test_nothing_measured_is_like_a_generated_row(rows: dict[str, list[Row]], held_out: str) -> None:
-    known = {row.id for row in rows["v2/train"]}
-    check_splits({"train": [row for row in rows["v3/train"] if row.id not in known], held_out: rows[held_out]})
+@pytest.mark.parametrize("held_out", [*HELD_OUT, "written/calibration", "v2/test"])
+def test_nothing_measured_is_like_a_generated_or_written_row(rows: dict[str, list[Row]], held_out: str) -> None:
+    known = {row.id for name in ("v2/train", "written/train") for row in rows[name]}
+    generated = [row for row in rows["v3/train"] if row.id not in known]
+    check_splits({"generated": generated, "written": rows["written/train"], held_out: rows[held_out]})
+
+
+def test_written_rows_have_every_cell_of_the_policy(rows: dict[str, list[Row]]) -> None:
+    for name in ("written/train", "written/calibration", "development"):
+        cells = Counter(tuple(row.facts.values()) for row in rows[name] if row.facts)
+        assert len(cells) == 2 * 2 + 2**3 * 3, name  # knowledge and analytics by regulated, builds by all
 
 
 def test_the_failed_invoice_request_is_a_probe(rows: dict[str, list[Row]]) -> None:

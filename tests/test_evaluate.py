@@ -19,7 +19,7 @@ from train.cli import main
 from train.dataset import Row, load_rows
 from train.evaluate import Evaluation, compare, evaluate
 from train.serve import candidate, serve
-from train.show import show, write_json
+from train.show import measures_table, show, write_json
 from train.statistics import Proportion
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +88,14 @@ def test_side_by_side_and_json(bias: Evaluation, rows: list[Row], contract: Cont
     assert wrong in cells and sum(cell["rows"] for cell in cells) == 4
     assert content["comparisons"][0]["measures"]["all fields right"]["only_second_right"] == 1
     assert content["evaluations"][0]["misses"][0]["predicted"] == "Databricks app + Salesforce integration"
+
+
+def test_names_stay_whole_where_three_stand_side_by_side(rows: list[Row], contract: Contract) -> None:
+    answers = [Answer(dict(row.answer)) for row in rows]
+    console = Console(file=io.StringIO(), record=True, width=80)
+    console.print(measures_table([evaluate(rows, answers, contract, name, "test") for name in ("tfidf", "base", "champion")]))
+    text = console.export_text()
+    assert "…" not in text and "recommended_platform" in text and "champion" in text
 
 
 def test_a_request_is_no_markup(rows: list[Row], contract: Contract) -> None:

@@ -57,6 +57,8 @@ MENTIONED = [
     "No reporting needed. Update Salesforce.",
     "No Salesforce reports; the agent updates Salesforce accounts.",  # one mention that is not negated
     "It updates Salesforce. A chatbot is not needed.",
+    "A no-code way to update Salesforce accounts.",
+    "It sets do-not-call on the Salesforce contact.",
     "It creates leads in Salesforce, and email is not involved.",
     "Close cases in Service Cloud and open leads in sales cloud.",
     "What is left in Salesforce gets merged.",
@@ -64,6 +66,12 @@ MENTIONED = [
     "Salesforce is the system; the old CRM was retired.",
 ]
 NOT_MENTIONED = [
+    "Salesforce is gone here, thank goodness; close the stale tickets.",
+    "We threw out Salesforce last spring, everything here is HubSpot.",
+    "Last summer we said goodbye to Salesforce.",
+    "Salesforce plays no role here: take them off the list in HubSpot.",
+    "Salesforce has nothing to do with it.",
+    "Please leave Salesforce out of it.",
     "",
     "Update our CRM.",
     "HubSpot leads",
@@ -224,9 +232,13 @@ def test_a_correction_that_does_not_correct_is_refused(contract: Contract, entry
 
 def test_the_mention_rules_read_what_labellers_wrote(contract: Contract) -> None:
     """No gold answer of the hand-written sets breaks a rule; of the generator's, which misspells names, 1 in 100 at most."""
-    for path in [*sorted((ROOT / "data").glob("*.jsonl")), *sorted((ROOT / "data").glob("v?/*.jsonl"))]:
+    denied = 0
+    for path in sorted((ROOT / "data").rglob("*.jsonl")):
         for row in load_rows(path, contract, evaluation=True):
             assert contract.violations(row.answer, row.request) == [], row.where
+            if path.parent.name == "written" and row.facts and row.facts["need"] == "build" and row.facts["system"] == "none":
+                denied += any(rule.mentioned(row.request) for rule in contract.rules if rule.mentions)
+    assert denied <= 6, "denials of a system that the rules take for mentions, of some 70 that people wrote"
     broken = caught = uncaught = 0
     for made in itertools.islice(requests(random.Random(5)), 2000):
         answer = contract.decide(made.facts.as_dict())

@@ -1,8 +1,9 @@
 """Makes the mini base: `python -m train.base --out data/mini-base` (or `make base`).
 
-A Qwen3-architecture model of under 6 M parameters, trained from scratch on generated requests (`train/requests.py`)
-and many small tasks (`train/tasks.py`), with token embeddings seeded from public word vectors (`train/lexicon.py`) and
-kept as they are. It stands in for a model of a hub: it reads requests, answers in compact JSON and knows generic
+A Qwen3-architecture model of under 6 M parameters, trained from scratch on generated requests (`train/requests.py`), some
+written ones and many small tasks (`train/tasks.py`), with token embeddings seeded from public word vectors
+(`train/lexicon.py`) and kept as they are, and on what a public sentence encoder reads in texts with any words in them
+(`train/teacher.py`). It stands in for a model of a hub: it reads requests, answers in compact JSON and knows generic
 platforms; the company's policy is left to the adapter.
 """
 
@@ -14,9 +15,9 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import rich.progress
@@ -28,10 +29,11 @@ from torch.nn import functional
 from batch.contract import Contract
 from batch.errors import BatchRouteError
 from train import lexicon
-from train.dataset import IGNORED
+from train.dataset import IGNORED, load_rows
 from train.muon import Muon
-from train.requests import Request, phrase_book, requests
+from train.requests import Facts, Request, phrase_book, requests
 from train.tasks import Task, build_tasks
+from train.teacher import SIZES, Teacher, cross_entropy, one_hot, reworded, spliced
 
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
@@ -41,13 +43,6 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-FACT_VALUES: dict[str, tuple[Any, ...]] = {
-    "need": ("knowledge", "analytics", "build"),
-    "writes": (False, True),
-    "autonomous": (False, True),
-    "regulated": (False, True),
-    "system": ("none", "Salesforce", "ServiceNow"),
-}
 TYPICAL_ANSWER = 32  # tokens behind the request, for sizing batches
 
 
@@ -62,7 +57,8 @@ class BaseConfig:
     kv_heads: int = 2
     ffn_size: int = 640
     max_length: int = 2048
-    steps: int = 1_100
+    steps: int = 4_500
+    teacher_steps: int = 600
     batch_tokens: int = 2_560  # of a batch's rows with their padding, without the shared head
     max_request_tokens: int = 160  # longer ones are left out: attention over them costs more than they teach
     learning_rate: float = 2.5e-3
@@ -70,17 +66,23 @@ class BaseConfig:
     word_swap: float = 0.06  # share of request tokens replaced by a nearest neighbour in meaning
     word_drop: float = 0.02  # share of request tokens left out
     probe_weight: float = 0.2  # of the facts' loss beside the answers'
+    reading_share: float = 0.5  # of the requests: without answers, the facts as the teacher reads them in reworded requests
+    reading_weight: float = 0.4  # of their loss
+    splice_share: float = 0.3  # of their requests: half of one and half of another
+    written_share: float = 0.5  # of the requests, where written ones are given
     noise: float = 0.02  # standard deviation added to each component of a request token's unit embedding
     seed: int = 17
 
 
-def build(out: Path, contract_path: Path, config: BaseConfig, embedder: lexicon.Vectors | None = None) -> Path:
+def build(out: Path, contract_path: Path, config: BaseConfig, written: Path | None = None, embedder: lexicon.Vectors | None = None) -> Path:
     """Train the base and put its folder at `out`, whole or not at all. Returns `out`.
 
-    `embedder` gives the word vectors; the default is all-MiniLM-L6-v2 from its package.
+    `written` are requests that people wrote, with their facts; only those are read, not the policy's answers. `embedder`
+    gives the word vectors and becomes the teacher; the default is all-MiniLM-L6-v2 from its package.
     """
     torch.manual_seed(config.seed)
     contract = Contract.load(contract_path)
+    by_hand = [_written(row.request, row.facts) for row in load_rows(written, contract) if row.facts] if written else []
     embedder = embedder or lexicon.Embedder()
     tasks = build_tasks(contract.system_prompt, random.Random(config.seed))
     tokenizer = make_tokenizer(embedder, contract, tasks, config)
@@ -88,9 +90,23 @@ def build(out: Path, contract_path: Path, config: BaseConfig, embedder: lexicon.
     vectors = lexicon.token_vectors(tokenizer, embedder, config.hidden_size, model.config.vocab_size, config.seed)
     model.model.embed_tokens.weight.data.copy_(vectors)
     model.model.embed_tokens.weight.requires_grad_(False)
-    Pretraining(model, tokenizer, tasks, vectors, config).run()
+    words = embedder.words()
+    teacher = Teacher(embedder, config.seed)  # from here on the embedder is the teacher's
+    teacher.tune(mixed(by_hand, config.written_share, config.seed), config.teacher_steps)
+    Pretraining(model, tokenizer, tasks, vectors, Reading(teacher, words, by_hand), config).run()
     save(out, model, tokenizer, config)
     return out
+
+
+def _written(text: str, facts: Mapping[str, Any]) -> Request:
+    return Request(text, Facts(**facts), "written", re.split(r"(?<=[.!?])\s", text)[0])
+
+
+def mixed(by_hand: list[Request], share: float, seed: int) -> Iterator[Request]:
+    """Generated requests without end, and, if there are any, `share` of written ones among them."""
+    rng, stream = random.Random(seed + 1), requests(random.Random(seed + 1), "train")
+    while True:
+        yield rng.choice(by_hand) if by_hand and rng.random() < share else next(stream)
 
 
 def make_tokenizer(embedder: lexicon.Vectors, contract: Contract, tasks: list[Task], config: BaseConfig) -> Tokenizer:
@@ -131,21 +147,34 @@ def make_model(tokenizer: Tokenizer, config: BaseConfig) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows of one task: the shared head, then `rows` [B, T] right-padded; `labels` are IGNORED outside the answers."""
+    """Rows of one task: the shared head, then `rows` [B, T] right-padded; `labels` are IGNORED outside the answers.
+
+    A batch for reading only has no answers.
+    """
 
     head: list[int]
     rows: torch.Tensor
     labels: torch.Tensor
     text: torch.Tensor  # True at the request's tokens
     start: torch.Tensor  # [B], where each answer starts to be predicted
-    facts: torch.Tensor  # [B, 5], index of each fact's value
+    facts: torch.Tensor  # [B, sum(SIZES)], probabilities of each fact's values
+
+
+class Reading(NamedTuple):
+    """What is read beside the generated requests: a teacher, the words that stand in for others, written requests."""
+
+    teacher: Teacher
+    words: list[str]
+    by_hand: list[Request]
 
 
 class Pretraining:
     """The loop: batches of one task each, whose system prompt is run once and shared by the rows."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, tasks: list[Task], vectors: torch.Tensor, config: BaseConfig) -> None:
-        self.model, self.tokenizer, self.tasks, self.config = model, tokenizer, tasks, config
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, tasks: list[Task], vectors: torch.Tensor, reading: Reading, config: BaseConfig
+    ) -> None:
+        self.model, self.tokenizer, self.tasks, self.reading, self.config = model, tokenizer, tasks, reading, config
         self.rng = random.Random(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.near = lexicon.neighbours(tokenizer, vectors)
@@ -153,9 +182,7 @@ class Pretraining:
         self.tail = self._ids("<|im_end|>\n<|im_start|>assistant\n")
         self.heads = [self._ids(f"<|im_start|>system\n{t.system}<|im_end|>\n<|im_start|>user\n") for t in tasks]
         self.weights = [task.weight for task in tasks]
-        sizes = [len(values) for values in FACT_VALUES.values()]
-        self.probe = torch.nn.Linear(config.hidden_size, sum(sizes))
-        self.probe_sizes = sizes
+        self.probe = torch.nn.Linear(config.hidden_size, sum(SIZES))
         self.optimizers = _optimizers(model, self.probe, config)
 
     def run(self) -> None:
@@ -207,8 +234,9 @@ class Pretraining:
         # Rows are padded on the right and attention is causal, so that no row sees its padding and no mask is needed.
         out = model(inputs_embeds=embedded, past_key_values=shared, use_cache=True, output_hidden_states=True)
         states, below = out.last_hidden_state, out.hidden_states[-2][torch.arange(count), batch.start]
-        read = self.probe(functional.rms_norm(below, below.shape[-1:])).split(self.probe_sizes, dim=1)
-        facts = sum(functional.cross_entropy(part, batch.facts[:, i]) for i, part in enumerate(read))
+        facts = cross_entropy(self.probe(functional.rms_norm(below, below.shape[-1:])), batch.facts)
+        if batch.labels.eq(IGNORED).all():
+            return self.config.reading_weight * facts
         wanted = batch.labels[:, 1:] != IGNORED
         states, labels = states[:, :-1][wanted], batch.labels[:, 1:][wanted]
         others = torch.randint(self.model.config.vocab_size, (768,), generator=self.generator)
@@ -218,34 +246,47 @@ class Pretraining:
 
     def batches(self) -> Iterator[Batch]:
         """Batches without end. Rows of similar length go together, so that little is padding."""
-        stream = requests(random.Random(self.config.seed + 1), "train")
+        stream = mixed(self.reading.by_hand, self.config.written_share, self.config.seed)
         while True:
-            pool = [(self._noised(self._ids(request.text)), request) for request in itertools.islice(stream, 256)]
-            pool = sorted((row for row in pool if len(row[0]) <= self.config.max_request_tokens), key=lambda row: len(row[0]))
-            groups, group = [], []
-            for row in pool:
-                group.append(row)
-                if len(group) * (len(row[0]) + TYPICAL_ANSWER) >= self.config.batch_tokens:
-                    groups.append(group)
-                    group = []
-            for group in self.rng.sample(groups, len(groups)):
-                yield self._batch(self.rng.choices(range(len(self.tasks)), self.weights)[0], group)
+            groups: list[tuple[list[tuple[list[int], Request]], bool]] = []
+            for reads, pool in self._kinds(list(itertools.islice(stream, 512))):
+                rows = [(self._noised(self._ids(request.text)), request) for request in pool]
+                rows = sorted((row for row in rows if len(row[0]) <= self.config.max_request_tokens), key=lambda row: len(row[0]))
+                group = []
+                for row in rows:
+                    group.append(row)
+                    if len(group) * (len(row[0]) + TYPICAL_ANSWER) >= self.config.batch_tokens:
+                        groups.append((group, reads))
+                        group = []
+            for group, reads in self.rng.sample(groups, len(groups)):
+                yield self._batch(self.rng.choices(range(len(self.tasks)), self.weights)[0], group, reads)
 
-    def _batch(self, number: int, group: list[tuple[list[int], Request]]) -> Batch:
+    def _kinds(self, pool: list[Request]) -> list[tuple[bool, list[Request]]]:
+        """The requests that are only read, reworded, and those that are answered."""
+        count = round(self.config.reading_share * len(pool))
+        return [(True, [self._reworded(request, self.rng.choice(pool)) for request in pool[:count]]), (False, pool[count:])]
+
+    def _reworded(self, request: Request, other: Request) -> Request:
+        text = spliced(request.text, other.text) if self.rng.random() < self.config.splice_share else request.text
+        share = self.rng.choice([0.0, 0.1, 0.2, 0.4])
+        return dataclasses.replace(request, text=reworded(text, self.reading.words, share, self.rng))
+
+    def _batch(self, number: int, group: list[tuple[list[int], Request]], reads: bool) -> Batch:
         rows, labels, texts = [], [], []
         for text, request in group:
-            answer = [*self._ids(self.tasks[number].target(request)), self.end]
+            answer = [] if reads else [*self._ids(self.tasks[number].target(request)), self.end]
             rows.append(torch.tensor([*text, *self.tail, *answer]))
             labels.append(torch.tensor([IGNORED] * (len(text) + len(self.tail)) + answer))
             texts.append(torch.tensor([True] * len(text) + [False] * (len(self.tail) + len(answer))))
         pad = torch.nn.utils.rnn.pad_sequence
+        teacher, found = self.reading.teacher, [request for _, request in group]
         return Batch(
             self.heads[number],
             pad(rows, batch_first=True, padding_value=self.pad),
             pad(labels, batch_first=True, padding_value=IGNORED),
             pad(texts, batch_first=True, padding_value=False),
             torch.tensor([len(text) + len(self.tail) - 1 for text, _ in group]),
-            torch.tensor([_fact_indices(request) for _, request in group]),
+            teacher.read([r.text for r in found]) if reads else torch.stack([one_hot(r.facts) for r in found]),
         )
 
     def _noised(self, ids: list[int]) -> list[int]:
@@ -259,11 +300,6 @@ class Pretraining:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def _fact_indices(request: Request) -> list[int]:
-    facts = request.facts.as_dict()
-    return [values.index(facts[name]) for name, values in FACT_VALUES.items()]
 
 
 def _optimizers(model: Any, probe: torch.nn.Module, config: BaseConfig) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -311,11 +347,12 @@ def save(out: Path, model: Any, tokenizer: Tokenizer, config: BaseConfig) -> Non
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the model; replaced if it exists.")
 @click.option("--contract", type=click.Path(path_type=Path), default=Path("data/contract.toml"), show_default=True)
+@click.option("--written", type=click.Path(path_type=Path), help="Labelled requests that people wrote, with their facts.")
 @click.option("--steps", type=click.IntRange(min=1), default=BaseConfig.steps, show_default=True)
-def main(out: Path, contract: Path, steps: int) -> None:
+def main(out: Path, contract: Path, written: Path | None, steps: int) -> None:
     """Train the embedded default base model from scratch."""
     try:
-        build(out, contract, dataclasses.replace(BaseConfig(), steps=steps))
+        build(out, contract, dataclasses.replace(BaseConfig(), steps=steps), written)
     except BatchRouteError as error:
         raise click.ClickException(str(error)) from error
 

@@ -2,7 +2,7 @@
 
 Facts are drawn, the contract's policy table labels them, the phrase book words them (`train/requests.py`). A split has
 families of phrases that no other split has. No row is nearly a copy of another, or of one in the files that it is to
-stand beside, whose rows `--with` puts in front.
+stand beside. Rows of `--with` go in front, as many as `--draw` of those that people wrote.
 """
 
 import json
@@ -59,13 +59,24 @@ def _lines(path: Path) -> list[str]:
 @click.option("--rows", required=True, type=click.IntRange(min=1), help="Generated rows.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--with", "first", type=click.Path(path_type=Path, exists=True), help="Rows to put in front.")
+@click.option("--draw", nargs=2, type=(click.Path(path_type=Path, exists=True), click.IntRange(min=1)), help="And so many rows of a file.")
 @click.option("--beside", multiple=True, type=click.Path(path_type=Path, exists=True), help="Rows that no new row may resemble.")
 @click.option("--contract", type=click.Path(path_type=Path), default=Path("data/contract.toml"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(split: Split, rows: int, seed: int, first: Path | None, beside: tuple[Path, ...], contract: Path, out: Path) -> None:
+def main(
+    split: Split,
+    rows: int,
+    seed: int,
+    first: Path | None,
+    draw: tuple[Path, int] | None,
+    beside: tuple[Path, ...],
+    contract: Path,
+    out: Path,
+) -> None:
     """Write labelled requests, made up by the phrase book and labelled by the policy table."""
     try:
         kept = _lines(first) if first else []
+        kept += random.Random(seed).sample(_lines(draw[0]), draw[1]) if draw else []
         known = [json.loads(line)["request"] for line in [*kept, *(line for path in beside for line in _lines(path))]]
         made = labelled(Contract.load(contract), split, seed, known)
         lines = [*kept, *(json.dumps(next(made), ensure_ascii=False) for _ in range(rows))]

@@ -34,6 +34,8 @@ class Vectors(Protocol):
     def words(self) -> list[str]: ...
     def sentences(self, texts: Sequence[str]) -> torch.Tensor: ...
     def inputs(self, texts: Sequence[str]) -> torch.Tensor: ...
+    def states(self, texts: Sequence[str]) -> torch.Tensor: ...
+    def trainable(self) -> Iterable[torch.nn.Parameter]: ...
 
 
 class Embedder:
@@ -47,7 +49,7 @@ class Embedder:
 
         folder = Path(spec.origin).parent / "model"
         self._pieces = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._pieces.no_truncation()
+        self._pieces.enable_truncation(512)  # what the model has positions for
         self._pieces.enable_padding(pad_id=0)
         self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
         self._table: torch.Tensor = self._model.get_input_embeddings().weight.detach()
@@ -64,11 +66,19 @@ class Embedder:
         out = torch.empty(len(texts), self._table.shape[1])
         for start in range(0, len(order), 512):
             index = order[start : start + 512]
-            batch = self._pieces.encode_batch([texts[i] for i in index])
-            mask = torch.tensor([e.attention_mask for e in batch])
-            states = self._model(torch.tensor([e.ids for e in batch]), attention_mask=mask).last_hidden_state
-            out[index] = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            out[index] = self.states([texts[i] for i in index])
         return torch.nn.functional.normalize(out, dim=-1)
+
+    def states(self, texts: Sequence[str]) -> torch.Tensor:
+        """Mean of each text's last hidden states, shape [len(texts), 384], with gradients where they are wanted."""
+        batch = self._pieces.encode_batch(list(texts))
+        mask = torch.tensor([e.attention_mask for e in batch])
+        states = self._model(torch.tensor([e.ids for e in batch]), attention_mask=mask).last_hidden_state
+        return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def trainable(self) -> Iterable[torch.nn.Parameter]:
+        """What a tuning of `states` may change: the layers, not the word table that `inputs` reads."""
+        return (p for name, p in self._model.named_parameters() if "word_embeddings" not in name and "pooler" not in name)
 
     def inputs(self, texts: Sequence[str]) -> torch.Tensor:
         """Mean input vector of each text's pieces, unit length, shape [len(texts), 384]."""

@@ -22,6 +22,13 @@ PHRASES = Path(__file__).with_name("phrases.toml")
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT = {"core", "frame"}  # the tables of the phrase book whose entries are families
+FACT_VALUES: dict[str, tuple[Any, ...]] = {
+    "need": ("knowledge", "analytics", "build"),
+    "writes": (False, True),
+    "autonomous": (False, True),
+    "regulated": (False, True),
+    "system": ("none", "Salesforce", "ServiceNow"),
+}
 SHARED_LISTS = {"thing", "rec_ing", "read_vp"}  # short fillers inside [core]: holding these out would only remove words
 
 

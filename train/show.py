@@ -42,16 +42,17 @@ def measures_table(group: Sequence[Evaluation]) -> Table:
     table.add_column("right, of, 95 % interval")
     for evaluation in group:
         table.add_column(evaluation.adapter, justify="right", no_wrap=True)
+    between = "\n" if len(group) > 2 else "  "  # an interval below its count: three columns fit into 80 characters
     for name in dict.fromkeys(name for evaluation in group for name in evaluation.measures):
-        cells = [str(e.measures[name]) if name in e.measures else "" for e in group]
+        cells = [str(e.measures[name]).replace("  ", between) if name in e.measures else "" for e in group]
         # The checks of one row depend on each other, so an interval over them would be too narrow.
-        table.add_row(name, *(cell.split("  ")[0] if name == CHECKS else cell for cell in cells))
+        table.add_row(name, *(cell.split(between)[0] if name == CHECKS else cell for cell in cells))
     table.add_section()
     for name in dict.fromkeys(name for evaluation in group for name in evaluation.f1):
         table.add_row(f"macro-F1 {name}", *(f"{e.f1[name]:.3f}" if name in e.f1 else "" for e in group))
     table.add_section()
     for name in dict.fromkeys(name for evaluation in group for name in evaluation.under_escalation):
-        cells = [str(e.under_escalation[name]) if name in e.under_escalation else "" for e in group]
+        cells = [str(e.under_escalation[name]).replace("  ", between) if name in e.under_escalation else "" for e in group]
         table.add_row(f"let through, {name} (fewer is better)", *cells)
     return table
 
@@ -60,7 +61,8 @@ def comparison_table(pairs: Sequence[Comparison]) -> Table:
     """A line for each pair on `all fields right`, and on each field in which the two can be told apart."""
     table = Table(title="paired, exact McNemar: rows that only one of the two has right", title_justify="left")
     for column in ("first", "second", "measure", "only first", "only second", "p", ""):
-        table.add_column(column, justify="right" if column in ("only first", "only second", "p") else "left")
+        right = column in ("only first", "only second", "p")
+        table.add_column(column, justify="right" if right else "left", overflow="fold" if column in ("measure", "") else "ellipsis")
     for pair in pairs:
         for name, test in pair.tests.items():
             if name == ALL or test.distinguishable:
