@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.backlog import Backlog
-from batch.errors import BatchRouteError, ContractError, InputError, StorageError
+from batch.errors import ContractError, InputError, StorageError
 from batch.fields import HasFields
 from batch.files import Place, replacing
 from batch.manifest import Proof, remove_manifest
@@ -115,7 +115,7 @@ def _rows(shards: Iterable[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]
             if not source.schema.equals(schema):
                 raise InputError(f"{shard.name} has other columns than the output")
             yield from source.batches()
-        except BatchRouteError as error:
+        except InputError as error:  # not every `BatchRouteError`: a signal arrives as one
             raise StorageError(f"a shard is damaged: {error}; run again, it is redone") from error
 
 

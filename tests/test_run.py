@@ -211,10 +211,9 @@ def test_sigterm_exits_143_and_leaves_no_engine(tiny_bundle: Bundle, tmp_path: P
     job = subprocess.Popen([*command, "--engine", "replay"], stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
     engines: list[int] = []
-    while not engines and job.poll() is None:
-        engines = [int(pid) for pid in children.read_text().split()]
+    while not list(tmp_path.glob(".out.parquet.work/shards/*.parquet")) and job.poll() is None:
+        engines = engines or [int(pid) for pid in children.read_text().split()]
         time.sleep(0.01)
-    time.sleep(1.5)
     job.send_signal(signal.SIGTERM)
     started = time.monotonic()
     _, errors = job.communicate(timeout=10)

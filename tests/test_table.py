@@ -1,6 +1,7 @@
 """Parquet in and out: what is read is what is written, and what cannot be read is refused on one line."""
 
 import random
+import signal
 import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from batch import backlog as backlog_module
 from batch import table as table_module
 from batch.contract import Contract
 from batch.errors import BatchRouteError, ContractError, InputError, StorageError
+from batch.interrupt import Interrupted
 from batch.table import Backlog, assemble, encode_shard, output_columns, output_schema
 
 SECRET = "salary of Ada Lovelace"
@@ -395,6 +397,18 @@ def test_assembly_proves_or_leaves_the_old_output(tmp_path: Path) -> None:
     assert (proof.rows, proof.ids) == expect
     assert not manifest.exists()
     assert proof.bytes == output.stat().st_size
+
+
+def test_a_signal_while_shards_are_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended a run with 75 and "a shard is damaged" instead of 143, where it came during the assembly."""
+    paths = shards(tmp_path / "s", requests(10), [5])
+
+    def interrupted(source: object) -> Iterator[pa.RecordBatch]:
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(table_module.ParquetSource, "batches", interrupted)
+    with pytest.raises(Interrupted):
+        assemble(paths, str(tmp_path / "out.parquet"), requests(10).schema, {})
 
 
 def test_output_pages_carry_checksums(tmp_path: Path) -> None:
