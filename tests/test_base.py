@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 from batch.contract import Contract
 from batch.tokens import Renderer
 from train import lexicon
-from train.base import BaseConfig, build, main, mixed
+from train.base import build, main
 from train.muon import Muon, orthogonalise
+from train.pretraining import BaseConfig, mixed
 from train.requests import FACT_VALUES, Facts, Request, compose
 from train.tasks import build_tasks
 from train.teacher import SIZES, Teacher, cross_entropy, one_hot, reworded, spliced
@@ -46,8 +47,6 @@ class HashedVectors:
 
 
 SMALL = BaseConfig(vocab_size=1500, hidden_size=64, layers=1, heads=1, kv_heads=1, ffn_size=64, steps=3, teacher_steps=2, batch_tokens=256)
-
-
 WRITTEN = ROOT / "data/written/train.jsonl"
 
 

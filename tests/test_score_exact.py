@@ -121,8 +121,7 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(tiny_base: Pa
 
 
 def test_other_spellings_of_a_value_hardly_weigh_after_training(trained: Bundle) -> None:
-    """What the score leaves out, per field, on a row that the adapter was not trained on: v1's, which is the least sure of
-    its labels, so that a twelfth of a field's mass is in paths too rare to follow here; 0.003 of the default adapter's."""
+    """With v1's adapter: what the score leaves out, per field, over rows that it was not trained on."""
     renderer, contract, base = trained.renderer, trained.contract, trained.resolve_base()
     model = load_trained(base, Quantisation(), trained.path)
     grammar = ServedGrammar(trained.path, contract.grammar, renderer.end_of_turn_id, 14464)
@@ -143,6 +142,6 @@ def test_other_spellings_of_a_value_hardly_weigh_after_training(trained: Bundle)
             before = before_value(renderer, ids, start)
             found = walker.paths(before, start, {value: compact_json(value).encode() for value in field.values})
             total = sum(chance for spellings in found.values() for chance, _ in spellings)
-            assert 0.9 < total <= 1 + 1e-6
+            assert 0.95 < total <= 1 + 1e-6
             own = sum(chance for chance, _ in found[answer[field.name]])
             assert scores[field.name] <= own + 1e-4 and own - scores[field.name] < 0.02

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from train.baselines import BASELINES
 from train.evaluate import ALL, CHECKS, Comparison, Evaluation, comparisons
+from train.statistics import Proportion
 
 MISSES_SHOWN = 20
 CONFUSIONS_SHOWN = 12
@@ -43,17 +44,19 @@ def measures_table(group: Sequence[Evaluation]) -> Table:
     for evaluation in group:
         table.add_column(evaluation.adapter, justify="right", no_wrap=True)
     between = "\n" if len(group) > 2 else "  "  # an interval below its count: three columns fit into 80 characters
+
+    def cells(name: str, found: Sequence[Mapping[str, Proportion]]) -> list[str]:
+        return [str(each[name]).replace("  ", between) if name in each else "" for each in found]
+
     for name in dict.fromkeys(name for evaluation in group for name in evaluation.measures):
-        cells = [str(e.measures[name]).replace("  ", between) if name in e.measures else "" for e in group]
         # The checks of one row depend on each other, so an interval over them would be too narrow.
-        table.add_row(name, *(cell.split(between)[0] if name == CHECKS else cell for cell in cells))
+        table.add_row(name, *(c.split(between)[0] if name == CHECKS else c for c in cells(name, [e.measures for e in group])))
     table.add_section()
     for name in dict.fromkeys(name for evaluation in group for name in evaluation.f1):
         table.add_row(f"macro-F1 {name}", *(f"{e.f1[name]:.3f}" if name in e.f1 else "" for e in group))
     table.add_section()
     for name in dict.fromkeys(name for evaluation in group for name in evaluation.under_escalation):
-        cells = [str(e.under_escalation[name]).replace("  ", between) if name in e.under_escalation else "" for e in group]
-        table.add_row(f"let through, {name} (fewer is better)", *cells)
+        table.add_row(f"let through, {name} (fewer is better)", *cells(name, [e.under_escalation for e in group]))
     return table
 
 
