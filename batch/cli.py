@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from batch.console import ErrorCommand
-from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError
+from batch.cli_errors import ErrorCommand
+from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, Interrupted
 
 
 def size(text: str) -> int:
@@ -21,66 +21,129 @@ def size(text: str) -> int:
 @click.command(cls=ErrorCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("input")
 @click.argument("output")
-@click.option("--adapter", metavar="REF", default="champion", show_default=True, help="Bundle directory, digest or alias.")
-@click.option("--adapter-column", metavar="NAME", help="Column that names each row's adapter; null is --adapter.")
-@click.option("--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]")
+@click.option(
+    "--adapter",
+    metavar="REF",
+    default="champion",
+    show_default=True,
+    help="Bundle directory, digest or alias.",
+)
+@click.option(
+    "--adapter-column", metavar="NAME", help="Column that names each row's adapter; null is --adapter."
+)
+@click.option(
+    "--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]"
+)
 @click.option("--id-column", metavar="NAME", default="id", show_default=True, help="Column of unique ids.")
-@click.option("--text-column", metavar="NAME", default="request", show_default=True, help="Column of request texts.")
+@click.option(
+    "--text-column", metavar="NAME", default="request", show_default=True, help="Column of request texts."
+)
 @click.option("--prefix", metavar="P", default="", help="Put P before the names of the output's new columns.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Route the first N rows only.")
-@click.option("--dry-run", is_flag=True, help="Check everything that needs no engine; print rows, tokens, time.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything that needs no engine; print rows, tokens, time."
+)
 @click.option(
     "--max-error-rate", metavar="F", type=click.FloatRange(0, 1), default=0.01, show_default=True,
     help="Exit with 3 if more of the rows are errors.",
 )  # fmt: skip
-@click.option("--retry-errors", is_flag=True, help="Of this job's finished output, run only the rows in error again.")
-@click.option("--report", metavar="PATH", type=click.Path(path_type=Path), help="Write an HTML report of the finished output.")
-@click.option("--metrics", metavar="PATH", type=click.Path(path_type=Path), help="Write a Prometheus textfile, of a failed run too.")
+@click.option(
+    "--retry-errors", is_flag=True, help="Of this job's finished output, run only the rows in error again."
+)
+@click.option(
+    "--report",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Write an HTML report of the finished output.",
+)
+@click.option(
+    "--metrics",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Write a Prometheus textfile, of a failed run too.",
+)
 @click.option("--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there.")
-@click.option("--watch", is_flag=True, help="INPUT and OUTPUT are folders: keep the engine warm, route each file that arrives.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="INPUT and OUTPUT are folders: keep the engine warm, route each file that arrives.",
+)
 @click.option("--fresh", is_flag=True, help="Forget an unfinished run instead of resuming it.")
-@click.option("--work-dir", metavar="DIR", type=click.Path(path_type=Path), help="For unfinished work.  [default: beside OUTPUT]")
-@click.option("--cache", metavar="DIR", type=click.Path(path_type=Path), help="Keep answers here, for texts that come again another night.")
-@click.option("--cache-max", metavar="SIZE", type=size, default="1G", show_default=True, help="Bytes of the cache at most: 500M, 2G, …")
+@click.option(
+    "--work-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="For unfinished work.  [default: beside OUTPUT]",
+)
+@click.option(
+    "--cache",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Keep answers here, for texts that come again another night.",
+)
+@click.option(
+    "--cache-max",
+    metavar="SIZE",
+    type=size,
+    default="1G",
+    show_default=True,
+    help="Bytes of the cache at most: 500M, 2G, …",
+)
 @click.option(
     "--engine-timeout", metavar="SECONDS", type=click.FloatRange(min=1), default=600, show_default=True,
     help="Restart an engine that has made no progress for so long.",
 )  # fmt: skip
 @click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that the engine runs at once.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="The engine's number format.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="The engine's number format."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the engine.")
-@click.option("--draft-tokens", type=click.IntRange(0, 16), help="Tokens to draft a step.  [default: 4 on a CPU, none on a GPU]")
+@click.option(
+    "--draft-tokens",
+    type=click.IntRange(0, 16),
+    help="Tokens to draft a step.  [default: 4 on a CPU, none on a GPU]",
+)
 @click.option("--engine", type=click.Choice(["vllm", "replay"]), default="vllm", hidden=True)
-def main(dry_run: bool, watch: bool, report: Path | None, metrics: Path | None, log_json: bool, **options: Any) -> None:
-    """Classify the requests in INPUT (a Parquet file, a directory or a glob) and write them, scored, to OUTPUT.
+def main(
+    dry_run: bool, watch: bool, report: Path | None, metrics: Path | None, log_json: bool, **options: Any
+) -> None:
+    """Classify the requests in INPUT (a Parquet file, a directory or a glob) and write them, scored, to
+    OUTPUT.
 
-    Exit codes: 0 done; 2 refused, nothing written; 3 done, but too many rows are errors; 4 another run holds OUTPUT;
-    75 the engine or the machine failed, run again to resume; 130, 143 interrupted, run again to resume.
+    Exit codes: 0 done; 2 refused, nothing written; 3 done, but too many rows are errors; 4 another run holds
+    OUTPUT; 75 the engine or the machine failed, run again to resume; 130, 143 interrupted, run again to
+    resume.
     """
     import gc
 
     from rich.console import Console
 
-    from batch import operations, preflight, run, summary
-    from batch.progress import ProgressLine
+    from batch.dry_run import show_plan
+    from batch.job import Options, check
+    from batch.reporting import summary
+    from batch.reporting.outlets import Outlets
+    from batch.reporting.progress import ProgressLine
+    from batch.run import operate
 
-    gc.freeze()  # the modules stay, and rows are in no cycles: collecting as often as Python does took an eighth of the run
+    # the modules stay, and rows are in no cycles: collecting as often as Python does took an eighth of the
+    # run
+    gc.freeze()
     gc.set_threshold(1_000_000)
 
     console = Console(highlight=False)
-    wanted = run.Options(**options)
-    outlets = operations.Outlets(log_json, metrics, report)
+    wanted = Options(**options)
+    outlets = Outlets(log_json, metrics, report)
     if dry_run:
         outlets.check()
-        preflight.show_plan(run.check(wanted), console)
+        show_plan(check(wanted), console)
         return
     if watch:
         _watch(wanted, outlets)
         return
     try:
         with nullcontext() if log_json else ProgressLine() as progress:
-            result = operations.operate(wanted, outlets, progress)
-    except BatchRouteError as error:
+            result = operate(wanted, outlets, progress)
+    except (BatchRouteError, Interrupted) as error:
         if log_json:  # it was logged
             raise SystemExit(error.exit_code) from error
         raise
@@ -89,7 +152,8 @@ def main(dry_run: bool, watch: bool, report: Path | None, metrics: Path | None, 
         if log_json:
             raise SystemExit(EXIT_TOO_MANY_ERRORS)
         click.echo(
-            f"Error: {result.tally.error_rows} of {result.tally.rows} rows are errors, more than --max-error-rate "
+            f"Error: {result.tally.error_rows} of {result.tally.rows} rows are errors, more than "
+            "--max-error-rate "
             f"{wanted.max_error_rate} allows; the output is complete, see its error_code column",
             err=True,
         )
@@ -98,11 +162,16 @@ def main(dry_run: bool, watch: bool, report: Path | None, metrics: Path | None, 
 
 def _watch(wanted: Any, outlets: Any) -> None:
     """Until a signal; a line for each file."""
-    from batch import operations, run
     from batch import watch as folder
     from batch.errors import InputError
+    from batch.job import Options
+    from batch.run import EngineFor, operate
 
-    for option, given in {"--report": outlets.report, "--retry-errors": wanted.retry_errors, "--limit": wanted.limit is not None}.items():
+    for option, given in {
+        "--report": outlets.report,
+        "--retry-errors": wanted.retry_errors,
+        "--limit": wanted.limit is not None,
+    }.items():
         if given:
             raise InputError(f"{option} is for one file and does not go with --watch; leave it out")
 
@@ -110,8 +179,8 @@ def _watch(wanted: Any, outlets: Any) -> None:
         if not outlets.log_json:
             click.echo(line, err=True)
 
-    def route(options: run.Options, engine_for: run.EngineFor) -> None:
-        result = operations.operate(options, outlets, engine_for=engine_for)
+    def route(options: Options, engine_for: EngineFor) -> None:
+        result = operate(options, outlets, engine_for=engine_for)
         speed = f", {result.rows_per_second:.1f} rows/s" if result.rows_per_second else ""
         say(f"{Path(options.input).name}: {result.tally.rows} rows, {result.tally.error_rows} errors{speed}")
 

@@ -1,6 +1,7 @@
 """What a run says while it goes on: events, written as JSON lines on stderr where `--log-json` asks for them.
 
-An event is a name with facts: counts, seconds, digests, codes, paths. The text of a request is never one of them.
+An event is a name with facts: counts, seconds, digests, codes, paths. The text of a request is never one of
+them.
 """
 
 import contextlib
@@ -29,13 +30,20 @@ class _JsonLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        head = {"time": time, "level": record.levelname.lower(), "run": self._run, "event": record.getMessage()}
+        head = {
+            "time": time,
+            "level": record.levelname.lower(),
+            "run": self._run,
+            "event": record.getMessage(),
+        }
         return json.dumps({**head, **getattr(record, "facts", {})}, default=str)
 
 
 @contextlib.contextmanager
 def json_lines(run: str, stream: IO[str] | None = None) -> Iterator[None]:
-    """Write every event of the block to `stream` (stderr), one JSON object a line, each with the id of the `run`."""
+    """Write every event of the block to `stream` (stderr), one JSON object a line, each with the id of the
+    `run`.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JsonLine(run))
     _log.addHandler(handler)

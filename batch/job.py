@@ -8,14 +8,15 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from batch import __version__
-from batch.adapters import Adapters
-from batch.bundle import Registry
+from batch.adapter.registry import Registry
 from batch.engine.process import PATIENCE
 from batch.errors import InputError
-from batch.files import Place, check_writable
-from batch.reader import IdDigest
 from batch.retry import Retry
-from batch.table import Backlog, output_columns, output_schema
+from batch.scoring.adapters import Adapters
+from batch.storage.backlog import Backlog
+from batch.storage.location import Location, check_writable
+from batch.storage.output import output_columns, output_schema
+from batch.storage.parquet import IdDigest
 
 FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
 
@@ -69,10 +70,12 @@ def check(options: Options) -> Job:
     adapters = Adapters.of(Registry(), options.adapter, options.adapter_column, backlog)
     base, answers = adapters.default.resolve_base(options.base_model), adapters.answers
     backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))
-    if Place.of(options.output).path in {file.place.path for file in backlog.files}:
+    if Location.of(options.output).path in {file.location.path for file in backlog.files}:
         raise InputError(f"output {options.output} is one of the input's files; choose another name")
-    if not Place.of(options.output).local and options.work_dir is None:
-        raise InputError("the output is remote, unfinished work is kept on this machine: name a directory with --work-dir")
+    if not Location.of(options.output).local and options.work_dir is None:
+        raise InputError(
+            "the output is remote, unfinished work is kept on this machine: name a directory with --work-dir"
+        )
     id_digest = backlog.check_ids()
     facts = {
         "version": __version__,

@@ -1,9 +1,9 @@
 """`--watch`: a folder in, a folder out; the engine stays warm and routes each file that arrives.
 
-A file is whole once its Parquet footer is there, so one that is still being written is refused and looked at again when it
-has changed. Each file is a run of its own: same locks, ledger, proof and manifest. The adapter's alias is resolved for
-each anew, so a promoted champion serves from the next file on; a file that an earlier watch left unfinished is ended by
-the adapter that began it.
+A file is whole once its Parquet footer is there, so one that is still being written is refused and looked at
+again when it has changed. Each file is a run of its own: same locks, ledger, proof and manifest. The
+adapter's alias is resolved for each anew, so a promoted champion serves from the next file on; a file that an
+earlier watch left unfinished is ended by the adapter that began it.
 """
 
 import contextlib
@@ -14,12 +14,11 @@ from pathlib import Path
 
 from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
-from batch.errors import BatchRouteError, EngineError, InputError, StorageError
-from batch.interrupt import Interrupted, signals_raise
+from batch.errors import BatchRouteError, EngineError, InputError, StorageError, signals_raise
 from batch.job import Job, Options, work_dir_of
-from batch.ledger import live_facts
-from batch.manifest import manifest_place, read_manifest
 from batch.run import EngineFor, engine_spec, start_engine
+from batch.storage.ledger import live_facts
+from batch.storage.manifest import manifest_location, read_manifest
 
 POLL = 1.0  # seconds between two looks at the folder
 PAUSE = 30.0  # seconds after the engine or the machine failed
@@ -54,7 +53,9 @@ class WarmEngine:
 
 def serves(running: EngineSpec, wanted: EngineSpec) -> bool:
     """Whether a running engine can take the adapters that `wanted` was made for."""
-    modules = running.lora_modules is None or (wanted.lora_modules is not None and set(wanted.lora_modules) <= set(running.lora_modules))
+    modules = running.lora_modules is None or (
+        wanted.lora_modules is not None and set(wanted.lora_modules) <= set(running.lora_modules)
+    )
     fits = ("max_model_len", "max_lora_rank", "max_loras")
     same = {name: getattr(running, name) for name in (*fits, "tokenizer", "lora_modules")}
     return (
@@ -70,10 +71,11 @@ def _vocabulary(spec: EngineSpec) -> bytes:
 
 
 def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
-    """Route every `*.parquet` in the folder `options.input` to one of the same name in `options.output`, until a signal.
+    """Route every `*.parquet` in the folder `options.input` to one of the same name in `options.output`,
+    until a signal.
 
-    Raises `InputError` where either is no folder, `Interrupted` at the end. What else fails is said and does not end it:
-    a refused file is left until it changes, the rest is tried again.
+    Raises `InputError` where either is no folder, `Interrupted` at the end. What else fails is said and does
+    not end it: a refused file is left until it changes, the rest is tried again.
     """
     inbox, outbox = Path(options.input), Path(options.output)
     for folder in (inbox, outbox):
@@ -93,8 +95,6 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
                     continue
                 try:
                     route(_for_file(options, path, output), warm)
-                except Interrupted:
-                    raise
                 except (EngineError, StorageError) as error:
                     say(f"{path.name}: {error}")
                     del settled[path]
@@ -118,7 +118,7 @@ def arrivals(inbox: Path, settled: dict[Path, Stamp]) -> list[tuple[Path, Stamp]
 
 def done(output: Path, stamp: Stamp) -> bool:
     """Whether `output` is complete and was made from a file of this size and time, by whatever adapter."""
-    manifest = read_manifest(manifest_place(str(output)))
+    manifest = read_manifest(manifest_location(str(output)))
     files = manifest["job"]["input"]["files"] if manifest else []
     return [(file["size"], file["modified_ns"]) for file in files] == [stamp] and output.is_file()
 

@@ -9,11 +9,21 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from batch.bundle import Bundle, Registry, base_digest, copy_tokenizer, write_manifest
-from batch.contract import Contract
+from batch.adapter.base_model import base_digest
+from batch.adapter.bundle import Bundle, copy_tokenizer, write_manifest
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
 
 ROOT = Path(__file__).parents[1]
-CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"]
+CONTROL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -45,17 +55,28 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1024 - len(CONTROL_TOKENS), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024 - len(CONTROL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
     corpus = (ROOT / "data/contract.toml", *sorted((ROOT / "data/v1").glob("*.jsonl")))
     tokenizer.train_from_iterator([path.read_text(encoding="utf-8") for path in corpus], trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 32768}))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
     torch.manual_seed(0)
-    ends = {name: tokenizer.token_to_id(f"<|{token}|>") for name, token in (("eos_token_id", "im_end"), ("pad_token_id", "endoftext"))}
+    ends = {
+        name: tokenizer.token_to_id(f"<|{token}|>")
+        for name, token in (("eos_token_id", "im_end"), ("pad_token_id", "endoftext"))
+    }
     config = Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=64,
@@ -89,7 +110,9 @@ def trained_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     line = [str(Path(sys.executable).parent / "batch-train"), "fit", "train/mini.toml"]
     with FileLock(common / "trained.lock"):
         if not (folder / "aliases/champion").exists():
-            done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+            done = subprocess.run(
+                line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+            )
             assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -107,7 +130,10 @@ def make_bundle(base: Path, contract: Contract, root: Path, scale: float = 0.05)
 
     torch.manual_seed(1)
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, target_modules=linear, task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=4, target_modules=linear, task_type="CAUSAL_LM"),
+    )
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=scale) if scale else torch.nn.init.zeros_(weight)
@@ -119,5 +145,7 @@ def make_bundle(base: Path, contract: Contract, root: Path, scale: float = 0.05)
     (folder / "contract.json").write_text(contract.to_json())
     (folder / "metrics.json").write_text("{}")
     (folder / "calibration.json").write_text('{"calibrated": false}')
-    write_manifest(folder, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 4})
+    write_manifest(
+        folder, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 4}
+    )
     return registry.add(folder)

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from batch import errors
 from batch.cli import EXIT_TOO_MANY_ERRORS
 from batch.cli import main as route
-from batch.contract import Contract
-from batch.router import ERROR_MESSAGES
-from batch.table import output_columns
+from batch.contract.contract import Contract
+from batch.scoring.lane import ERROR_MESSAGES
+from batch.storage.output import output_columns
 from tests.conftest import ROOT
 from train.cli import main as train
 
@@ -32,7 +32,9 @@ def test_each_command_exists_with_its_options(line: str) -> None:
     """`make` targets by a dry run of make, programs by their own option parser; the loop itself runs in test_loop."""
     words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
     if words[0] == "make":
-        assert subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
+        assert (
+            subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
+        )
         return
     program: click.Command = {"batch-route": route, "batch-train": train}[words[0]]
     if isinstance(program, click.Group):
@@ -52,14 +54,20 @@ def test_plan_prints_the_first_experiments_counts() -> None:
 
 def test_columns_and_error_codes(contract: Contract) -> None:
     table = README.split("| column | |")[1].split("\n\n")[0]
-    assert re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines()[2:])) == output_columns(contract)
+    assert re.findall(
+        r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines()[2:])
+    ) == output_columns(contract)
     assert set(ERROR_MESSAGES) <= set(re.findall(r"`(\w+)`", table))
 
 
 def test_exit_codes() -> None:
     table = README.split("| exit code | means |")[1].split("\n\n")[0]
     codes = {int(code) for line in table.splitlines()[2:] for code in re.findall(r"\d+", line.split("|")[1])}
-    raised = {value.exit_code for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.BatchRouteError)}
+    raised = {
+        value.exit_code
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.BatchRouteError)
+    }
     assert codes == {0, EXIT_TOO_MANY_ERRORS, 130, 143} | raised
 
 

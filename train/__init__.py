@@ -1,4 +1,6 @@
-"""Train an adapter bundle from labelled requests, and judge it. Builds on `batch`; `batch` knows nothing of it."""
+"""Train an adapter bundle from labelled requests, and judge it. Builds on `batch`; `batch` knows nothing of
+it.
+"""
 
 import logging
 import os
@@ -8,8 +10,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if os.environ.get("BATCH_ROUTE_ONLINE") != "1":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
-# torch's threads and bitsandbytes' spin while they wait, each on the cores that the other needs: on two busy cores a
-# training step took 4.8 s so, and 1.9 s with threads that sleep.
+# torch's threads and bitsandbytes' spin while they wait, each on the cores that the other needs: on two busy
+# cores a training step took 4.8 s so, and 1.9 s with threads that sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# bitsandbytes looks for a faster kernel on a hub and warns that there is none, which no user here can or need mend.
+# bitsandbytes looks for a faster kernel on a hub and warns that there is none, which no user here can or need
+# mend.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

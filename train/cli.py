@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from batch.console import ErrorGroup
-from train import cli_bundle, cli_judge, cli_label, cli_registry
+from batch.cli_errors import ErrorGroup
+from train.commands import bundle, judge, label, registry
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,11 +16,17 @@ def main() -> None:
 
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--target-error", metavar="F", type=cli_bundle.SHARE, help="Errors allowed without a person.  [default: the recipe's]")
+@click.option(
+    "--target-error",
+    metavar="F",
+    type=bundle.SHARE,
+    help="Errors allowed without a person.  [default: the recipe's]",
+)
 def fit(config: Path, target_error: float | None) -> None:
     """Train the adapter that CONFIG describes, and let the doctor look at it; an interrupted run is resumed.
 
-    The new bundle gets the alias `latest`, and `champion` where there is none yet and the doctor finds it sound.
+    The new bundle gets the alias `latest`, and `champion` where there is none yet and the doctor finds it
+    sound.
     """
     from train.config import Config
 
@@ -29,14 +35,19 @@ def fit(config: Path, target_error: float | None) -> None:
         recipe = recipe.with_target_error(target_error)
     from rich.console import Console
 
-    from batch.bundle import Registry
+    from batch.adapter.registry import Registry
     from train.doctor import sound
-    from train.qlora import fit as train
+    from train.fit.qlora import fit as train
 
-    registry = Registry()
-    bundle = train(recipe, registry, Console(stderr=True), functools.partial(sound, recipe.find(recipe.data.train), Console()))
-    names = ", ".join(alias for alias, digest in registry.aliases().items() if digest == bundle.digest)
-    click.echo(f"{bundle.path}  ({names})")
+    adapters = Registry()
+    trained = train(
+        recipe,
+        adapters,
+        Console(stderr=True),
+        functools.partial(sound, recipe.find(recipe.data.train), Console()),
+    )
+    names = ", ".join(alias for alias, digest in adapters.aliases().items() if digest == trained.digest)
+    click.echo(f"{trained.path}  ({names})")
 
 
 @main.command()
@@ -48,7 +59,7 @@ def plan(config: Path) -> None:
     recipe = Config.load(config)
     from rich.console import Console
 
-    from train.plan import make_plan, tables
+    from train.fit.plan import make_plan, tables
 
     console = Console(highlight=False)
     for table in tables(make_plan(recipe), recipe):
@@ -56,10 +67,10 @@ def plan(config: Path) -> None:
 
 
 for command in (
-    *(cli_bundle.doctor, cli_bundle.calibrate, cli_bundle.report),
-    *(cli_judge.evaluate, cli_judge.diagnose, cli_judge.loop),
-    *(cli_label.lint, cli_label.candidates),
-    *(cli_registry.promote, cli_registry.rollback, cli_registry.adapters),
+    *(bundle.doctor, bundle.calibrate, bundle.report),
+    *(judge.evaluate, judge.diagnose, judge.loop),
+    *(label.lint, label.candidates),
+    *(registry.promote, registry.rollback, registry.adapters),
 ):
     main.add_command(command)
 

@@ -1,8 +1,8 @@
 """A training recipe: one TOML file, loaded into frozen dataclasses. Defaults live here and nowhere else.
 
-An unknown key, a wrong type or a value out of range is a `ConfigError` that names the key. Paths in the file are
-looked for under the current directory, then under the folders above the config file, the nearest first; so
-`data/v1/train.jsonl` in `train/mini.toml` is found from anywhere.
+An unknown key, a wrong type or a value out of range is a `ConfigError` that names the key. Paths in the file
+are looked for under the current directory, then under the folders above the config file, the nearest first;
+so `data/v1/train.jsonl` in `train/mini.toml` is found from anywhere.
 """
 
 import dataclasses
@@ -49,7 +49,9 @@ class Data:
     train: str
     validation: str
     test: str | None = None  # never trained on; checked against the other splits for leaks
-    calibration: str | None = None  # rows that scores are calibrated on; the validation rows where there is none
+    calibration: str | None = (
+        None  # rows that scores are calibrated on; the validation rows where there is none
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,9 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    target_error: float = 0.02  # share of wrong rows that may go without a person; sets the threshold of `triage`
+    target_error: float = (
+        0.02  # share of wrong rows that may go without a person; sets the threshold of `triage`
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,9 @@ class Config:
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"no config at {path}; give the path of a recipe such as train/mini.toml") from None
+            raise ConfigError(
+                f"no config at {path}; give the path of a recipe such as train/mini.toml"
+            ) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: {error}; correct the file") from error
         try:
@@ -126,14 +132,17 @@ class Config:
             if (root / reference).is_file():
                 return root / reference
         raise ConfigError(
-            f"{self.path}: no file {reference}, neither from the current directory nor from the folders above the config; correct the path"
+            f"{self.path}: no file {reference}, neither from the current directory nor from the "
+            "folders above the config; correct the path"
         )
 
     def with_target_error(self, share: float) -> "Config":
         return dataclasses.replace(self, calibration=Calibration(share))
 
     def recipe(self) -> dict[str, Any]:
-        """The values that decide what is trained, as plain JSON; where the config lies and who watches are left out."""
+        """The values that decide what is trained, as plain JSON; where the config lies and who watches are
+        left out.
+        """
         content = dataclasses.asdict(self)
         del content["path"], content["base"]["shape"], content["training"]["report_to"]
         return content
@@ -145,7 +154,9 @@ def _build(cls: type, table: Any, where: str) -> Any:
         raise ConfigError(f"{where} must be a table")
     hints = typing.get_type_hints(cls)
     required = {
-        field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING and not _all_optional(hints[field.name])
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and not _all_optional(hints[field.name])
     }
     for key in table:
         if key not in hints:
@@ -161,7 +172,9 @@ def _build(cls: type, table: Any, where: str) -> Any:
 
 def _all_optional(hint: Any) -> bool:
     """Whether the hint is a section that may be left out, because each of its keys has a default."""
-    return dataclasses.is_dataclass(hint) and all(f.default is not dataclasses.MISSING for f in dataclasses.fields(hint))
+    return dataclasses.is_dataclass(hint) and all(
+        f.default is not dataclasses.MISSING for f in dataclasses.fields(hint)
+    )
 
 
 def _value(hint: Any, value: Any, name: str, where: str) -> Any:
@@ -197,16 +210,22 @@ def _check(config: Config) -> None:
     _within("[training] warmup", training.warmup, 0, 0.99)
     _within("[calibration] target_error", config.calibration.target_error, 1e-4, 0.5)
     if training.max_steps < 1 and training.max_steps != -1:
-        raise ConfigError(f"[training] max_steps must be at least 1, or -1 to count epochs, not {training.max_steps}")
+        raise ConfigError(
+            f"[training] max_steps must be at least 1, or -1 to count epochs, not {training.max_steps}"
+        )
     for tracker in training.report_to:
         _among("[training] report_to", tracker, TRACKERS)
         if importlib.util.find_spec(tracker) is None:
-            raise ConfigError(f"[training] report_to: no {tracker} here; pip install {tracker}, or leave it out")
+            raise ConfigError(
+                f"[training] report_to: no {tracker} here; pip install {tracker}, or leave it out"
+            )
 
 
 def _among(where: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ConfigError(f"{where} must be one of {', '.join(known)}, not {value!r}{nearest(value, list(known))}")
+        raise ConfigError(
+            f"{where} must be one of {', '.join(known)}, not {value!r}{nearest(value, list(known))}"
+        )
 
 
 def _within(where: str, value: float, low: float, high: float = math.inf) -> None:

@@ -1,7 +1,8 @@
-"""Labelled requests: a JSONL file → rows that the contract and its policy accept, or a `DatasetError` naming the line.
+"""Labelled requests: a JSONL file → rows that the contract and its policy accept, or a `DatasetError` naming
+the line.
 
-A row holds `id`, `request`, the contract's fields and, if the labeller wrote them down, `facts`, from which the
-policy table must give exactly the labels. Evaluation reads rows without text fields and ids as well.
+A row holds `id`, `request`, the contract's fields and, if the labeller wrote them down, `facts`, from which
+the policy table must give exactly the labels. Evaluation reads rows without text fields and ids as well.
 """
 
 import dataclasses
@@ -14,22 +15,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from batch.bundle import Bundle, file_digest
-from batch.contract import Contract
+from batch.adapter.bundle import Bundle
+from batch.adapter.renderer import Renderer
+from batch.contract.contract import Contract
 from batch.errors import DatasetError, InvalidAnswer, nearest
-from batch.tokens import Renderer
+from batch.storage.location import file_digest
 
 IGNORED = -100  # label of a token that is not learned, as torch has it
-NOTES = frozenset({"probe", "family", "source", "suggested", "why"})  # keys for people and reports; training ignores them
+# keys for people and reports; training ignores them
+NOTES = frozenset({"probe", "family", "source", "suggested", "why"})
 
-# Two requests in different splits are near-duplicates when the Jaccard index of their sets of adjacent word pairs is
-# at least this. A sentence of 17 words that changes two of them reaches 0.6; the most alike of v1's splits reach 0.40.
+# Two requests in different splits are near-duplicates when the Jaccard index of their sets of adjacent word
+# pairs is at least this. A sentence of 17 words that changes two of them reaches 0.6; the most alike of v1's
+# splits reach 0.40.
 NEAR_DUPLICATE = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One labelled request. `answer` holds every contract field, but for texts that an evaluation row leaves out."""
+    """One labelled request. `answer` holds every contract field, but for texts that an evaluation row leaves
+    out.
+    """
 
     id: str
     request: str
@@ -60,8 +66,12 @@ def load_rows(path: str | Path, contract: Contract, *, evaluation: bool = False)
     return rows
 
 
-def read_rows(path: str | Path, contract: Contract, *, evaluation: bool = False) -> Iterator[Row | DatasetError]:
-    """Each line's row, or what is wrong with the line. Raises `DatasetError` for a file that cannot be read."""
+def read_rows(
+    path: str | Path, contract: Contract, *, evaluation: bool = False
+) -> Iterator[Row | DatasetError]:
+    """Each line's row, or what is wrong with the line. Raises `DatasetError` for a file that cannot
+    be read.
+    """
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -78,25 +88,33 @@ def read_rows(path: str | Path, contract: Contract, *, evaluation: bool = False)
 
 
 def check_splits(splits: Mapping[str, Sequence[Row]]) -> None:
-    """Refuse an id or a (nearly) equal request in two splits: what is trained on must not be what is measured."""
+    """Refuse an id or a (nearly) equal request in two splits: what is trained on must not be what is
+    measured.
+    """
     ids: dict[str, tuple[str, Row]] = {}
     split_of: dict[str, str] = {}
     for split, rows in splits.items():
         for row in rows:
             if row.id in ids and ids[row.id][0] != split:
-                raise DatasetError(f"{row.where}: id {row.id!r} is also at {ids[row.id][1].where}; ids are unique over all splits")
+                raise DatasetError(
+                    f"{row.where}: id {row.id!r} is also at {ids[row.id][1].where}; ids are unique "
+                    "over all splits"
+                )
             ids[row.id] = (split, row)
             split_of[row.where] = split
     for row, twin, likeness in near_duplicates([row for rows in splits.values() for row in rows]):
         if split_of[row.where] != split_of[twin.where]:
             raise DatasetError(
-                f"{row.where}: the request is nearly that of {twin.where} in the {split_of[twin.where]} split "
+                f"{row.where}: the request is nearly that of {twin.where} in the "
+                f"{split_of[twin.where]} split "
                 f"(likeness {likeness:.2f}, allowed below {NEAR_DUPLICATE}); reword it or remove one"
             )
 
 
 def near_duplicates(rows: Iterable[Row]) -> Iterator[tuple[Row, Row, float]]:
-    """Each row with each earlier one that it is nearly a copy of, and how alike the two are (`NEAR_DUPLICATE` to 1)."""
+    """Each row with each earlier one that it is nearly a copy of, and how alike the two are (`NEAR_DUPLICATE`
+    to 1).
+    """
     seen: list[Row] = []
     known = Likeness()
     for row in rows:
@@ -114,7 +132,9 @@ class Likeness:
         self._by_shingle: dict[tuple[str, ...], list[int]] = defaultdict(list)
 
     def near(self, text: str) -> Iterator[tuple[int, float]]:
-        """Number in the order of `add`, and likeness, of each text that is at least `NEAR_DUPLICATE` like this one."""
+        """Number in the order of `add`, and likeness, of each text that is at least `NEAR_DUPLICATE` like
+        this one.
+        """
         own = shingles(text)
         shared: dict[int, int] = defaultdict(int)
         for shingle in own:
@@ -142,7 +162,9 @@ def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]
         prompt, completion = renderer.encode_example(row.request, dict(row.answer))
         size, limit = len(prompt) - len(renderer.prompt([])), renderer.contract.max_tokens
         if size > limit:
-            raise DatasetError(f"{row.where}: the request has {size} tokens, the contract accepts {limit}; shorten it")
+            raise DatasetError(
+                f"{row.where}: the request has {size} tokens, the contract accepts {limit}; shorten it"
+            )
         examples.append({"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion})
     return examples
 
@@ -157,12 +179,15 @@ def count_tokens(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, i
 
 
 def file_facts(path: Path, reference: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """What a bundle's manifest says of a split: the path as configured, the number of rows, the file's sha256."""
+    """What a bundle's manifest says of a split: the path as configured, the number of rows, the file's
+    sha256.
+    """
     return {"path": reference, "rows": len(rows), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def split_path(bundle: Bundle, split: str) -> Path:
-    """The file that a bundle's split was read from, under the current directory or above the bundle's own folder.
+    """The file that a bundle's split was read from, under the current directory or above the bundle's own
+    folder.
 
     Raises `DatasetError` where it is not there any more, or has changed since.
     """
@@ -173,7 +198,10 @@ def split_path(bundle: Bundle, split: str) -> Path:
         path = root / str(facts["path"])
         if path.is_file() and file_digest(path) == facts["sha256"]:
             return path
-    raise DatasetError(f"the {split} split of adapter {bundle.digest[:12]}, {facts['path']}, is not here as it was; name a dataset")
+    raise DatasetError(
+        f"the {split} split of adapter {bundle.digest[:12]}, {facts['path']}, is not here as it "
+        "was; name a dataset"
+    )
 
 
 def _row(text: str, path: Path, line: int, contract: Contract, evaluation: bool) -> Row:
@@ -189,7 +217,9 @@ def _row(text: str, path: Path, line: int, contract: Contract, evaluation: bool)
     for key in content:
         if key not in known:
             raise DatasetError(f"{where}: unknown key {key!r}{nearest(key, known)}; rename or remove it")
-    optional = {"id", *(field.name for field in contract.fields if field.type == "text")} if evaluation else set()
+    optional = (
+        {"id", *(field.name for field in contract.fields if field.type == "text")} if evaluation else set()
+    )
     for key in ("id", "request", *names):
         if key not in content and key not in optional:
             raise DatasetError(f"{where}: missing key {key!r}; add it")
@@ -206,20 +236,29 @@ def _row(text: str, path: Path, line: int, contract: Contract, evaluation: bool)
             raise InvalidAnswer(mismatch)
     except InvalidAnswer as error:
         raise DatasetError(f"{where}: {error}; correct the row or the contract") from error
-    return Row(content.get("id", f"line {line}"), content["request"], answer, facts, path, line, content.get("probe"))
+    return Row(
+        content.get("id", f"line {line}"), content["request"], answer, facts, path, line, content.get("probe")
+    )
 
 
 def _check_texts(content: Mapping[str, Any], where: str, contract: Contract) -> None:
     for key in ("id", "request"):
         if key in content and (not isinstance(content[key], str) or not content[key].strip()):
-            raise DatasetError(f"{where}: {key} must be a text that is not blank, not {content[key]!r}; correct it")
+            raise DatasetError(
+                f"{where}: {key} must be a text that is not blank, not {content[key]!r}; correct it"
+            )
     if len(content["request"]) > contract.max_chars:
         size = len(content["request"])
-        raise DatasetError(f"{where}: the request has {size} characters, the contract accepts {contract.max_chars}; shorten it")
+        raise DatasetError(
+            f"{where}: the request has {size} characters, the contract accepts "
+            f"{contract.max_chars}; shorten it"
+        )
     try:
         content["request"].encode()
     except UnicodeEncodeError as error:
-        raise DatasetError(f"{where}: the request holds half of a surrogate pair, so is no valid UTF-8; correct it") from error
+        raise DatasetError(
+            f"{where}: the request holds half of a surrogate pair, so is no valid UTF-8; correct it"
+        ) from error
 
 
 def _refuse_repeats(rows: Sequence[Row]) -> None:
@@ -227,10 +266,14 @@ def _refuse_repeats(rows: Sequence[Row]) -> None:
     requests: dict[tuple[str, ...], Row] = {}
     for row in rows:
         if row.id in ids:
-            raise DatasetError(f"{row.where}: id {row.id!r} is also at {ids[row.id].where}; give each row its own")
+            raise DatasetError(
+                f"{row.where}: id {row.id!r} is also at {ids[row.id].where}; give each row its own"
+            )
         wording = tuple(words(row.request))
         if wording in requests:
-            raise DatasetError(f"{row.where}: the request is also at {requests[wording].where}; remove one of them")
+            raise DatasetError(
+                f"{row.where}: the request is also at {requests[wording].where}; remove one of them"
+            )
         ids[row.id] = requests[wording] = row
 
 

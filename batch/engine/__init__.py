@@ -1,16 +1,17 @@
 """The engine: token ids in, answer ids and their log-probabilities out.
 
-`vllm.py` is the real one, and this folder the only importer of vllm; `replay.py` is the shipped stand-in for I/O and fault tests.
-Both implement :class:`Engine` and run inside a process of their own, behind :class:`batch.engine.process.EngineProcess`.
+`vllm.py` is the real one, and this folder the only importer of vllm; `replay.py` is the shipped stand-in for
+I/O and fault tests. Both implement :class:`Engine` and run inside a process of their own, behind
+:class:`batch.engine.process.EngineProcess`.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-from batch.contract import Contract
+from batch.adapter.renderer import Renderer
+from batch.contract.contract import Contract
 from batch.engine.drafts import AnswerPath, answer_path
-from batch.tokens import Renderer
 
 
 class Completion(NamedTuple):
@@ -29,14 +30,18 @@ class Completion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EngineSpec:
-    """What an engine process is started with. `None` leaves a choice to the engine for the machine it finds."""
+    """What an engine process is started with. `None` leaves a choice to the engine for the machine
+    it finds.
+    """
 
     kind: Literal["vllm", "replay"]
     base: str  # folder of the base model
     tokenizer: str  # folder of the tokenizer
     max_model_len: int
     max_lora_rank: int
-    lora_modules: tuple[str, ...] | None = None  # that adapters change; None is every one, the output layer too, which costs
+    lora_modules: tuple[str, ...] | None = (
+        None  # that adapters change; None is every one, the output layer too, which costs
+    )
     max_loras: int = 1  # different adapters that one batch may mix; more of them take turns
     max_num_seqs: int | None = None
     dtype: str | None = None
@@ -52,7 +57,8 @@ class AdapterSpec:
 
     name: str
     path: str | None  # None serves the base without an adapter
-    grammar: str | None  # regular expression of exactly the legal answers; None decodes freely, for a diagnosis
+    # regular expression of exactly the legal answers; None decodes freely, for a diagnosis
+    grammar: str | None
     stop_id: int
     max_tokens: int
     prefix_ids: tuple[int, ...]  # the prompt in front of the request, sent once and not with every row
@@ -61,7 +67,9 @@ class AdapterSpec:
     canary_ids: tuple[int, ...]  # a request on which the adapter and the grammar prove that they act
     canary_answer_id: int  # the token of `CANARY_ANSWER`
     samples: tuple[tuple[int, ...], ...] = ()  # legal answers' ids, from which the replay engine chooses
-    strict: bool = True  # refuse an adapter or a grammar that does not act; False only reports what the canary showed
+    strict: bool = (
+        True  # refuse an adapter or a grammar that does not act; False only reports what the canary showed
+    )
 
     def prompt(self, request_ids: Sequence[int]) -> list[int]:
         return [*self.prefix_ids, *request_ids, *self.suffix_ids]
@@ -88,7 +96,9 @@ def adapter_spec(name: str, path: str | None, contract: Contract, renderer: Rend
 
 
 class Engine(Protocol):
-    """Runs inside the engine process. Errors that concern the adapter are `AdapterError`, others end the process."""
+    """Runs inside the engine process. Errors that concern the adapter are `AdapterError`, others end the
+    process.
+    """
 
     @property
     def in_flight(self) -> int:
@@ -98,7 +108,8 @@ class Engine(Protocol):
         """What serves: versions, device, dtype, threads, `max_num_seqs`, `draft_tokens`."""
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
-        """Make an adapter servable and prove on the canary that it and the grammar act; returns what was seen.
+        """Make an adapter servable and prove on the canary that it and the grammar act; returns what was
+        seen.
 
         Raises `AdapterError` when either does not, unless the adapter's spec is not `strict`.
         """

@@ -1,8 +1,8 @@
 """Draft tokens for speculative decoding, read off the contract: most of an answer is forced.
 
-Between two labels, and inside one as soon as the others are ruled out, only one continuation is legal. vLLM asks
-:class:`AnswerDrafter` for it, checks a whole run of such tokens in one step against the model and the grammar, and
-keeps what greedy decoding would have chosen anyway: drafts change the speed, never the answer.
+Between two labels, and inside one as soon as the others are ruled out, only one continuation is legal. vLLM
+asks :class:`AnswerDrafter` for it, checks a whole run of such tokens in one step against the model and the
+grammar, and keeps what greedy decoding would have chosen anyway: drafts change the speed, never the answer.
 
     contract ──answer_path──► AnswerPath (chained tries of token ids, one a field) ──► AnswerDrafter (in vLLM)
 
@@ -14,21 +14,23 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from batch.contract import Contract
-from batch.fields import Field, compact_json
-from batch.tokens import Renderer
+from batch.adapter.renderer import Renderer
+from batch.contract.contract import Contract
+from batch.contract.fields import Field, compact_json
 
 CONTEXT_TOKENS = 3  # of a free text: so many tokens recall what came next
 MEMORY_ENTRIES = 1 << 17  # contexts remembered at most
-LOST = -1  # state after the end of turn, or after a token that no path has: a legal answer in an unusual tokenisation
+# state after the end of turn, or after a token that no path has: a legal answer in an unusual tokenisation
+LOST = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerPath:
     """A contract's answers as a state machine over token ids; state 0 is the start of an answer.
 
-    `edges[state]` maps a token to the next state. A state in `texts` is inside a free text: its edges are the tokens
-    that hold the closing quote, and any other token stays in it. The last edge of every answer is the end of turn.
+    `edges[state]` maps a token to the next state. A state in `texts` is inside a free text: its edges are the
+    tokens that hold the closing quote, and any other token stays in it. The last edge of every answer is the
+    end of turn.
     """
 
     edges: tuple[dict[int, int], ...]
@@ -48,12 +50,11 @@ class AnswerPath:
 
 
 def answer_path(contract: Contract, renderer: Renderer) -> AnswerPath:
-    """Build the machine from the renderer's own encodings of sample answers; its size is the sum of the labels' sizes,
-    not their product."""
+    """Build the machine from the renderer's own encodings of sample answers; its size is the sum of the
+    labels' sizes, not their product."""
     fields = contract.fields
-    edges: list[dict[int, int]] = [
-        {} for _ in range(len(fields) + 2)
-    ]  # state 1 + i: the value of field i starts; the last: the answer is closed
+    # state 1 + i: the value of field i starts; the last: the answer is closed
+    edges: list[dict[int, int]] = [{} for _ in range(len(fields) + 2)]
     texts = frozenset(1 + i for i, field in enumerate(fields) if not field.scored)
 
     def add(start: int, tokens: Sequence[int], end: int) -> None:
@@ -72,7 +73,8 @@ def answer_path(contract: Contract, renderer: Renderer) -> AnswerPath:
     for i in range(-1, len(fields)):
         if i >= 0 and not fields[i].scored:
             continue
-        # A token may reach over the boundary into the next value, so each value is encoded in front of each next one.
+        # A token may reach over the boundary into the next value, so each value is encoded in front of each
+        # next one.
         for value in fields[i].values if i >= 0 else [None]:
             for after in (fields[i + 1].values if i + 1 < len(fields) else ()) or [None]:
                 add(1 + i, _segment(contract, renderer, i, value, after), following(i))
@@ -92,8 +94,8 @@ def answer_path(contract: Contract, renderer: Renderer) -> AnswerPath:
 
 
 def _segment(contract: Contract, renderer: Renderer, i: int, value: Any, after: Any) -> list[int]:
-    """Tokens of a sample answer that start inside field `i`'s value, or behind it and in front of the next value;
-    with `i` = -1 those in front of the first value."""
+    """Tokens of a sample answer that start inside field `i`'s value, or behind it and in front of the next
+    value; with `i` = -1 those in front of the first value."""
     answer = {f.name: f.values[0] if f.scored else "x" * f.min_chars for f in contract.fields}
     if i >= 0:
         answer[contract.fields[i].name] = value
@@ -120,7 +122,9 @@ def _rest(fields: Sequence[Field], i: int) -> str:
 
 
 def _closers(renderer: Renderer, literal: bytes) -> dict[int, int]:
-    """Tokens that hold a text's closing quote, and how many bytes of the following `literal` each has as well."""
+    """Tokens that hold a text's closing quote, and how many bytes of the following `literal` each has as
+    well.
+    """
     found = {}
     for token, text in renderer.vocabulary():
         _, quote, behind = text.partition(b'"')
@@ -130,7 +134,9 @@ def _closers(renderer: Renderer, literal: bytes) -> dict[int, int]:
 
 
 class AnswerDrafter:
-    """vLLM's proposer interface (`method="custom_class"`). Paths are shared by the process: vLLM makes the instance."""
+    """vLLM's proposer interface (`method="custom_class"`). Paths are shared by the process: vLLM makes the
+    instance.
+    """
 
     paths: ClassVar[list[AnswerPath]] = []
 
@@ -144,10 +150,13 @@ class AnswerDrafter:
     def propose(self, sampled: list[list[int]], counts: Any, tokens: Any, **_: Any) -> list[list[int]]:
         """Up to `num_speculative_tokens` ids a row.
 
-        `sampled` [rows][new tokens], `counts` [rows] how many tokens each row has with them, `tokens` [rows, length]
-        all token ids. A row without new tokens is still reading its prompt.
+        `sampled` [rows][new tokens], `counts` [rows] how many tokens each row has with them, `tokens` [rows,
+        length] all token ids. A row without new tokens is still reading its prompt.
         """
-        return [self._draft(tokens[row, : counts[row]], len(new)) if new else [] for row, new in enumerate(sampled)]
+        return [
+            self._draft(tokens[row, : counts[row]], len(new)) if new else []
+            for row, new in enumerate(sampled)
+        ]
 
     def _draft(self, tokens: Any, new: int) -> list[int]:
         for path in self.paths:

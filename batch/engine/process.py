@@ -1,4 +1,6 @@
-"""The engine in a process of its own: a crash there costs a restart, and the parent reads and writes meanwhile."""
+"""The engine in a process of its own: a crash there costs a restart, and the parent reads and writes
+meanwhile.
+"""
 
 import contextlib
 import ctypes
@@ -25,7 +27,9 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 STOP_SECONDS = 5
 PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
 LAST_LINES = 3  # of a dead engine's log, in its error
-AHEAD = 1.5  # requests that the engine is given at most, in multiples of what it runs at once; the others wait in its process
+# requests that the engine is given at most, in multiples of what it runs at once; the others wait in its
+# process
+AHEAD = 1.5
 
 
 class Usage(NamedTuple):
@@ -38,18 +42,21 @@ class Usage(NamedTuple):
 class EngineProcess:
     """Starts an engine at once and talks to it. Nothing blocks until :meth:`load` or :meth:`poll`.
 
-    Any call raises `EngineError`: with the engine's last lines once its process has died, or when the engine has
-    shown no sign of life for `patience` seconds.
+    Any call raises `EngineError`: with the engine's last lines once its process has died, or when the engine
+    has shown no sign of life for `patience` seconds.
     """
 
     def __init__(self, spec: EngineSpec, patience: float = PATIENCE) -> None:
-        # spawn, not fork: the parent has threads (Arrow's, the tokenizer's) and a forked CUDA context would be broken.
+        # spawn, not fork: the parent has threads (Arrow's, the tokenizer's) and a forked CUDA context would
+        # be broken.
         context = multiprocessing.get_context("spawn")
         self._conn, child = context.Pipe()
         descriptor, name = tempfile.mkstemp(prefix="batch-route-engine-", suffix=".log")
         os.close(descriptor)
         self._log = Path(name)
-        self._process = context.Process(target=_serve, args=(child, spec, name, os.getpid()), name="engine", daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(child, spec, name, os.getpid()), name="engine", daemon=True
+        )
         self._process.start()
         child.close()
         _bound(self._conn, patience)
@@ -63,7 +70,9 @@ class EngineProcess:
         return self._process.pid or 0
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
-        """Hot-load an adapter: no restart. Returns what its canary showed. Raises `AdapterError` if it does not act."""
+        """Hot-load an adapter: no restart. Returns what its canary showed. Raises `AdapterError` if it does
+        not act.
+        """
         self._send(("load", adapter))
         while True:
             if not self._wait(self._patience):
@@ -82,7 +91,8 @@ class EngineProcess:
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """The completions that have arrived, waiting for the first, at most `timeout` seconds.
 
-        Without a `timeout` there is one at least; an engine that makes none within its patience is an `EngineError`.
+        Without a `timeout` there is one at least; an engine that makes none within its patience is an
+        `EngineError`.
         """
         deadline = time.monotonic() + (self._patience if timeout is None else timeout)
         try:
@@ -91,7 +101,9 @@ class EngineProcess:
             while self._wait(0):
                 self._note(*self._receive())
         except EngineError:
-            if not self._buffer:  # what it finished before it died counts; the next call tells of the death again
+            if (
+                not self._buffer
+            ):  # what it finished before it died counts; the next call tells of the death again
                 raise
         if not self._buffer and timeout is None:
             raise self._hung()
@@ -154,7 +166,9 @@ class EngineProcess:
             raise self._death() from error
 
     def _hung(self) -> EngineError:
-        return EngineError(f"the engine has shown no progress for {self._patience:g} seconds; run again to resume")
+        return EngineError(
+            f"the engine has shown no progress for {self._patience:g} seconds; run again to resume"
+        )
 
     def _death(self) -> EngineError:
         # What it said before it died, if anything, is worth more than its exit code.
@@ -165,14 +179,20 @@ class EngineProcess:
         code = self._process.exitcode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         with contextlib.suppress(OSError):
-            lines = [line.strip()[:200] for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+            lines = [
+                line.strip()[:200]
+                for line in self._log.read_text(errors="replace").splitlines()
+                if line.strip()
+            ]
             if lines:
                 how += f"; its last lines: {' / '.join(lines[-LAST_LINES:])}"
         return EngineError(f"the engine process died ({how}); run again to resume")
 
 
 def _bound(conn: Connection, seconds: float) -> None:
-    """No read or write may block for longer: a stopped process neither takes what is sent nor ends what it began to say."""
+    """No read or write may block for longer: a stopped process neither takes what is sent nor ends what it
+    began to say.
+    """
     with socket.socket(fileno=os.dup(conn.fileno())) as pipe:  # `Pipe` is a pair of sockets
         limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
         pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
@@ -187,7 +207,8 @@ def _serve(conn: Connection, spec: EngineSpec, log: str, parent: int) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    # Reading goes on while the engine computes or sends: were both sides to send at once, both pipes could fill up.
+    # Reading goes on while the engine computes or sends: were both sides to send at once, both pipes could
+    # fill up.
     threading.Thread(target=_read, args=(conn, inbox), daemon=True).start()
     try:
         engine = _build(spec)
@@ -197,7 +218,13 @@ def _serve(conn: Connection, spec: EngineSpec, log: str, parent: int) -> None:
         pass  # the parent is gone
     except BaseException as error:
         with contextlib.suppress(OSError):
-            conn.send(("failed", f"the engine failed: {type(error).__name__}: {' '.join(str(error).split())[:400]}; run again to resume"))
+            conn.send(
+                (
+                    "failed",
+                    f"the engine failed: {type(error).__name__}: "
+                    f"{' '.join(str(error).split())[:400]}; run again to resume",
+                )
+            )
         raise
     finally:
         sys.stderr.flush()

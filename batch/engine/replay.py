@@ -1,7 +1,7 @@
 """A stand-in engine for I/O and fault tests: a legal answer derived from the request's hash, at once.
 
-It has the faults of a real one on demand: `$BATCH_ROUTE_REPLAY_FAULTS` names a JSON file with requests (lists of ids)
-that `kill` the process, `stop` it, or `fail` in Python, and `delay`, the seconds that a step takes.
+It has the faults of a real one on demand: `$BATCH_ROUTE_REPLAY_FAULTS` names a JSON file with requests (lists
+of ids) that `kill` the process, `stop` it, or `fail` in Python, and `delay`, the seconds that a step takes.
 """
 
 import hashlib
@@ -20,7 +20,9 @@ FAULTS = "BATCH_ROUTE_REPLAY_FAULTS"
 
 
 class ReplayEngine:
-    """Answers with one of the adapter's sample answers. The output's manifest says that this engine made it."""
+    """Answers with one of the adapter's sample answers. The output's manifest says that this engine
+    made it.
+    """
 
     def __init__(self, spec: EngineSpec) -> None:
         self._max_num_seqs = spec.max_num_seqs or 1024

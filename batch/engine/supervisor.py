@@ -1,8 +1,8 @@
 """An engine that outlives its process: restarted when it dies or hangs, and rid of the row that kills it.
 
-What was with the engine when it died is under suspicion and is asked again in halves, each alone, until the half that
-kills it is one row. Everything else, new work included, waits meanwhile. A half that survives is done; the rest is
-found in as many deaths as it takes to halve a window down to one row.
+What was with the engine when it died is under suspicion and is asked again in halves, each alone, until the
+half that kills it is one row. Everything else, new work included, waits meanwhile. A half that survives is
+done; the rest is found in as many deaths as it takes to halve a window down to one row.
 """
 
 import logging
@@ -56,8 +56,8 @@ class Supervisor:
         return self._engine.pid
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
-        """See :meth:`EngineProcess.load`; what is loaded is not loaded again. An engine that has never started is not
-        started again."""
+        """See :meth:`EngineProcess.load`; what is loaded is not loaded again. An engine that has never
+        started is not started again."""
         if self._adapters.get(adapter.name) == adapter:
             return self._seen[adapter.name]
         while True:
@@ -75,7 +75,9 @@ class Supervisor:
         self._feed()
 
     def poll(self) -> list[Completion]:
-        """At least one completion. A row that kills the engine every time is completed with ``finish="error"``."""
+        """At least one completion. A row that kills the engine every time is completed with
+        ``finish="error"``.
+        """
         while True:
             if self._convicted:
                 done, self._convicted = self._convicted, []
@@ -111,7 +113,9 @@ class Supervisor:
         self.close()
 
     def _feed(self) -> None:
-        """Hand over a suspect group if nothing else is with the engine, or all that waits if there is none."""
+        """Hand over a suspect group if nothing else is with the engine, or all that waits if there
+        is none.
+        """
         if self._running and (self._suspects or self._alone):
             return
         self._alone = bool(self._suspects)
@@ -132,9 +136,9 @@ class Supervisor:
     def _next_suspect(self) -> Group:
         """The group that waited longest, so that halves of one group alternate with innocent ones.
 
-        Where one more death would end the run, a request that was answered before: if the engine is sound, however many
-        of the suspects are guilty, it answers again. Before any was answered, a single row of the largest group, which
-        most likely is not guilty.
+        Where one more death would end the run, a request that was answered before: if the engine is sound,
+        however many of the suspects are guilty, it answers again. Before any was answered, a single row of
+        the largest group, which most likely is not guilty.
         """
         if self._deaths == RESTARTS:
             if self._witness:
@@ -156,7 +160,13 @@ class Supervisor:
             if self._deaths > RESTARTS:
                 raise EngineError(f"after {RESTARTS} restarts without progress, {error}") from error
             self.restarts += 1
-            emit("engine restarted", logging.WARNING, why=str(error), restarts=self.restarts, suspects=sum(map(len, self._suspects)))
+            emit(
+                "engine restarted",
+                logging.WARNING,
+                why=str(error),
+                restarts=self.restarts,
+                suspects=sum(map(len, self._suspects)),
+            )
             self._engine = EngineProcess(self._spec, self._patience)
             try:
                 for adapter in self._adapters.values():
@@ -166,7 +176,9 @@ class Supervisor:
                 error = again
 
     def _judge(self) -> None:
-        """Halve what was with the engine. A row with which, alone, it died twice is guilty: an accident is not."""
+        """Halve what was with the engine. A row with which, alone, it died twice is guilty: an accident is
+        not.
+        """
         self._running.pop(WITNESS, None)  # the engine's fault, whatever becomes of it
         group, self._running = list(self._running.items()), {}
         if len(group) == 1:

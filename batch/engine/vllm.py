@@ -12,7 +12,8 @@ from batch.engine import CANARY_ANSWER, AdapterSpec, Completion, EngineSpec
 from batch.engine.drafts import AnswerDrafter
 from batch.errors import AdapterError, EngineError
 
-# The engine already has a process of its own; vLLM's second one would only add a hop and half a minute of start-up.
+# The engine already has a process of its own; vLLM's second one would only add a hop and half a minute of
+# start-up.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -28,12 +29,14 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.structured_output import backend_xgrammar
 
-# vLLM 0.32 compiles the grammar of each request that is added, in a new thread, only to see whether it can: half the cost of adding.
+# vLLM 0.32 compiles the grammar of each request that is added, in a new thread, only to see whether it can:
+# half the cost of adding.
 backend_xgrammar.compile_regex_with_timeout = functools.lru_cache(backend_xgrammar.compile_regex_with_timeout)
 
 CANARY_KEY = "canary"
 ADAPTER_MOVES = 1e-4  # least change of a log-probability (nats) that counts as the adapter acting
-# What decides an answer besides the logits and the grammar; reported at load, read off the parameters that are used.
+# What decides an answer besides the logits and the grammar; reported at load, read off the parameters that
+# are used.
 DECODING = (
     "temperature",
     "top_p",
@@ -55,7 +58,8 @@ class VllmEngine:
         self._requests: dict[str, int] = {}  # key by vLLM's request id
         self._adapters: dict[str, tuple[AdapterSpec, SamplingParams, LoRARequest | None]] = {}
         self._done: list[Completion] = []  # found, and not yet given out by a step
-        # vLLM keeps weights by this number: one that is used again, be it after a refusal, would serve the earlier adapter.
+        # vLLM keeps weights by this number: one that is used again, be it after a refusal, would serve the
+        # earlier adapter.
         self._lora_ids = itertools.count(1)
         cpu = current_platform.is_cpu()
         # Both as measured on a CPU (tests/bench/RESULTS.md); on a GPU nothing was.
@@ -63,10 +67,10 @@ class VllmEngine:
         self._draft_tokens = (4 if cpu else 0) if spec.draft_tokens is None else spec.draft_tokens
         self._dtype = spec.dtype or ("float32" if cpu and not _cpu_has_bfloat16() else "bfloat16")
         if cpu:
-            from batch.engine import cpu_lora, cpu_sampling
+            from batch.engine.cpu import lora, sampling
 
-            cpu_lora.install()
-            cpu_sampling.install()
+            lora.install()
+            sampling.install()
         if spec.threads:
             torch.set_num_threads(spec.threads)
         try:
@@ -134,7 +138,9 @@ class VllmEngine:
     def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
         spec, params, lora = self._adapters[adapter]
         try:
-            self._engine.add_request(str(key), {"prompt_token_ids": spec.prompt(request_ids)}, params, lora_request=lora)
+            self._engine.add_request(
+                str(key), {"prompt_token_ids": spec.prompt(request_ids)}, params, lora_request=lora
+            )
         except ValueError:  # a request that vLLM refuses is that row's problem
             self._done.append(Completion(key, [], [], "error"))
         else:
@@ -191,7 +197,8 @@ class VllmEngine:
             moved = max((abs(base[i] - tuned[i]) for i in shared), default=float("inf"))
             if moved < ADAPTER_MOVES and adapter.strict:
                 raise AdapterError(
-                    f"adapter {adapter.name[:12]} loads but changes nothing: on the canary no log-probability moved by "
+                    f"adapter {adapter.name[:12]} loads but changes nothing: on the canary no "
+                    "log-probability moved by "
                     f"{ADAPTER_MOVES}; its module names or its base do not match, train it again"
                 )
             seen["adapter_moves_logprob_by"] = moved
@@ -201,12 +208,17 @@ class VllmEngine:
         other = self._sampling(adapter, CANARY_ANSWER, logprobs=0, max_tokens=1)
         seen["grammar_holds"] = set(self._first_token(prompt, other, lora)) == {adapter.canary_answer_id}
         if not seen["grammar_holds"] and adapter.strict:
-            raise AdapterError("guided decoding does not act: the canary's answer ignored its grammar; check the vLLM version")
+            raise AdapterError(
+                "guided decoding does not act: the canary's answer ignored its grammar; check the "
+                "vLLM version"
+            )
         # The first row finds the contract's grammar compiled and the instructions in the prefix cache.
         self._first_token(prompt, self._sampling(adapter, adapter.grammar, logprobs=0, max_tokens=1), lora)
         return seen
 
-    def _first_token(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> dict[int, float]:
+    def _first_token(
+        self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None
+    ) -> dict[int, float]:
         """Log-probabilities at the first generated token, by token id."""
         self._engine.add_request(CANARY_KEY, {"prompt_token_ids": prompt}, params, lora_request=lora)
         while (output := self._step()) is None:
@@ -221,7 +233,11 @@ class VllmEngine:
 def _speculation(tokens: int) -> dict[str, Any] | None:
     if not tokens:
         return None
-    return {"method": "custom_class", "model": f"{AnswerDrafter.__module__}.{AnswerDrafter.__name__}", "num_speculative_tokens": tokens}
+    return {
+        "method": "custom_class",
+        "model": f"{AnswerDrafter.__module__}.{AnswerDrafter.__name__}",
+        "num_speculative_tokens": tokens,
+    }
 
 
 def _max_model_len(spec: EngineSpec, draft_tokens: int) -> int:
@@ -245,7 +261,8 @@ def _lora_rank(rank: int) -> int:
 
 
 def _cpu_cache_bytes(spec: EngineSpec, max_num_seqs: int) -> int:
-    """Bytes of KV cache that the longest legal rows can need at once, but at most a quarter of the free memory.
+    """Bytes of KV cache that the longest legal rows can need at once, but at most a quarter of the free
+    memory.
 
     On a CPU vLLM's default claims nearly all memory, whatever the model.
     """

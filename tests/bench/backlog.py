@@ -24,17 +24,35 @@ CHUNK = 50_000
 
 def write_backlog(path: Path, rows: int) -> None:
     """`rows` different texts: the sample backlog's, each with a number of its own."""
-    texts = [text for text in pq.read_table(ROOT / "data/requests.parquet")["request"].to_pylist() if text and text.strip()]
+    texts = [
+        text
+        for text in pq.read_table(ROOT / "data/requests.parquet")["request"].to_pylist()
+        if text and text.strip()
+    ]
     schema = pa.schema([("id", pa.int64()), ("request", pa.string())])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in range(0, rows, CHUNK):
             numbers = range(start, min(rows, start + CHUNK))
-            writer.write_table(pa.table({"id": numbers, "request": [f"{texts[n % len(texts)]} ({n})" for n in numbers]}, schema))
+            writer.write_table(
+                pa.table(
+                    {"id": numbers, "request": [f"{texts[n % len(texts)]} ({n})" for n in numbers]}, schema
+                )
+            )
 
 
 def route(source: Path, output: Path, adapter: str) -> tuple[float, int, dict[str, float]]:
     """Seconds, the parent's peak memory in bytes, and what the manifest says of the run."""
-    command = [sys.executable, "-m", "batch", str(source), str(output), "--adapter", adapter, "--engine", "replay"]
+    command = [
+        sys.executable,
+        "-m",
+        "batch",
+        str(source),
+        str(output),
+        "--adapter",
+        adapter,
+        "--engine",
+        "replay",
+    ]
     started, peak = time.monotonic(), 0
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     status = Path(f"/proc/{job.pid}/status")
@@ -61,9 +79,13 @@ def main() -> None:
             seconds, peak, told = route(source, Path(folder, "out.parquet"), options.adapter)
         peaks.append(peak)
         speed = rows / seconds
-        print(f"{rows} rows in {seconds:.1f} s: {speed:.0f} rows/s in all, {told['rows_per_second']:.0f} while routing, {peak >> 20} MB")
+        print(
+            f"{rows} rows in {seconds:.1f} s: {speed:.0f} rows/s in all, {told['rows_per_second']:.0f} while routing, {peak >> 20} MB"
+        )
     more = peaks[1] - peaks[0]
-    print(f"peak memory {more / (1 << 20):+.0f} MB; {told['prompt_tokens'] / options.rows:.0f} prompt tokens a row")
+    print(
+        f"peak memory {more / (1 << 20):+.0f} MB; {told['prompt_tokens'] / options.rows:.0f} prompt tokens a row"
+    )
     raise SystemExit(speed < LEAST_ROWS_PER_SECOND or more > MOST_BYTES)
 
 

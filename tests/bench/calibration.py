@@ -2,7 +2,7 @@
 
 Calibrates a copy of the adapter on generated requests, routes a separate generated set by `batch-route`, and measures on it
 the adaptive ECE of each field and the errors among `triage = auto` rows. Phrases of both sets are held out from the mini
-base's training (`train/requests.py`); the sets share no request. A shifted set has other held-out phrases than those
+base's training (`train/mini_base/requests.py`); the sets share no request. A shifted set has other held-out phrases than those
 calibrated on.
 """
 
@@ -18,15 +18,18 @@ import click
 import numpy as np
 import polars as pl
 
-from batch.bundle import Bundle, Registry
-from batch.contract import Contract
-from train.calibrate import describe, upper_bound
-from train.calibrated import calibrate_bundle, summary
-from train.generate import labelled
-from train.requests import Split
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from train.fit.calibrate import describe, upper_bound
+from train.fit.calibrated import calibrate_bundle, summary
+from train.mini_base.generate import labelled
+from train.mini_base.requests import Split
 
 
-def generated(contract: Contract, split: Split, seed: int, count: int, beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def generated(
+    contract: Contract, split: Split, seed: int, count: int, beside: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Labelled requests by the policy table, none nearly one of those `beside`, to which they are added."""
     rows = list(itertools.islice(labelled(contract, split, seed, [row["request"] for row in beside]), count))
     beside += rows
@@ -34,12 +37,18 @@ def generated(contract: Contract, split: Split, seed: int, count: int, beside: l
 
 
 def measure(scored: pl.DataFrame, gold: list[dict[str, Any]], contract: Contract) -> None:
-    labels = pl.DataFrame([{key: row[key] for key in ("id", *(f.name for f in contract.scored_fields))} for row in gold])
-    both = scored.join(labels, on="id", suffix="_gold", maintain_order="left").filter(pl.col("status") == "ok")
+    labels = pl.DataFrame(
+        [{key: row[key] for key in ("id", *(f.name for f in contract.scored_fields))} for row in gold]
+    )
+    both = scored.join(labels, on="id", suffix="_gold", maintain_order="left").filter(
+        pl.col("status") == "ok"
+    )
     right = {f.name: (both[f.name] == both[f"{f.name}_gold"]).to_numpy() for f in contract.scored_fields}
     for name, hit in right.items():
         found = describe(both[f"{name}_score"].to_numpy().astype(float), hit)
-        print(f"  {name:<22} accuracy {hit.mean():.3f}   adaptive ECE {found['ece']:.4f}   Brier {found['brier']:.4f}")
+        print(
+            f"  {name:<22} accuracy {hit.mean():.3f}   adaptive ECE {found['ece']:.4f}   Brier {found['brier']:.4f}"
+        )
     if "triage" in both.columns:
         auto = (both["triage"] == "auto").to_numpy()
         wrong = int((~np.all(list(right.values()), axis=0))[auto].sum())
@@ -68,7 +77,9 @@ def main(adapter: str, target_error: float, rows: int) -> None:
         made, content = calibrate_bundle(bundle, dataset, target_error, Registry(folder / "adapters"))
         print(f"calibrated on {rows} rows", *summary(content), sep="\n  ")
         for label in ("separate", "shifted"):
-            pl.DataFrame({key: [row[key] for row in sets[label]] for key in ("id", "request")}).write_parquet(folder / f"{label}.parquet")
+            pl.DataFrame({key: [row[key] for row in sets[label]] for key in ("id", "request")}).write_parquet(
+                folder / f"{label}.parquet"
+            )
             line = [
                 str(Path(sys.executable).parent / "batch-route"),
                 str(folder / f"{label}.parquet"),

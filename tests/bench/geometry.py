@@ -25,13 +25,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from batch.adapters import engine_needs, spec_of
-from batch.bundle import Bundle, Registry, base_digest, copy_tokenizer, write_manifest
-from batch.contract import Contract
+from batch.adapter.base_model import base_digest
+from batch.adapter.bundle import Bundle, copy_tokenizer, write_manifest
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
 from batch.engine import EngineSpec
 from batch.engine.process import EngineProcess
+from batch.scoring.adapters import engine_needs, spec_of
 from train.config import Config
-from train.requests import requests
+from train.mini_base.requests import requests
 
 ROOT = Path(__file__).parents[2]
 WARM_ROWS = 64
@@ -56,7 +58,12 @@ def build(name: str, folder: Path) -> Bundle:
 
     base, mini = folder / "base", ROOT / "data/mini-base"
     settings = json.loads((mini / "config.json").read_text())
-    config = Qwen3Config(**shape(name), eos_token_id=settings["eos_token_id"], pad_token_id=settings["pad_token_id"], bos_token_id=None)
+    config = Qwen3Config(
+        **shape(name),
+        eos_token_id=settings["eos_token_id"],
+        pad_token_id=settings["pad_token_id"],
+        bos_token_id=None,
+    )
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_default_dtype(torch.bfloat16)
@@ -79,7 +86,9 @@ def build(name: str, folder: Path) -> Bundle:
     (staging / "contract.json").write_text(Contract.load(ROOT / "data/contract.toml").to_json())
     (staging / "metrics.json").write_text("{}")
     (staging / "calibration.json").write_text('{"calibrated": false}')
-    write_manifest(staging, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 16})
+    write_manifest(
+        staging, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 16}
+    )
     return registry.add(staging)
 
 
@@ -130,13 +139,15 @@ def fit(base: Path, folder: Path, steps: int) -> dict[str, Any]:
     recipe = (ROOT / "train/qwen3-4b.toml").read_text().splitlines()
     lines = [f'model = "{base}"' if line.startswith("model =") else line for line in recipe]
     lines = [
-        f"max_steps = {steps}" if line.startswith(("epochs", "max_steps")) else line for line in lines if not line.startswith("revision")
+        f"max_steps = {steps}" if line.startswith(("epochs", "max_steps")) else line
+        for line in lines
+        if not line.startswith("revision")
     ]
     (folder / "fit.toml").write_text("\n".join(lines))
     code = (
         "import json, resource, sys, time, torch\n"
-        "from pathlib import Path\nfrom batch.bundle import Registry\nfrom train.config import Config\nfrom train.qlora import prepare, train\n"
-        "from rich.console import Console\nfrom train.qlora import build_trainer\n"
+        "from pathlib import Path\nfrom batch.adapter.registry import Registry\nfrom train.config import Config\nfrom train.fit.qlora import prepare, train\n"
+        "from rich.console import Console\nfrom train.fit.qlora import build_trainer\n"
         "job = prepare(Config.load(Path(sys.argv[1])))\nrun = Path(sys.argv[2])\nrun.mkdir()\n"
         "trainer = build_trainer(job, run, Console(stderr=True))\nbegan = time.monotonic()\ntrainer.train()\n"
         "seconds = time.monotonic() - began\n"
@@ -145,10 +156,18 @@ def fit(base: Path, folder: Path, steps: int) -> dict[str, Any]:
         "print(json.dumps({'seconds a step': seconds / trainer.state.global_step, 'peak MiB': peak / 2**20}))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder / "fit.toml"), str(folder / "run")], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", code, str(folder / "fit.toml"), str(folder / "run")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     last = (done.stdout.strip().splitlines() or [""])[-1]
-    return json.loads(last) if last.startswith("{") else {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+    return (
+        json.loads(last)
+        if last.startswith("{")
+        else {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+    )
 
 
 @click.command()
@@ -159,7 +178,11 @@ def fit(base: Path, folder: Path, steps: int) -> dict[str, Any]:
 def main(geometry: str, rows: int, fit_steps: int, out: Path) -> None:
     import torch
 
-    texts = list(dict.fromkeys(request.text for request, _ in zip(requests(random.Random(0)), range(2 * rows), strict=False)))[:rows]
+    texts = list(
+        dict.fromkeys(
+            request.text for request, _ in zip(requests(random.Random(0)), range(2 * rows), strict=False)
+        )
+    )[:rows]
     folder = Path(tempfile.mkdtemp(prefix="geometry-"))
     results: dict[str, Any] = {}
     try:
@@ -178,7 +201,11 @@ def main(geometry: str, rows: int, fit_steps: int, out: Path) -> None:
     table = Table("", "", title=f"{geometry}, {len(texts)} rows", title_justify="left")
     for name, result in results.items():
         table.add_row(
-            name, ", ".join(f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items())
+            name,
+            ", ".join(
+                f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in result.items()
+            ),
         )
     Console(width=150).print(table)
 

@@ -51,7 +51,12 @@ def messages(job: dict[str, Any], request: str) -> list[dict[str, str]]:
 def engine_options(job: dict[str, Any]) -> dict[str, Any]:
     lora = {"enable_lora": True, "max_lora_rank": job["rank"]}
     # vLLM's default share of the memory can be more than one NUMA node of a small machine has free.
-    return {"dtype": job["dtype"], "max_model_len": job["max_model_len"], "gpu_memory_utilization": MEMORY_SHARE, **lora}
+    return {
+        "dtype": job["dtype"],
+        "max_model_len": job["max_model_len"],
+        "gpu_memory_utilization": MEMORY_SHARE,
+        **lora,
+    }
 
 
 # --- LLM.generate -------------------------------------------------------------------------------------------------
@@ -65,19 +70,31 @@ def generate(job: dict[str, Any], chunk: int | None = None) -> dict[str, Any]:
 
     ids, requests = read(job)
     whitespace = {"backend": "xgrammar", "disable_any_whitespace": True}
-    llm = LLM(job["base"], structured_outputs_config=whitespace, disable_log_stats=False, **engine_options(job))
+    llm = LLM(
+        job["base"], structured_outputs_config=whitespace, disable_log_stats=False, **engine_options(job)
+    )
     tokenizer = llm.get_tokenizer()
     ready = since_start()
     prompts = [
-        {"prompt_token_ids": tokenizer.apply_chat_template(messages(job, r), add_generation_prompt=True, return_dict=False)}
+        {
+            "prompt_token_ids": tokenizer.apply_chat_template(
+                messages(job, r), add_generation_prompt=True, return_dict=False
+            )
+        }
         for r in requests
     ]
-    params = SamplingParams(temperature=0, max_tokens=job["max_tokens"], structured_outputs=StructuredOutputsParams(json=job["schema"]))
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=job["max_tokens"],
+        structured_outputs=StructuredOutputsParams(json=job["schema"]),
+    )
     lora = LoRARequest("adapter", 1, job["adapter"])
     answers: list[str] = []
     first = None
     for start in range(0, len(prompts), chunk or len(prompts)):
-        outputs = llm.generate(prompts[start : start + (chunk or len(prompts))], params, lora_request=lora, use_tqdm=False)
+        outputs = llm.generate(
+            prompts[start : start + (chunk or len(prompts))], params, lora_request=lora, use_tqdm=False
+        )
         first = first or since_start()
         answers += [output.outputs[0].text for output in outputs]
     write(job, ids, answers)
@@ -104,7 +121,10 @@ def run_batch(job: dict[str, Any]) -> dict[str, Any]:
     import runpy
 
     ids, requests = read(job)
-    source, target = Path(job["output"]).with_suffix(".in.jsonl"), Path(job["output"]).with_suffix(".out.jsonl")
+    source, target = (
+        Path(job["output"]).with_suffix(".in.jsonl"),
+        Path(job["output"]).with_suffix(".out.jsonl"),
+    )
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": job["schema"], "strict": True}}
     with source.open("w") as file:
         for row, request in zip(ids, requests, strict=True):
@@ -115,12 +135,31 @@ def run_batch(job: dict[str, Any]) -> dict[str, Any]:
                 "max_completion_tokens": job["max_tokens"],
                 "response_format": form,
             }
-            file.write(json.dumps({"custom_id": row, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n")
+            file.write(
+                json.dumps({"custom_id": row, "method": "POST", "url": "/v1/chat/completions", "body": body})
+                + "\n"
+            )
     whitespace = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
-    sys.argv = ["run_batch", "-i", str(source), "-o", str(target), "--model", job["base"], "--dtype", job["dtype"]]
+    sys.argv = [
+        "run_batch",
+        "-i",
+        str(source),
+        "-o",
+        str(target),
+        "--model",
+        job["base"],
+        "--dtype",
+        job["dtype"],
+    ]
     sys.argv += ["--gpu-memory-utilization", str(MEMORY_SHARE)]
     sys.argv += ["--max-model-len", str(job["max_model_len"]), "--structured-outputs-config", whitespace]
-    sys.argv += ["--enable-lora", "--max-lora-rank", str(job["rank"]), "--lora-modules", f"adapter={job['adapter']}"]
+    sys.argv += [
+        "--enable-lora",
+        "--max-lora-rank",
+        str(job["rank"]),
+        "--lora-modules",
+        f"adapter={job['adapter']}",
+    ]
     with contextlib.suppress(SystemExit):
         runpy.run_module("vllm.entrypoints.openai.run_batch", run_name="__main__")
     found = {}
@@ -144,16 +183,30 @@ def ray_data(job: dict[str, Any]) -> dict[str, Any]:
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
     config = vLLMEngineProcessorConfig(
         model_source=job["base"],
-        engine_kwargs={**engine_options(job), "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}},
-        placement_group_config=None if torch.cuda.is_available() else {"bundles": [{"CPU": 1}]},  # it asks for a GPU
+        engine_kwargs={
+            **engine_options(job),
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        },
+        placement_group_config=None
+        if torch.cuda.is_available()
+        else {"bundles": [{"CPU": 1}]},  # it asks for a GPU
         batch_size=256,
         concurrency=1,
         log_engine_metrics=False,
     )
-    params = {"temperature": 0, "max_tokens": job["max_tokens"], "structured_outputs": {"json": job["schema"]}}
+    params = {
+        "temperature": 0,
+        "max_tokens": job["max_tokens"],
+        "structured_outputs": {"json": job["schema"]},
+    }
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
-        return {"id": row["id"], "model": job["adapter"], "messages": messages(job, row["request"]), "sampling_params": params}
+        return {
+            "id": row["id"],
+            "model": job["adapter"],
+            "messages": messages(job, row["request"]),
+            "sampling_params": params,
+        }
 
     def keep(row: dict[str, Any]) -> dict[str, Any]:
         return {"id": row["id"], "answer": row["generated_text"]}
@@ -186,10 +239,18 @@ def transformers_peft(job: dict[str, Any], batch: int) -> dict[str, Any]:
     answers: list[str] = []
     for start in range(0, len(requests), batch):
         chats = [messages(job, request) for request in requests[start : start + batch]]
-        prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + '{"' for chat in chats]
+        prompts = [
+            tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + '{"'
+            for chat in chats
+        ]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(device)
         with torch.inference_mode():
-            made = model.generate(**inputs, do_sample=False, max_new_tokens=job["max_tokens"], pad_token_id=tokenizer.pad_token_id)
+            made = model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=job["max_tokens"],
+                pad_token_id=tokenizer.pad_token_id,
+            )
         first = first or since_start()
         texts = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         answers += ['{"' + text for text in texts]

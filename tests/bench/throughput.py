@@ -29,13 +29,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from batch.bundle import Bundle, Registry
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
 from tests.bench import peers
-from train.requests import requests
+from train.mini_base.requests import requests
 
 OURS = "batch-route"
 ORDER = [OURS, *peers.PEERS]
-FEW_ROWS, SOME_ROWS = 50, 256  # for `generate` of transformers, one row at a time and batched: its rate does not depend on how many
+# for `generate` of transformers, one row at a time and batched: its rate does not depend on how many
+FEW_ROWS, SOME_ROWS = (
+    50,
+    256,
+)
 console = Console(soft_wrap=True)
 
 
@@ -81,7 +86,11 @@ def make_job(folder: Path, rows: int, dtype: str, threads: int) -> dict[str, Any
 
 def fastest_dtype() -> str:
     flags = Path("/proc/cpuinfo").read_text()
-    return "bfloat16" if torch.cuda.is_available() or "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    return (
+        "bfloat16"
+        if torch.cuda.is_available() or "avx512_bf16" in flags or "amx_bf16" in flags
+        else "float32"
+    )
 
 
 class PeakMemory(threading.Thread):
@@ -164,7 +173,9 @@ def run_ours(job: dict[str, Any], folder: Path, timeout: float) -> dict[str, Any
     }
 
 
-def run_peer(name: str, job: dict[str, Any], folder: Path, timeout: float, start: float | None) -> dict[str, Any]:
+def run_peer(
+    name: str, job: dict[str, Any], folder: Path, timeout: float, start: float | None
+) -> dict[str, Any]:
     output = folder / f"{name}.parquet"
     path = folder / f"{name}.json"
     path.write_text(json.dumps({**job, "output": str(output)}))
@@ -183,7 +194,9 @@ def run_peer(name: str, job: dict[str, Any], folder: Path, timeout: float, start
         "rate": rows.num_rows / (result["done"] - (ready or 0.0)),
         "steps": result.get("steps"),
         "memory": memory,
-        "labels": peers.labels(zip(rows["id"].to_pylist(), rows["answer"].to_pylist(), strict=True), job["fields"]),
+        "labels": peers.labels(
+            zip(rows["id"].to_pylist(), rows["answer"].to_pylist(), strict=True), job["fields"]
+        ),
     }
 
 
@@ -208,7 +221,17 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> None:
         values = [run[key] for run in runs[name] if run.get(key) is not None]
         return statistics.median(values) if values else None
 
-    table = Table("", "rows/s", "batch-route ×", "tokens/s", "steps/row", "first row s", "seconds in all", "peak MiB", "labels as ours")
+    table = Table(
+        "",
+        "rows/s",
+        "batch-route ×",
+        "tokens/s",
+        "steps/row",
+        "first row s",
+        "seconds in all",
+        "peak MiB",
+        "labels as ours",
+    )
     ours, tokens = median(OURS, "rate"), median(OURS, "tokens")
     for name in runs:
         failed = [run["error"] for run in runs[name] if "error" in run]
@@ -227,7 +250,9 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> None:
             f"{first:.1f}" if first else "",
             f"{median(name, 'seconds'):.1f}",
             f"{(memory or 0) / 2**20:.0f}",
-            agreement(runs[OURS][-1]["labels"], runs[name][-1]["labels"]) if "labels" in runs[OURS][-1] else "",
+            agreement(runs[OURS][-1]["labels"], runs[name][-1]["labels"])
+            if "labels" in runs[OURS][-1]
+            else "",
         )
     Console(width=150).print(table)
 
@@ -236,10 +261,20 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> None:
 @click.option("--rows", default=2000, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--only", default=",".join(ORDER), show_default=True, help="which to run, separated by commas")
-@click.option("--dtype", default=fastest_dtype, help="of everyone  [default: bfloat16 where the hardware has it, else float32]")
+@click.option(
+    "--dtype",
+    default=fastest_dtype,
+    help="of everyone  [default: bfloat16 where the hardware has it, else float32]",
+)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 @click.option("--timeout", default=3600.0, show_default=True, help="seconds for one run")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="folder for files and results")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("bench"),
+    show_default=True,
+    help="folder for files and results",
+)
 def main(rows: int, rounds: int, only: str, dtype: str, threads: int, timeout: float, out: Path) -> None:
     os.environ["BATCH_ROUTE_BENCH"] = str(os.getpid())
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -262,7 +297,9 @@ def main(rows: int, rounds: int, only: str, dtype: str, threads: int, timeout: f
             shown = {key: value for key, value in result.items() if key != "labels"}
             console.print(f"round {number + 1} {name}: {json.dumps(shown)}", highlight=False)
             (out / "runs.json").write_text(
-                json.dumps({n: [{k: v for k, v in r.items() if k != "labels"} for r in rs] for n, rs in runs.items()})
+                json.dumps(
+                    {n: [{k: v for k, v in r.items() if k != "labels"} for r in rs] for n, rs in runs.items()}
+                )
             )
     report(runs)
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import click
 
-from batch.adapters import engine_needs, spec_of
-from batch.bundle import Bundle, Registry
-from batch.contract import Contract
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
 from batch.engine import EngineSpec
 from batch.engine.process import EngineProcess
+from batch.scoring.adapters import engine_needs, spec_of
 from tests.bench.throughput import backlog
 from tests.conftest import make_bundle
 
@@ -31,7 +32,10 @@ SWAPS = 10
 def swaps(champion: Bundle, folder: Path) -> tuple[list[float], bool]:
     """Seconds of each load of an adapter that the engine has not seen, and whether its process stayed the same."""
     base = champion.resolve_base()
-    others = [make_bundle(base, Contract.from_dict(champion.contract.raw), folder / str(i), scale=0.02 + i / 100) for i in range(SWAPS)]
+    others = [
+        make_bundle(base, Contract.from_dict(champion.contract.raw), folder / str(i), scale=0.02 + i / 100)
+        for i in range(SWAPS)
+    ]
     seconds = []
     with EngineProcess(EngineSpec("vllm", **engine_needs([champion], base))) as engine:
         engine.load(spec_of(champion))
@@ -51,18 +55,34 @@ def main(rows: str, rounds: int) -> None:
     try:
         champion = Bundle.open(Registry().resolve("champion"))
         seconds, same = swaps(champion, folder)
-        print(f"adapter swap: median {statistics.median(seconds):.3f} s, slowest {max(seconds):.3f} s, same process: {same}", flush=True)
+        print(
+            f"adapter swap: median {statistics.median(seconds):.3f} s, slowest {max(seconds):.3f} s, same process: {same}",
+            flush=True,
+        )
         cost: dict[int, list[float]] = {}
         for number in range(rounds):
             for size in map(int, rows.split(",")):
-                source, output = backlog(folder / f"{size}.parquet", size, seed=number), folder / "out.parquet"
-                subprocess.run([Path(sys.executable).with_name("batch-route"), source, output, "--fresh"], check=True, capture_output=True)
+                source, output = (
+                    backlog(folder / f"{size}.parquet", size, seed=number),
+                    folder / "out.parquet",
+                )
+                subprocess.run(
+                    [Path(sys.executable).with_name("batch-route"), source, output, "--fresh"],
+                    check=True,
+                    capture_output=True,
+                )
                 run = json.loads(Path(f"{output}.manifest.json").read_text())["run"]
                 cost.setdefault(size, []).append(1000 / run["rows_per_second"])
-                print(f"{size} rows: {cost[size][-1]:.2f} ms a row, engine idle {run['engine']['usage']['idle_seconds']:.2f} s", flush=True)
+                print(
+                    f"{size} rows: {cost[size][-1]:.2f} ms a row, engine idle {run['engine']['usage']['idle_seconds']:.2f} s",
+                    flush=True,
+                )
         medians = {size: statistics.median(values) for size, values in cost.items()}
         first = next(iter(medians.values()))
-        print("against the first: " + ", ".join(f"{size}: {value / first:.3f}" for size, value in medians.items()))
+        print(
+            "against the first: "
+            + ", ".join(f"{size}: {value / first:.3f}" for size, value in medians.items())
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

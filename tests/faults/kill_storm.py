@@ -106,10 +106,13 @@ class Storm:
         return self._output_inode() != self._inode
 
     def _run(self) -> None:
-        from batch import run
+        from batch import run, shard_writer
+        from batch.job import Options
 
-        run.SHARD_SECONDS = -1.0  # commit after each batch
-        run.run(run.Options(str(self.folder / "in.parquet"), str(self.output), adapter=self.adapter, engine="replay"))
+        shard_writer.SHARD_SECONDS = -1.0  # commit after each batch
+        run.run(
+            Options(str(self.folder / "in.parquet"), str(self.output), adapter=self.adapter, engine="replay")
+        )
 
     @staticmethod
     def _fork(act: Callable[[], object]) -> int:
@@ -144,8 +147,12 @@ def write_input(path: Path, rows: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = [f"Request {row}: please build a dashboard of sales." if row % 97 else None for row in range(rows)]
-    pq.write_table(pa.table({"id": range(rows), "request": pa.array(texts, pa.string())}), path, row_group_size=1000)
+    texts = [
+        f"Request {row}: please build a dashboard of sales." if row % 97 else None for row in range(rows)
+    ]
+    pq.write_table(
+        pa.table({"id": range(rows), "request": pa.array(texts, pa.string())}), path, row_group_size=1000
+    )
 
 
 def main() -> None:
@@ -171,7 +178,9 @@ def main() -> None:
         while storm.kill(chance):
             pass
         storm.check_through()
-    print(f"{states.total()} kills: {dict(states)}; {through + 1} jobs got through, each with the bytes of an uninterrupted one")
+    print(
+        f"{states.total()} kills: {dict(states)}; {through + 1} jobs got through, each with the bytes of an uninterrupted one"
+    )
 
 
 if __name__ == "__main__":

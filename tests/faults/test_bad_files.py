@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch import backlog as backlog_module
-from batch.bundle import Bundle
+from batch.adapter.bundle import Bundle
 from batch.errors import InputError
-from batch.table import Backlog, output_columns
+from batch.storage import backlog as backlog_module
+from batch.storage.backlog import Backlog
+from batch.storage.output import output_columns
+from tests.batch.storage.test_output import requests, spoilt
+from tests.batch.test_run import route
 from tests.conftest import ROOT
-from tests.test_run import route
-from tests.test_table import requests, spoilt
 
 
 def spoil(name: str, path: Path) -> None:
@@ -36,13 +37,19 @@ def spoil(name: str, path: Path) -> None:
             pq.write_table(table, path, write_page_checksum=True, use_dictionary=False, compression="none")
             path.write_bytes(path.read_bytes().replace(b"Lovelace 500", b"Lovelace 501", 1))
         case "list bomb":
-            nothing = pa.ListArray.from_arrays(pa.array([0, 50_000_000], pa.int32()), pa.array(np.zeros(50_000_000, np.int8)))
+            nothing = pa.ListArray.from_arrays(
+                pa.array([0, 50_000_000], pa.int32()), pa.array(np.zeros(50_000_000, np.int8))
+            )
             pq.write_table(pa.table({"id": [1], "request": ["x"], "list": nothing}), path)
         case "text list bomb":
-            values = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * (1 << 18)]))
+            values = pa.DictionaryArray.from_arrays(
+                pa.array([0] * 2000, pa.int32()), pa.array(["x" * (1 << 18)])
+            )
             lists = pa.ListArray.from_arrays(pa.array(range(2001), pa.int32()), values)
             bomb = pa.table({"id": range(2000), "request": ["x"] * 2000, "list": lists})
-            pq.write_table(bomb, path, compression="zstd", store_schema=False, dictionary_pagesize_limit=1 << 30)
+            pq.write_table(
+                bomb, path, compression="zstd", store_schema=False, dictionary_pagesize_limit=1 << 30
+            )
         case "a row of 17 MB":
             pq.write_table(pa.table({"id": [1], "request": ["x" * (17 << 20)]}), path)
         case _:
@@ -51,7 +58,15 @@ def spoil(name: str, path: Path) -> None:
 
 BAD = [
     *("missing", "empty", "csv", "truncated", "headless", "footer", "encrypted", "encrypted, plain footer"),
-    *("foreign schema", "nested text", "two columns of one name", "bit flip", "list bomb", "text list bomb", "a row of 17 MB"),
+    *(
+        "foreign schema",
+        "nested text",
+        "two columns of one name",
+        "bit flip",
+        "list bomb",
+        "text list bomb",
+        "a row of 17 MB",
+    ),
 ]
 
 
@@ -68,13 +83,19 @@ def test_a_bad_file_is_one_line_and_exit_2(tiny_bundle: Bundle, tmp_path: Path, 
     assert sorted(tmp_path.iterdir()) == before and (tmp_path / "out.parquet").read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())], ids=str
+)
 @pytest.mark.parametrize("rows", [0, 3])
-def test_unusual_but_sound_files_are_routed(tiny_bundle: Bundle, tmp_path: Path, kind: pa.DataType, rows: int) -> None:
+def test_unusual_but_sound_files_are_routed(
+    tiny_bundle: Bundle, tmp_path: Path, kind: pa.DataType, rows: int
+) -> None:
     """No rows give an empty output with the full schema. Fails when `assemble` wants a shard."""
     texts = pa.array(["a dashboard", "a dashboard", None][:rows], pa.string())
     texts = texts.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else texts.cast(kind)
-    pq.write_table(pa.table({"id": pa.array(range(rows), pa.int32()), "request": texts}), tmp_path / "in.parquet")
+    pq.write_table(
+        pa.table({"id": pa.array(range(rows), pa.int32()), "request": texts}), tmp_path / "in.parquet"
+    )
     result = route(tiny_bundle, tmp_path / "in.parquet", tmp_path / "out.parquet", "--max-error-rate", "1")
     assert result.exit_code == 0, result.output
     made = pq.read_table(tmp_path / "out.parquet")
@@ -85,11 +106,30 @@ def test_unusual_but_sound_files_are_routed(tiny_bundle: Bundle, tmp_path: Path,
 def test_long_texts_are_read_in_bounded_memory(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """400 texts of 1 MB, each of which is too long. Fails without `SHARD_BYTES`: all would wait for one shard."""
     path = tmp_path / "in.parquet"
-    with pq.ParquetWriter(path, schema := pa.schema([("id", pa.int64()), ("request", pa.string())]), compression="zstd") as writer:
+    with pq.ParquetWriter(
+        path, schema := pa.schema([("id", pa.int64()), ("request", pa.string())]), compression="zstd"
+    ) as writer:
         for row in range(400):
             writer.write_table(pa.table({"id": [row], "request": [f"{row}" + "x" * (1 << 20)]}, schema))
-    line = [sys.executable, "-m", "batch", str(path), str(tmp_path / "out.parquet"), "--adapter", str(tiny_bundle.path)]
-    job, peak = subprocess.Popen([*line, "--engine", "replay"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True), 0
+    line = [
+        sys.executable,
+        "-m",
+        "batch",
+        str(path),
+        str(tmp_path / "out.parquet"),
+        "--adapter",
+        str(tiny_bundle.path),
+    ]
+    job, peak = (
+        subprocess.Popen(
+            [*line, "--engine", "replay"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ),
+        0,
+    )
     while job.poll() is None:
         for line_ in Path(f"/proc/{job.pid}/status").read_text().splitlines():
             if line_.startswith("VmHWM"):
@@ -104,7 +144,11 @@ def test_a_batch_of_nested_texts_is_small(tmp_path: Path, monkeypatch: pytest.Mo
     top-level texts are looked at."""
     values = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * (1 << 16)]))
     table = pa.table(
-        {"id": range(2000), "request": ["x"] * 2000, "list": pa.ListArray.from_arrays(pa.array(range(2001), pa.int32()), values)}
+        {
+            "id": range(2000),
+            "request": ["x"] * 2000,
+            "list": pa.ListArray.from_arrays(pa.array(range(2001), pa.int32()), values),
+        }
     )
     pq.write_table(table, tmp_path / "in.parquet", store_schema=False, dictionary_pagesize_limit=1 << 30)
     backlog = Backlog.open(str(tmp_path / "in.parquet"), "id", "request", [])

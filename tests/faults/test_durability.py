@@ -16,18 +16,29 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batch import run
-from batch.bundle import Bundle
-from batch.errors import StorageError
-from batch.files import Place
-from batch.interrupt import Interrupted
-from batch.router import Counts
+from batch import run, shard_writer
+from batch.adapter.bundle import Bundle
+from batch.errors import Interrupted, StorageError
+from batch.job import Options
+from batch.scoring.router import Counts
+from batch.storage.location import Location
+from tests.batch.test_run import alive, backlog
 from tests.conftest import ROOT
-from tests.test_run import alive, backlog
 
 
 def command(bundle: Bundle, source: Path, output: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "batch", str(source), str(output), "--adapter", str(bundle.path), "--engine", "replay", *more]
+    return [
+        sys.executable,
+        "-m",
+        "batch",
+        str(source),
+        str(output),
+        "--adapter",
+        str(bundle.path),
+        "--engine",
+        "replay",
+        *more,
+    ]
 
 
 def routed(line: Sequence[str], file_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,7 +53,17 @@ def routed(line: Sequence[str], file_bytes: int | None = None) -> subprocess.Com
 
 def test_a_storm_of_kills_tears_nothing(tiny_bundle: Bundle) -> None:
     """`make faults` does 200. Fails as the script says."""
-    line = [sys.executable, "-m", "tests.faults.kill_storm", "--kills", "12", "--seed", "7", "--adapter", str(tiny_bundle.path)]
+    line = [
+        sys.executable,
+        "-m",
+        "tests.faults.kill_storm",
+        "--kills",
+        "12",
+        "--seed",
+        "7",
+        "--adapter",
+        str(tiny_bundle.path),
+    ]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("12 kills")
@@ -59,7 +80,9 @@ def test_a_storm_whose_job_cannot_run_ends() -> None:
 def test_the_second_run_on_an_output_is_refused(tiny_bundle: Bundle, tmp_path: Path, where: str) -> None:
     """Exit 4 within 5 s, whatever the work directory; a dead holder's lock is free. Fails without `lock_output`."""
     source, output = backlog(tmp_path / "in.parquet", rows=200_000), tmp_path / "out.parquet"  # it lasts
-    first = subprocess.Popen(command(tiny_bundle, source, output), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        command(tiny_bundle, source, output), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     try:
         while not (tmp_path / ".out.parquet.work/shards").exists():
             assert first.poll() is None
@@ -82,17 +105,17 @@ def test_the_second_run_on_an_output_is_refused(tiny_bundle: Bundle, tmp_path: P
 def test_signals_keep_what_is_done(tiny_bundle: Bundle, tmp_path: Path, number: signal.Signals) -> None:
     """More than the shards that were full is kept. Fails when only full shards are committed."""
     source, output = backlog(tmp_path / "in.parquet", rows=30_000), tmp_path / "out.parquet"
-    options = run.Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay")
+    options = Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay")
 
     def send(counts: Counts, total: int) -> None:
-        if counts.rows > run.SHARD_ROWS + 6000:  # more than the router holds back
+        if counts.rows > shard_writer.SHARD_ROWS + 6000:  # more than the router holds back
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted, match="run again to resume") as interrupted:
         run.run(options, send)
     assert interrupted.value.exit_code == 128 + number and not output.exists()
     summary = run.run(options)
-    assert summary.resumed_rows > run.SHARD_ROWS
+    assert summary.resumed_rows > shard_writer.SHARD_ROWS
     assert pq.read_table(output, columns=["id"]).equals(pq.read_table(source, columns=["id"]))
 
 
@@ -121,14 +144,20 @@ def test_a_killed_parent_leaves_no_engine(tiny_bundle: Bundle, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("where", ["at a shard", "at assembly"])
-def test_a_full_disk_is_exit_75_and_leaves_the_old_output(tiny_bundle: Bundle, tmp_path: Path, where: str) -> None:
+def test_a_full_disk_is_exit_75_and_leaves_the_old_output(
+    tiny_bundle: Bundle, tmp_path: Path, where: str
+) -> None:
     """A limit on file size stands in for the full disk. Fails when EFBIG counts as an error like others."""
     source, output = backlog(tmp_path / "in.parquet", rows=60_000), tmp_path / "out.parquet"
     output.write_bytes(b"old")
     limit = 40_000 if where == "at a shard" else 400_000
     full = routed(command(tiny_bundle, source, output), file_bytes=limit)
     assert full.returncode == 75, full.stderr
-    assert full.stderr.splitlines()[-1].startswith("Error: ") and "space" in full.stderr and "Traceback" not in full.stderr
+    assert (
+        full.stderr.splitlines()[-1].startswith("Error: ")
+        and "space" in full.stderr
+        and "Traceback" not in full.stderr
+    )
     assert output.read_bytes() == b"old" and not (tmp_path / "out.parquet.manifest.json").exists()
     shards = list((tmp_path / ".out.parquet.work/shards").iterdir())
     assert bool(shards) == (where == "at assembly")
@@ -138,16 +167,22 @@ def test_a_full_disk_is_exit_75_and_leaves_the_old_output(tiny_bundle: Bundle, t
         assert "resumed" in done.stdout
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount; the limit on file size above needs nobody")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root may mount; the limit on file size above needs nobody"
+)
 def test_a_really_full_disk(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """ENOSPC on a tmpfs of 300 kB, of which the probe and the lock still fit. Fails when ENOSPC counts as an error like others."""
     source, disk = backlog(tmp_path / "in.parquet", rows=60_000), tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("this machine lets nobody mount")
     try:
         full = routed(command(tiny_bundle, source, disk / "out.parquet"))
-        assert full.returncode == 75 and "free some space" in full.stderr and "Traceback" not in full.stderr, full.stderr
+        assert (
+            full.returncode == 75 and "free some space" in full.stderr and "Traceback" not in full.stderr
+        ), full.stderr
         assert not (disk / "out.parquet").exists()
         assert routed(["mount", "-o", "remount,size=30m", str(disk)]).returncode == 0
         assert routed(command(tiny_bundle, source, disk / "out.parquet")).returncode == 0
@@ -155,33 +190,49 @@ def test_a_really_full_disk(tiny_bundle: Bundle, tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_rows_that_differ_from_the_input_are_never_an_output(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_differ_from_the_input_are_never_an_output(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A ledger that lost a shard behind the run's back. Fails without the comparison in `assemble`."""
     source, output = backlog(tmp_path / "in.parquet", rows=700), tmp_path / "out.parquet"
-    monkeypatch.setattr(run, "SHARD_SECONDS", -1.0)
+    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", -1.0)
     honest = run.assemble
     monkeypatch.setattr(run, "assemble", lambda shards, *rest: honest(shards[:-1], *rest))
     with pytest.raises(StorageError, match="rows for 700") as wrong:
-        run.run(run.Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"))
+        run.run(Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"))
     assert wrong.value.exit_code == 75
     assert not output.exists() and not Path(f"{output}.manifest.json").exists()
 
 
-def test_every_rename_is_synced_before_and_after(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rename_is_synced_before_and_after(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """File, rename, directory, in this order, for each shard, the output and the manifest. Fails without the sync in `replacing`."""
     calls: list[tuple[str, str]] = []
 
     def noting(name: str) -> None:
-        real = getattr(Place, name)
-        monkeypatch.setattr(Place, name, lambda place: (calls.append((name, os.path.basename(place.path))), real(place))[1])
+        real = getattr(Location, name)
+        monkeypatch.setattr(
+            Location,
+            name,
+            lambda location: (calls.append((name, os.path.basename(location.path))), real(location))[1],
+        )
 
     noting("sync")
     noting("sync_folder")
     output = tmp_path / "out.parquet"
-    run.run(run.Options(str(backlog(tmp_path / "in.parquet")), str(output), adapter=str(tiny_bundle.path), engine="replay"))
+    run.run(
+        Options(
+            str(backlog(tmp_path / "in.parquet")), str(output), adapter=str(tiny_bundle.path), engine="replay"
+        )
+    )
     for name in ("out.parquet", "out.parquet.manifest.json"):
         synced = calls.index(("sync", f".{name}.partial"))
         assert ("sync_folder", name) in calls[synced:]
-    shard = next(index for index, (call, name) in enumerate(calls) if call == "sync" and name.startswith(".00000000-"))
+    shard = next(
+        index for index, (call, name) in enumerate(calls) if call == "sync" and name.startswith(".00000000-")
+    )
     assert calls[shard + 1][0] == "sync_folder" and calls[shard + 1][1].startswith("00000000-")
-    assert calls.index(("sync", ".out.parquet.partial")) < calls.index(("sync", ".out.parquet.manifest.json.partial"))
+    assert calls.index(("sync", ".out.parquet.partial")) < calls.index(
+        ("sync", ".out.parquet.manifest.json.partial")
+    )

@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from batch import run
-from batch.bundle import Bundle
-from batch.cache import AnswerStore
-from batch.errors import InputError
-from batch.hashing import repeated, text_hashes
-from batch.interrupt import Interrupted
-from batch.router import ScoredRow
-from batch.summary import Summary
-from tests.test_run import HOSTILE, backlog, route, stop_behind_a_shard
+from batch import run, shard_writer
+from batch.adapter.bundle import Bundle
+from batch.errors import InputError, Interrupted
+from batch.job import Options
+from batch.reporting.summary import Summary
+from batch.scoring.cache import AnswerStore
+from batch.scoring.lane import ScoredRow
+from batch.storage.hashing import repeated, text_hashes
+from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
 FACTS = {"version": "1", "base": {"sha256": "0"}, "dtype": "float32"}
 
@@ -31,9 +31,13 @@ def row(risk: str = "low", **more: Any) -> ScoredRow:
     return ScoredRow({"risk": risk, "needs_review": True}, {"risk": 0.1 + 0.2}, ("a_rule",), **more)
 
 
-def routed(bundle: Bundle, folder: Path, texts: list[str | None], output: str = "out.parquet", **more: Any) -> Summary:
+def routed(
+    bundle: Bundle, folder: Path, texts: list[str | None], output: str = "out.parquet", **more: Any
+) -> Summary:
     source = backlog(folder / "in.parquet", texts=texts)
-    return run.run(run.Options(str(source), str(folder / output), adapter=str(bundle.path), engine="replay", **more))
+    return run.run(
+        Options(str(source), str(folder / output), adapter=str(bundle.path), engine="replay", **more)
+    )
 
 
 def kinds(summary: Summary) -> tuple[int, int, int]:
@@ -43,7 +47,8 @@ def kinds(summary: Summary) -> tuple[int, int, int]:
 def test_a_text_is_asked_once_and_fanned_out(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """5,000 rows of 50 texts, far and near each other. Fails without the store, and without the texts in flight."""
     texts = [f"Request {i * i % 50 if i % 2 else i // 100}: a dashboard." for i in range(5000)]
-    summary = routed(tiny_bundle, tmp_path, [*texts, *HOSTILE], max_num_seqs=16)  # some are answered before others are read
+    # some are answered before others are read
+    summary = routed(tiny_bundle, tmp_path, [*texts, *HOSTILE], max_num_seqs=16)
     unusable = 4
     asked = len(set(texts)) + len(HOSTILE) - unusable
     assert kinds(summary) == (asked, 5000 - len(set(texts)), 0)
@@ -55,12 +60,20 @@ def test_a_text_is_asked_once_and_fanned_out(tiny_bundle: Bundle, tmp_path: Path
         assert by_text.setdefault(each["request"], each) == each
 
 
-def test_a_resumed_run_knows_what_it_asked(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_knows_what_it_asked(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fails when the answers are kept in memory only."""
-    monkeypatch.setattr(run, "SHARD_SECONDS", -1.0)
+    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", -1.0)
     texts = [f"Request {i % 600}: a dashboard." for i in range(1200)]
     source = backlog(tmp_path / "in.parquet", texts=[*texts])
-    options = run.Options(str(source), str(tmp_path / "out.parquet"), adapter=str(tiny_bundle.path), engine="replay", max_num_seqs=16)
+    options = Options(
+        str(source),
+        str(tmp_path / "out.parquet"),
+        adapter=str(tiny_bundle.path),
+        engine="replay",
+        max_num_seqs=16,
+    )
     with pytest.raises(Interrupted):
         run.run(options, stop_behind_a_shard(tmp_path / "out.parquet"))
     summary = run.run(options)
@@ -86,7 +99,9 @@ def test_errors_are_asked_again(tmp_path: Path) -> None:
         assert store.recall("a", ["x", "y", "z"]) == {"x": row()}
 
 
-@pytest.mark.parametrize("change", [{"version": "2"}, {"base": {"sha256": "1"}}, {"dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"version": "2"}, {"base": {"sha256": "1"}}, {"dtype": "bfloat16"}], ids=str
+)
 def test_another_fingerprint_knows_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
     """Nor does another adapter. Fails when the key leaves out the facts or the adapter."""
     with AnswerStore.open(tmp_path, FACTS) as store:
@@ -136,7 +151,13 @@ def test_a_file_that_is_no_store_is_refused_in_one_line(tiny_bundle: Bundle, tmp
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--cache"):
         AnswerStore.open(tmp_path / "file", FACTS)
-    result = route(tiny_bundle, backlog(tmp_path / "in.parquet"), tmp_path / "out.parquet", "--cache", str(tmp_path / "cache"))
+    result = route(
+        tiny_bundle,
+        backlog(tmp_path / "in.parquet"),
+        tmp_path / "out.parquet",
+        "--cache",
+        str(tmp_path / "cache"),
+    )
     assert result.exit_code == 2 and "remove it" in result.output and "Traceback" not in result.output
 
 

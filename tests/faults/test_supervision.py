@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch import run
-from batch.adapters import spec_of
-from batch.bundle import Bundle
+from batch.adapter.bundle import Bundle
 from batch.engine import Completion, EngineSpec, supervisor
 from batch.engine.replay import FAULTS
 from batch.engine.supervisor import RESTARTS, Supervisor
 from batch.errors import EngineError
-from batch.router import Counts
-from tests.test_run import alive, backlog
+from batch.job import Options
+from batch.scoring.adapters import spec_of
+from batch.scoring.router import Counts
+from tests.batch.test_run import alive, backlog
 
 ROWS = 300
 
@@ -45,9 +46,16 @@ def text(row: int) -> str:
     return f"Request {row}: please build a dashboard."
 
 
-def options(bundle: Bundle, folder: Path, rows: int = ROWS, **more: Any) -> run.Options:
+def options(bundle: Bundle, folder: Path, rows: int = ROWS, **more: Any) -> Options:
     source = backlog(folder / "in.parquet", rows)
-    return run.Options(str(source), str(folder / "out.parquet"), adapter=str(bundle.path), engine="replay", max_num_seqs=16, **more)
+    return Options(
+        str(source),
+        str(folder / "out.parquet"),
+        adapter=str(bundle.path),
+        engine="replay",
+        max_num_seqs=16,
+        **more,
+    )
 
 
 def codes(folder: Path) -> dict[int, str]:
@@ -91,7 +99,9 @@ def test_poison_rows_that_are_all_that_is_left(tiny_bundle: Bundle, faults: Any)
     assert sorted((each.key, each.finish) for each in found) == [(1, "error"), (2, "error"), (3, "error")]
 
 
-def test_an_engine_that_ends_by_every_row_but_the_first(tiny_bundle: Bundle, faults: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_ends_by_every_row_but_the_first(
+    tiny_bundle: Bundle, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first answers whenever it is asked again, so deaths alone never end the run. Fails when convictions are not counted."""
     monkeypatch.setattr(supervisor, "GUILTY", 2)
     texts = [text(row) for row in range(6)]
@@ -118,7 +128,9 @@ def test_a_hung_engine_is_replaced(tiny_bundle: Bundle, tmp_path: Path, faults: 
     assert time.monotonic() - started < 60
 
 
-def test_a_full_pipe_to_a_stopped_engine_does_not_block(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
+def test_a_full_pipe_to_a_stopped_engine_does_not_block(
+    tiny_bundle: Bundle, tmp_path: Path, faults: Any
+) -> None:
     """Fails without SO_SNDTIMEO: the second write waits for ever."""
     with Supervisor(EngineSpec("replay", "", "", 1000, 4), patience=1.0) as engine:
         engine.load(spec_of(tiny_bundle))
@@ -158,24 +170,34 @@ def test_one_accident_convicts_nobody(tiny_bundle: Bundle, faults: Any) -> None:
 def engines() -> list[int]:
     """Process ids of this process's engines."""
     children = map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
-    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(pid)]
+    return [
+        pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(pid)
+    ]
 
 
 def test_restarts_end_when_no_row_is_finished(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
     """Every row kills. Fails when deaths are not counted: it goes on for hours."""
     faults(kill=[text(row) for row in range(ROWS)])
-    with pytest.raises(EngineError, match=f"{RESTARTS} restarts .* SIGKILL.*; run again to resume") as gave_up:
+    with pytest.raises(
+        EngineError, match=f"{RESTARTS} restarts .* SIGKILL.*; run again to resume"
+    ) as gave_up:
         run.run(options(tiny_bundle, tmp_path))
     assert gave_up.value.exit_code == 75 and not (tmp_path / "out.parquet").exists()
 
 
-def test_an_engine_that_cannot_start_is_told_with_its_last_lines(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_engine_that_cannot_start_is_told_with_its_last_lines(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: Any
+) -> None:
     """Not started again: it was never well. Fails when `load` restarts it."""
     monkeypatch.setenv(FAULTS, str(tmp_path / "missing.json"))
     started = time.monotonic()
     with pytest.raises(EngineError, match=r"FileNotFoundError.*missing\.json") as refused:
         run.run(options(tiny_bundle, tmp_path))
-    assert refused.value.exit_code == 75 and "\n" not in str(refused.value) and "restart" not in str(refused.value)
+    assert (
+        refused.value.exit_code == 75
+        and "\n" not in str(refused.value)
+        and "restart" not in str(refused.value)
+    )
     assert time.monotonic() - started < 20
 
 

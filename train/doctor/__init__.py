@@ -1,6 +1,7 @@
 """`doctor`: is what was trained what is served? Twelve checks on the path that serves, a line each.
 
-read the training rows → checks on token ids → ask the engine → checks on its answers → compare with the 4-bit base
+read the training rows → checks on token ids → ask the engine → checks on its answers → compare with the 4-bit
+base
 """
 
 import dataclasses
@@ -11,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoConfig
 
-from batch.adapters import engine_needs, spec_of
-from batch.bundle import Bundle
+from batch.adapter.bundle import Bundle
 from batch.engine import AdapterSpec, EngineSpec
 from batch.engine.process import EngineProcess
 from batch.errors import AdapterError
+from batch.scoring.adapters import engine_needs, spec_of
 from train.doctor import rows, served, skew
 from train.doctor.check import NAMES, Check, judge
 from train.doctor.grammar import ServedGrammar
@@ -24,38 +25,63 @@ __all__ = ["Check", "doctor", "engine_spec", "sound", "write_json"]
 
 
 def doctor(
-    bundle: Bundle | Path, data: Path | None = None, base_model: str | None = None, engine: EngineProcess | None = None
+    bundle: Bundle | Path,
+    data: Path | None = None,
+    base_model: str | None = None,
+    engine: EngineProcess | None = None,
 ) -> list[Check]:
-    """The twelve checks, in order. A folder that is no sound bundle fails the lint, and the others are not run.
+    """The twelve checks, in order. A folder that is no sound bundle fails the lint, and the others are not
+    run.
 
-    `data` names the training rows where they are not where the manifest has them; `engine` is one that runs on the
-    bundle's base, else one is started. Raises `AdapterError`, `DatasetError` (no rows, no base), `EngineError`.
+    `data` names the training rows where they are not where the manifest has them; `engine` is one that runs
+    on the bundle's base, else one is started. Raises `AdapterError`, `DatasetError` (no rows, no base),
+    `EngineError`.
     """
     if not isinstance(bundle, Bundle):
         try:
             bundle = Bundle.open(bundle)
         except AdapterError as error:
-            return [Check(name, False, str(error) if name == "adapter lint" else "not run: the bundle does not open") for name in NAMES]
+            return [
+                Check(
+                    name, False, str(error) if name == "adapter lint" else "not run: the bundle does not open"
+                )
+                for name in NAMES
+            ]
     base = bundle.resolve_base(base_model)
     trained = rows.read(bundle, base, data)
     spec = dataclasses.replace(spec_of(bundle), strict=False)
     config = AutoConfig.from_pretrained(base, local_files_only=True)
-    grammar = ServedGrammar(bundle.path, bundle.contract.grammar, bundle.renderer.end_of_turn_id, config.vocab_size)
+    grammar = ServedGrammar(
+        bundle.path, bundle.contract.grammar, bundle.renderer.end_of_turn_id, config.vocab_size
+    )
     found = [
         *rows.check_prompts(trained, bundle, spec),
         rows.check_nothing_cut(trained, bundle),
         rows.check_loss_mask(trained, bundle),
         rows.check_gold(trained, bundle, grammar),
-        Check("adapter lint", True, f"plain LoRA of rank {bundle.rank}, safetensors, every file as its digest says"),
+        Check(
+            "adapter lint",
+            True,
+            f"plain LoRA of rank {bundle.rank}, safetensors, every file as its digest says",
+        ),
     ]
     settings = rows.check_settings(trained, bundle, base, spec, None)
     if not settings.ok:  # the engine could not start
         found.append(settings)
-        return [{check.name: check for check in found}.get(name, Check(name, False, f"not run: {settings.detail}")) for name in NAMES]
+        return [
+            {check.name: check for check in found}.get(
+                name, Check(name, False, f"not run: {settings.detail}")
+            )
+            for name in NAMES
+        ]
     what = _ask(bundle, base, spec, trained, engine)
     ends = [*rows.turn_end_problems(trained, bundle, spec), *served.stop_problems(what)]
     found += [
-        judge("end of turn", ends, f"{len(trained.rows)} rows teach it, the engine stops at it, the canary ends by it, free too"),
+        judge(
+            "end of turn",
+            ends,
+            f"{len(trained.rows)} rows teach it, the engine stops at it, the canary ends by it, free too",
+        ),
         served.check_arms(what, bundle),
         served.check_grammar(what, bundle),
         served.check_acts(what),
@@ -78,13 +104,21 @@ def engine_spec(bundle: Bundle, base: Path) -> EngineSpec:
     return EngineSpec("vllm", **engine_needs([bundle], base))
 
 
-def _ask(bundle: Bundle, base: Path, spec: AdapterSpec, trained: rows.Trained, engine: EngineProcess | None) -> served.Served:
+def _ask(
+    bundle: Bundle, base: Path, spec: AdapterSpec, trained: rows.Trained, engine: EngineProcess | None
+) -> served.Served:
     if engine is not None:
         return served.serve(bundle, spec, trained.rows, engine)
-    with EngineProcess(engine_spec(bundle, base)) as process:  # gone before the 4-bit base loads: on a GPU both would not fit
+    with EngineProcess(
+        engine_spec(bundle, base)
+    ) as process:  # gone before the 4-bit base loads: on a GPU both would not fit
         return served.serve(bundle, spec, trained.rows, process)
 
 
 def write_json(checks: Sequence[Check], adapter: str, path: Path) -> None:
-    content = {"adapter": adapter, "ok": all(check.ok for check in checks), "checks": [dataclasses.asdict(check) for check in checks]}
+    content = {
+        "adapter": adapter,
+        "ok": all(check.ok for check in checks),
+        "checks": [dataclasses.asdict(check) for check in checks],
+    }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

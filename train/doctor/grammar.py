@@ -1,4 +1,6 @@
-"""The grammar that the engine decodes under, compiled by the same library (xgrammar) from the same expression."""
+"""The grammar that the engine decodes under, compiled by the same library (xgrammar) from the same
+expression.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +11,23 @@ from transformers import AutoTokenizer
 
 
 class ServedGrammar:
-    """Asks the grammar what it would allow. `vocabulary` is the model's, which may be wider than the tokenizer's."""
+    """Asks the grammar what it would allow. `vocabulary` is the model's, which may be wider than the
+    tokenizer's.
+    """
 
     def __init__(self, tokenizer: Path, expression: str, stop_id: int, vocabulary: int) -> None:
         info = xgrammar.TokenizerInfo.from_huggingface(
-            AutoTokenizer.from_pretrained(tokenizer, local_files_only=True), vocab_size=vocabulary, stop_token_ids=[stop_id]
+            AutoTokenizer.from_pretrained(tokenizer, local_files_only=True),
+            vocab_size=vocabulary,
+            stop_token_ids=[stop_id],
         )
         self._compiled = xgrammar.GrammarCompiler(info).compile_regex(expression)
         self._vocabulary = vocabulary
 
     def refuses(self, ids: Sequence[int]) -> int | None:
-        """Index of the first token of a whole answer, end of turn included, that the grammar forbids; None if none."""
+        """Index of the first token of a whole answer, end of turn included, that the grammar forbids; None if
+        none.
+        """
         matcher = xgrammar.GrammarMatcher(self._compiled)
         for index, token in enumerate(ids):
             if matcher.is_terminated() or not matcher.accept_token(token):
@@ -27,7 +35,9 @@ class ServedGrammar:
         return None if matcher.is_terminated() else len(ids)
 
     def masks(self, ids: Sequence[int]) -> np.ndarray:
-        """``[len(ids), vocabulary]``, true where a token is allowed in place of each of `ids`, given those before it."""
+        """``[len(ids), vocabulary]``, true where a token is allowed in place of each of `ids`, given those
+        before it.
+        """
         return self._walk(ids)[:-1]
 
     def allows_after(self, ids: Sequence[int]) -> np.ndarray:
@@ -35,7 +45,9 @@ class ServedGrammar:
         return self._walk(ids)[-1]  # type: ignore[no-any-return]
 
     def _walk(self, ids: Sequence[int]) -> np.ndarray:
-        """The masks in front of each of `ids` and after the last; nothing is allowed behind a finished answer."""
+        """The masks in front of each of `ids` and after the last; nothing is allowed behind a finished
+        answer.
+        """
         matcher = xgrammar.GrammarMatcher(self._compiled)
         words: np.ndarray = np.zeros((len(ids) + 1, (self._vocabulary + 31) // 32), dtype=np.int32)
         for index in range(len(ids) + 1):

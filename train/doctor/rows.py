@@ -1,4 +1,6 @@
-"""The checks that need no engine: what training read, token by token, against what serving sends and accepts."""
+"""The checks that need no engine: what training read, token by token, against what serving sends
+and accepts.
+"""
 
 import dataclasses
 import hashlib
@@ -9,10 +11,10 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from batch.bundle import Bundle
+from batch.adapter.bundle import Bundle
+from batch.adapter.renderer import Renderer
 from batch.engine import AdapterSpec
 from batch.errors import AdapterError, DatasetError, InvalidAnswer
-from batch.tokens import Renderer
 from train.dataset import Row, count_tokens, encode
 from train.doctor.check import Check, judge
 from train.doctor.grammar import ServedGrammar
@@ -30,7 +32,10 @@ class Trained:
     illegal: Sequence[Row]
 
     def prompts(self) -> list[list[int]]:
-        return [[token for token, label in zip(e["input_ids"], e["labels"], strict=True) if label == -100] for e in self.examples]
+        return [
+            [token for token, label in zip(e["input_ids"], e["labels"], strict=True) if label == -100]
+            for e in self.examples
+        ]
 
     def answers(self) -> list[list[int]]:
         return [[label for label in example["labels"] if label != -100] for example in self.examples]
@@ -39,8 +44,8 @@ class Trained:
 def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:
     """Find the training rows that the bundle's manifest names, or read them from `data`.
 
-    A label that the bundle's contract refuses is kept apart: here that is a finding, not an error. Raises `AdapterError`
-    where there is no such file, `DatasetError` where it is not JSON lines.
+    A label that the bundle's contract refuses is kept apart: here that is a finding, not an error. Raises
+    `AdapterError` where there is no such file, `DatasetError` where it is not JSON lines.
     """
     path = data or _find(bundle)
     legal, illegal = [], []
@@ -48,7 +53,11 @@ def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
             if line.strip():
                 content = json.loads(line)
-                answer = {field.name: content[field.name] for field in bundle.contract.fields if field.name in content}
+                answer = {
+                    field.name: content[field.name]
+                    for field in bundle.contract.fields
+                    if field.name in content
+                }
                 row = Row(str(content.get("id", number)), content["request"], answer, None, path, number)
                 try:
                     bundle.contract.serialise(answer)
@@ -57,7 +66,8 @@ def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:
                     illegal.append(row)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            f"{path}: is not a file of labelled rows ({type(error).__name__}); name the training data with --data"
+            f"{path}: is not a file of labelled rows ({type(error).__name__}); name the training "
+            "data with --data"
         ) from error
     if not legal and not illegal:
         raise DatasetError(f"{path}: holds no rows; name the training data with --data")
@@ -67,24 +77,38 @@ def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:
 def _find(bundle: Bundle) -> Path:
     reference = bundle.manifest.get("data", {}).get("train", {}).get("path")
     if reference is None:
-        raise AdapterError(f"adapter {bundle.digest[:12]} does not say what it was trained on; name the data with --data")
+        raise AdapterError(
+            f"adapter {bundle.digest[:12]} does not say what it was trained on; name the data with --data"
+        )
     for root in (Path(), *bundle.path.resolve().parents):
         path: Path = root / reference
         if path.is_file():
             return path
-    raise AdapterError(f"the training data {reference} of adapter {bundle.digest[:12]} is not here; name it with --data")
+    raise AdapterError(
+        f"the training data {reference} of adapter {bundle.digest[:12]} is not here; name it with --data"
+    )
 
 
 def check_prompts(trained: Trained, bundle: Bundle, spec: AdapterSpec) -> list[Check]:
     """1 and 2: the ids that the engine is sent, against the trainer's prompt and the trainer's whole rows."""
-    sent = [spec.prompt(ids) for ids in bundle.renderer.encode_requests([row.request for row in trained.rows])]
+    sent = [
+        spec.prompt(ids) for ids in bundle.renderer.encode_requests([row.request for row in trained.rows])
+    ]
     differ, astray = [], []
-    for row, prompt, example, ids in zip(trained.rows, trained.prompts(), trained.examples, sent, strict=True):
+    for row, prompt, example, ids in zip(
+        trained.rows, trained.prompts(), trained.examples, sent, strict=True
+    ):
         if prompt != ids:
-            differ.append(f"{row.where}: training and serving part at prompt token {_first_difference(prompt, ids)}; train again")
+            differ.append(
+                f"{row.where}: training and serving part at prompt token "
+                f"{_first_difference(prompt, ids)}; train again"
+            )
         whole = example["input_ids"]
         if len(ids) >= len(whole) or list(whole[: len(ids)]) != ids:
-            astray.append(f"{row.where}: what is served leaves what was trained at token {_first_difference(whole, ids)}; train again")
+            astray.append(
+                f"{row.where}: what is served leaves what was trained at token "
+                f"{_first_difference(whole, ids)}; train again"
+            )
     count = f"{len(trained.rows)} rows"
     if not trained.rows:
         differ = astray = ["no row has a legal answer"]
@@ -95,11 +119,16 @@ def check_prompts(trained: Trained, bundle: Bundle, spec: AdapterSpec) -> list[C
 
 
 def turn_end_problems(trained: Trained, bundle: Bundle, spec: AdapterSpec) -> list[str]:
-    """3, as far as rows and template show it: learned, served as the stop, and what the template itself puts there."""
+    """3, as far as rows and template show it: learned, served as the stop, and what the template itself puts
+    there.
+    """
     end = bundle.renderer.end_of_turn_id
     problems = []
     if after := _closing(bundle.path, end):
-        problems.append(f"the chat template does not end an answer with the end of turn, but with {after}; use the base's template")
+        problems.append(
+            f"the chat template does not end an answer with the end of turn, but with {after}; use "
+            "the base's template"
+        )
     if spec.stop_id != end:
         problems.append(f"the engine stops at token {spec.stop_id}, not at the end of turn {end}")
     problems += [
@@ -111,9 +140,14 @@ def turn_end_problems(trained: Trained, bundle: Bundle, spec: AdapterSpec) -> li
 
 
 def _closing(folder: Path, end: int) -> str | None:
-    """What the chat template puts behind an assistant's answer, if that is not the end of turn (read by transformers)."""
+    """What the chat template puts behind an assistant's answer, if that is not the end of turn (read by
+    transformers).
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    turns = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "u"), ("assistant", SLOT))]
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (("system", "s"), ("user", "u"), ("assistant", SLOT))
+    ]
     after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(SLOT)[2]
     ids = tokenizer.encode(after, add_special_tokens=False)
     return None if ids[:1] == [end] else repr(after[:20])
@@ -126,10 +160,16 @@ def check_nothing_cut(trained: Trained, bundle: Bundle) -> Check:
     if facts.get("sha256") != hashlib.sha256(trained.path.read_bytes()).hexdigest():
         problems.append(f"{trained.path.name} is not the file that was trained on; name that one with --data")
     have = count_tokens(trained.examples)
-    saw = {"rows": facts.get("rows"), **json.loads((bundle.path / "metrics.json").read_text(encoding="utf-8")).get("tokens", {})}
+    saw = {
+        "rows": facts.get("rows"),
+        **json.loads((bundle.path / "metrics.json").read_text(encoding="utf-8")).get("tokens", {}),
+    }
     for key, meaning in (("rows", "rows"), ("all", "tokens"), ("supervised", "answer tokens")):
         if saw.get(key) != have[key]:
-            problems.append(f"training saw {saw.get(key, 'an unknown number of')} of {have[key]} {meaning}; never cut a row, train again")
+            problems.append(
+                f"training saw {saw.get(key, 'an unknown number of')} of {have[key]} {meaning}; "
+                "never cut a row, train again"
+            )
     return judge("nothing cut", problems, f"all {have['rows']} rows and {have['all']} tokens were trained on")
 
 
@@ -139,39 +179,68 @@ def check_loss_mask(trained: Trained, bundle: Bundle) -> Check:
     for row, answer in zip(trained.rows, trained.answers(), strict=True):
         if bundle.renderer.decode(answer) != bundle.contract.serialise(row.answer):
             problems.append(
-                f"{row.where}: the learned tokens do not decode to the answer; the bundle's tokenizer is not the base's, train again"
+                f"{row.where}: the learned tokens do not decode to the answer; the bundle's "
+                "tokenizer is not the base's, train again"
             )
-    return judge("loss mask", problems, f"{len(trained.rows)} rows: what is learned is the answer and nothing else")
+    return judge(
+        "loss mask", problems, f"{len(trained.rows)} rows: what is learned is the answer and nothing else"
+    )
 
 
 def check_gold(trained: Trained, bundle: Bundle, grammar: ServedGrammar) -> Check:
     """6: the grammar that serving decodes under lets every gold answer through, end of turn included."""
-    problems = [f"{row.where}: the served contract refuses its answer; correct the row or the contract" for row in trained.illegal]
+    problems = [
+        f"{row.where}: the served contract refuses its answer; correct the row or the contract"
+        for row in trained.illegal
+    ]
     for row, answer in zip(trained.rows, trained.answers(), strict=True):
         if (index := grammar.refuses(answer)) is not None:
             problems.append(f"{row.where}: the grammar refuses token {index} of its answer; train again")
-    return judge("gold answers", problems, f"{len(trained.rows)} of {len(trained.rows)} accepted by the served grammar")
+    return judge(
+        "gold answers", problems, f"{len(trained.rows)} of {len(trained.rows)} accepted by the served grammar"
+    )
 
 
-def check_settings(trained: Trained, bundle: Bundle, base: Path, spec: AdapterSpec, decoding: Mapping[str, Any] | None) -> Check:
+def check_settings(
+    trained: Trained, bundle: Bundle, base: Path, spec: AdapterSpec, decoding: Mapping[str, Any] | None
+) -> Check:
     """12: `decoding` is what the engine reports; None where it did not run."""
-    wanted = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
-              "frequency_penalty": 0.0, "max_tokens": spec.max_tokens, "stop_token_ids": [bundle.renderer.end_of_turn_id]}  # fmt: skip
+    wanted = {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "max_tokens": spec.max_tokens,
+        "stop_token_ids": [bundle.renderer.end_of_turn_id],
+    }
     problems = []
     for name, value in wanted.items():
         if decoding is not None and decoding.get(name) != value:
             problems.append(f"the engine decodes with {name} {decoding.get(name)}, not {value}")
     if spec.max_tokens < bundle.contract.max_answer_bytes + 1:
-        problems.append(f"the longest legal answer may take {bundle.contract.max_answer_bytes + 1} tokens, max_tokens is {spec.max_tokens}")
+        problems.append(
+            f"the longest legal answer may take {bundle.contract.max_answer_bytes + 1} tokens, "
+            f"max_tokens is {spec.max_tokens}"
+        )
     room = AutoConfig.from_pretrained(base, local_files_only=True).max_position_embeddings
     if bundle.renderer.max_model_len > room:
         problems.append(
-            f"prompt, longest request and longest answer take {bundle.renderer.max_model_len} tokens, the base holds {room}; "
+            f"prompt, longest request and longest answer take {bundle.renderer.max_model_len} "
+            f"tokens, the base holds {room}; "
             "lower [input] max_tokens in the contract"
         )
     longest = max(map(len, trained.answers()), default=0)
-    return judge("decoding settings", problems, f"greedy, no penalties; the longest answer has {longest} of {spec.max_tokens} tokens")
+    return judge(
+        "decoding settings",
+        problems,
+        f"greedy, no penalties; the longest answer has {longest} of {spec.max_tokens} tokens",
+    )
 
 
 def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )

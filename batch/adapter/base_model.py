@@ -1,0 +1,59 @@
+"""The base model that an adapter stands on: where its folder is, and whether it is the one trained on."""
+
+import os
+import re
+from pathlib import Path
+
+from batch.adapter.peft_checks import no_remote_code, read_json
+from batch.errors import AdapterError
+from batch.storage.location import bundle_digest, file_digest
+
+
+def resolve_base(ref: str, revision: str | None = None, near: Path | None = None) -> Path:
+    """Local folder of a base model named by a folder or a hub id. Raises `AdapterError`.
+
+    A relative folder is looked for under the current directory, then under the folders above `near`. A hub id
+    is looked up in the local hub cache; set `BATCH_ROUTE_ONLINE=1` to let it be downloaded (safetensors
+    only).
+    """
+    for root in (Path(), *(near.resolve().parents if near else ())):
+        if (root / ref / "config.json").is_file():
+            return _checked_base(root / ref)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref) or ref.startswith("."):
+        raise AdapterError(f"no base model at {ref}; give a model folder or a hub id with --base-model")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    online = os.environ.get("BATCH_ROUTE_ONLINE") == "1"
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+    try:
+        return _checked_base(
+            Path(
+                snapshot_download(ref, revision=revision, local_files_only=not online, allow_patterns=wanted)
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        remedy = (
+            "check the name and the network"
+            if online
+            else "set BATCH_ROUTE_ONLINE=1 to download it once, or give a folder"
+        )
+        raise AdapterError(
+            f"base model {ref} at revision {revision or 'main'} is not here; {remedy}"
+        ) from error
+
+
+def _checked_base(folder: Path) -> Path:
+    read_json(folder / "config.json", "a model folder")
+    no_remote_code(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise AdapterError(
+            f"{folder}: holds no safetensors; convert the weights, other formats are never loaded"
+        )
+    return folder
+
+
+def base_digest(folder: Path) -> str:
+    """sha256 over a base model's config and weights."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return bundle_digest({file.name: file_digest(file) for file in files})

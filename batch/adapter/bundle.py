@@ -1,0 +1,129 @@
+"""The adapter bundle: a plain PEFT adapter folder that carries its contract, tokenizer and proof.
+
+A bundle is `adapter_model.safetensors` and `adapter_config.json` (PEFT's own files) with `contract.json`, the
+base's tokenizer files, metrics, calibration and a card. `manifest.json`, written last, holds the sha256 of
+every other file; the bundle's digest is the sha256 of that list. Serving reads the contract and the tokenizer
+from here, so it cannot drift from training.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from batch.adapter.base_model import base_digest, resolve_base
+from batch.adapter.calibration import Calibration
+from batch.adapter.peft_checks import check_fits, lint, no_remote_code, read_json
+from batch.adapter.renderer import TOKENIZER_FILES, Renderer
+from batch.contract.contract import Contract
+from batch.errors import AdapterError
+from batch.storage.location import bundle_digest, file_digest, write_file
+
+MANIFEST = "manifest.json"
+REQUIRED = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "contract.json",
+    "metrics.json",
+    "calibration.json",
+)
+FORBIDDEN_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A verified adapter bundle. :meth:`open` is the only way to get one."""
+
+    path: Path
+    digest: str  # sha256, 64 hex digits
+    contract: Contract
+    renderer: Renderer
+    rank: int
+    calibration: Calibration
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bundle":
+        """Verify every file's digest, lint the adapter, compile the contract. Raises `AdapterError`."""
+        path = Path(path)
+        manifest = read_json(
+            path / MANIFEST, "an adapter bundle (its manifest is written last: was training finished?)"
+        )
+        digests = manifest.get("files")
+        if not isinstance(digests, dict):
+            raise AdapterError(f"{path}: {MANIFEST} has no list of files; train the adapter again")
+        base = manifest.get("base")
+        if not isinstance(base, dict) or not {"ref", "revision", "sha256"} <= set(base):
+            raise AdapterError(
+                f"{path}: {MANIFEST} does not say which base model it is for; train the adapter again"
+            )
+        for name in REQUIRED:
+            if name not in digests:
+                raise AdapterError(f"{path}: {MANIFEST} does not list {name}; train the adapter again")
+        present = {file.name for file in path.iterdir()} - {MANIFEST}
+        if strange := sorted(name for name in present if Path(name).suffix.lower() in FORBIDDEN_SUFFIXES):
+            raise AdapterError(
+                f"{path}: holds {strange[0]}; only safetensors and data files are ever loaded, remove it"
+            )
+        if unlisted := sorted(present - set(digests)):
+            raise AdapterError(
+                f"{path}: {unlisted[0]} is not in {MANIFEST}; remove it or copy the bundle again"
+            )
+        for name, digest in digests.items():
+            if Path(name).name != name or not (path / name).is_file():
+                raise AdapterError(f"{path}: {name} is missing; copy the bundle again")
+            if file_digest(path / name) != digest:
+                raise AdapterError(
+                    f"{path}: {name} differs from its sha256 in {MANIFEST}; copy the bundle again"
+                )
+        no_remote_code(path)
+        rank = lint(path)
+        contract = Contract.load(path / "contract.json")
+        renderer = Renderer.load(path, contract)
+        calibration = Calibration.load(path / "calibration.json", contract)
+        return cls(path, bundle_digest(digests), contract, renderer, rank, calibration, manifest)
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """The base model it was trained on: `ref`, `revision`, `sha256`."""
+        base: Mapping[str, Any] = self.manifest["base"]
+        return base
+
+    @property
+    def lora_modules(self) -> tuple[str, ...] | None:
+        """Names of the layers that the adapter changes; None where its config gives a pattern."""
+        modules = read_json(self.path / "adapter_config.json", "a PEFT adapter").get("target_modules")
+        return tuple(sorted(modules)) if isinstance(modules, list) else None
+
+    def resolve_base(self, override: str | None = None) -> Path:
+        """Local folder of the base model, checked to be the one trained on. Raises `AdapterError`.
+
+        An override is for the same weights at another place; other weights are refused.
+        """
+        folder = resolve_base(
+            override or self.base["ref"], None if override else self.base["revision"], near=self.path
+        )
+        if self.base["sha256"] and base_digest(folder) != self.base["sha256"]:
+            raise AdapterError(
+                f"{folder} is not the base model that adapter {self.digest[:12]} was trained on; "
+                "train on this base, or name the right one with --base-model"
+            )
+        check_fits(self.path, folder)
+        return folder
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> str:
+    """Seal a finished bundle: hash every file, write `manifest.json` last. Returns the bundle's digest."""
+    files = {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    manifest = {**facts, "files": files}
+    write_file(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    return bundle_digest(files)
+
+
+def copy_tokenizer(base: Path, bundle: Path) -> None:
+    """Snapshot the base's tokenizer and chat template into a bundle."""
+    for name in TOKENIZER_FILES:
+        if (base / name).exists():
+            shutil.copyfile(base / name, bundle / name)

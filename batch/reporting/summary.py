@@ -1,0 +1,239 @@
+"""What a run did: tallies that travel with the shards, the summary for the manifest, and the table people
+read.
+"""
+
+import dataclasses
+import json
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from batch.contract.fields import HasFields
+from batch.scoring.router import Counts
+
+TALLY = b"batch_route.tally"  # key of a shard's metadata
+SCORE_BINS = tuple(f"{index / 100:.2f}" for index in range(100))  # lower edges; the last holds 1.00 as well
+PACE_POINTS = 60  # of a run's throughput over time, at most
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts over rows; they add up, so a resumed run knows of the shards that it did not route."""
+
+    rows: int = 0
+    errors: Counter[str] = dataclasses.field(default_factory=Counter)  # error code → rows
+    values: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)  # field → value → rows
+    violations: Counter[str] = dataclasses.field(default_factory=Counter)  # rule → rows
+    score_sum: float = 0.0
+    # score column → lower edge of a bin → rows
+    scores: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
+    # `auto`, `human` → rows; empty without a threshold
+    triage: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            rows=self.rows + other.rows,
+            errors=self.errors + other.errors,
+            values=_added(self.values, other.values),
+            violations=self.violations + other.violations,
+            score_sum=self.score_sum + other.score_sum,
+            scores=_added(self.scores, other.scores),
+            triage=self.triage + other.triage,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        # a Counter is a dict
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        return cls(
+            rows=content["rows"],
+            errors=Counter(content["errors"]),
+            values={name: Counter(values) for name, values in content["values"].items()},
+            violations=Counter(content["violations"]),
+            score_sum=content["score_sum"],
+            scores={name: Counter(bins) for name, bins in content.get("scores", {}).items()},
+            triage=Counter(content.get("triage", {})),
+        )
+
+    @property
+    def error_rows(self) -> int:
+        return self.errors.total()
+
+    @property
+    def error_rate(self) -> float:
+        return self.error_rows / self.rows if self.rows else 0.0
+
+    @property
+    def mean_score(self) -> float | None:
+        answered = self.rows - self.error_rows
+        return self.score_sum / answered if answered else None
+
+
+def _added(left: dict[str, Counter[str]], right: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
+    return {name: left.get(name, Counter()) + right.get(name, Counter()) for name in {**left, **right}}
+
+
+def with_tally(
+    table: pa.Table, answers: HasFields, prefix: str, violations: Counter[str], triage: bool = False
+) -> pa.Table:
+    """`table` (a shard's rows) with its tally in the schema's metadata. `triage`: whether the run writes that
+    column.
+    """
+    tally = Tally(
+        rows=table.num_rows,
+        errors=_counted(table[prefix + "error_code"]),
+        values={field.name: _counted(table[prefix + field.name]) for field in answers.scored_fields},
+        violations=violations,
+        score_sum=pc.sum(table[prefix + "score"]).as_py() or 0.0,
+        scores={
+            name: _binned(table[prefix + name])
+            for name in (*(f"{field.name}_score" for field in answers.scored_fields), "score")
+        },
+        triage=_counted(table[prefix + "triage"]) if triage else Counter(),
+    )
+    return table.replace_schema_metadata({TALLY: json.dumps(tally.as_json()).encode()})
+
+
+def shard_tally(shard: Path) -> Tally:
+    return Tally.from_json(json.loads(pq.read_schema(shard).metadata[TALLY]))
+
+
+def _counted(column: pa.ChunkedArray) -> Counter[str]:
+    counts = ((entry["values"], entry["counts"]) for entry in column.value_counts().to_pylist())
+    return Counter({json.dumps(v) if isinstance(v, bool) else v: n for v, n in counts if v is not None})
+
+
+def _binned(column: pa.ChunkedArray) -> Counter[str]:
+    values = column.drop_null().to_numpy()
+    counts = np.bincount(
+        np.clip((values * len(SCORE_BINS)).astype(int), 0, len(SCORE_BINS) - 1), minlength=len(SCORE_BINS)
+    )
+    return Counter({name: int(count) for name, count in zip(SCORE_BINS, counts, strict=True) if count})
+
+
+class Pace:
+    """Rows over time: at most `PACE_POINTS` points ``(seconds, rows)``, thinned out as the run goes on."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, int]] = []
+        self._every = 0.5  # seconds between two points
+
+    def note(self, seconds: float, rows: int) -> None:
+        if self.points and seconds < self.points[-1][0] + self._every:
+            return
+        self.points.append((seconds, rows))
+        if len(self.points) > PACE_POINTS:
+            del self.points[1::2]
+            self._every *= 2
+
+
+@dataclasses.dataclass
+class Summary:
+    """The whole of a run."""
+
+    run_id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
+    tally: Tally = dataclasses.field(default_factory=Tally)
+    resumed_rows: int = 0
+    counts: Counts = dataclasses.field(default_factory=Counts)  # of this run alone
+    engine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds_to_first_row: float | None = None
+    routing_seconds: float = 0.0
+    seconds: float = 0.0
+    already_done: bool = False
+    retry: bool = False  # only the error rows of a finished output were routed
+    pace: Pace = dataclasses.field(default_factory=Pace)
+    drift: dict[str, Any] | None = None  # see `batch.reporting.drift.compare`
+
+    @property
+    def rows_per_second(self) -> float | None:
+        return self.counts.rows / self.routing_seconds if self.routing_seconds else None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.run_id,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tally": self.tally.as_json(),
+            "error_rate": self.tally.error_rate,
+            "mean_score": self.tally.mean_score,
+            "resumed_rows": self.resumed_rows,
+            "retried_rows": self.counts.rows if self.retry else 0,
+            "inferred": self.counts.inferred,
+            "deduplicated": self.counts.deduplicated,
+            "cached": self.counts.cached,
+            "rows_per_second": self.rows_per_second,
+            "prefix_cache_hit_rate": self.counts.cache_hit_rate,
+            "prompt_tokens": self.counts.prompt_tokens,
+            "answer_tokens": self.counts.answer_tokens,
+            "seconds_to_first_row": self.seconds_to_first_row,
+            "seconds": self.seconds,
+            "engine": self.engine,
+            "pace": {f"{seconds:.1f}": rows for seconds, rows in self.pace.points},
+        }
+
+    def adopt(self, manifest: Mapping[str, Any]) -> Self:
+        """Become the summary of a run that had finished before."""
+        told = manifest["run"]
+        self.tally, self.engine, self.drift = (
+            Tally.from_json(told["tally"]),
+            told["engine"],
+            manifest.get("drift"),
+        )
+        self.already_done = True
+        return self
+
+
+def show(summary: Summary, output: str, console: Console) -> None:
+    """Print the summary as tables."""
+    tally = summary.tally
+    table = Table(title=f"{output}: {tally.rows} rows", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_column(justify="right")
+    for field, values in tally.values.items():
+        for index, (value, count) in enumerate(values.most_common()):
+            table.add_row("" if index else field, value, f"{count}  {count / tally.rows:6.1%}")
+        table.add_section()
+    if tally.mean_score is not None:
+        table.add_row("mean score", "", f"{tally.mean_score:.3f}")
+    if tally.triage:
+        table.add_row(
+            "need no person",
+            "triage = auto",
+            f"{tally.triage['auto']}  {tally.triage['auto'] / tally.rows:6.1%}",
+        )
+    table.add_row("errors", "", f"{tally.error_rows}  {tally.error_rate:6.1%}")
+    for code, count in tally.errors.most_common():
+        table.add_row("", code, str(count))
+    table.add_row("rule violations", "", str(tally.violations.total()))
+    for rule, count in tally.violations.most_common():
+        table.add_row("", rule, str(count))
+    if not summary.already_done:
+        table.add_section()
+        if summary.resumed_rows:
+            table.add_row("resumed", "rows of an earlier run", str(summary.resumed_rows))
+        if summary.retry:
+            table.add_row("retried", "rows that were errors", str(summary.counts.rows))
+        if summary.counts.deduplicated or summary.counts.cached:
+            table.add_row("not asked again", "texts repeated in this run", str(summary.counts.deduplicated))
+            table.add_row("", "known from the cache", str(summary.counts.cached))
+        if summary.rows_per_second:
+            table.add_row("speed", "rows/s", f"{summary.rows_per_second:.1f}")
+            table.add_row("prefix cache", "hit rate", f"{summary.counts.cache_hit_rate:.1%}")
+        table.add_row("time", "seconds, with start-up", f"{summary.seconds:.1f}")
+    console.print(table)
+    if summary.engine.get("engine") == "replay":
+        console.print("[bold red]The replay engine made these answers up; they are for I/O tests only.[/]")
+    if summary.already_done:
+        console.print("This run was finished before; nothing was done again (--fresh does it again).")

@@ -1,0 +1,180 @@
+"""Which adapter each row goes to: one for the whole run, or with `--adapter-column` the one that the row
+names.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.contract.fields import Field
+from batch.engine import AdapterSpec, adapter_spec
+from batch.errors import AdapterError, ContractError, InputError, nearest
+from batch.scoring.lane import Lane
+from batch.storage.backlog import Backlog
+from batch.storage.parquet import is_string, plain
+
+MAX_NAMES = 1000  # different ones in the column; more are ids or texts rather than adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """The bundles of a run, all on one base. Names are resolved once, so a run serves what they meant when it
+    began.
+    """
+
+    default: Bundle
+    column: str | None = None  # null in it means the default
+    # None: cannot be served
+    named: Mapping[str | None, Bundle | None] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, registry: Registry, reference: str, column: str | None, backlog: Backlog) -> "Adapters":
+        """Open the default and every bundle that the column names. A bad name is its rows' error, not the
+        run's.
+
+        Raises `AdapterError` for the default, `InputError` for the column.
+        """
+        default = Bundle.open(registry.resolve(reference))
+        if column is None:
+            return cls(default)
+        named: dict[str | None, Bundle | None] = {}
+        for name in _names(backlog, column):
+            try:
+                bundle = default if name is None else Bundle.open(registry.resolve(name))
+            except AdapterError:
+                bundle = None
+            named[name] = bundle if bundle and _same_base(bundle, default) else None
+        return cls(default, column, named)
+
+    @property
+    def served(self) -> tuple[Bundle, ...]:
+        """Each bundle once, the first one first."""
+        bundles = (
+            [self.default] if self.column is None else [bundle for bundle in self.named.values() if bundle]
+        )
+        return tuple({bundle.digest: bundle for bundle in bundles or [self.default]}.values())
+
+    @functools.cached_property
+    def answers(self) -> "Answers":
+        return Answers.of(self.served)
+
+    def facts(self) -> dict[str, Any]:
+        """What makes a resumed run another, as JSON values."""
+        facts: dict[str, Any] = {
+            "adapter": self.default.digest,
+            "contract": self.default.contract.fingerprint,
+            "renderer": self.default.renderer.fingerprint,
+            "base": dict(self.default.base),
+        }
+        if self.column is not None:
+            digests = {str(name): bundle and bundle.digest for name, bundle in self.named.items()}
+            facts |= {"adapter_column": self.column, "adapters": digests}
+        return facts
+
+    def rows(self, batch: pa.RecordBatch) -> list[Bundle | None]:
+        """The bundle of each row of a batch of input."""
+        if self.column is None:
+            return [self.default] * batch.num_rows
+        return [self.named[name] for name in plain(batch.column(self.column)).to_pylist()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What the bundles of a run answer, as one set of columns; a row has those of its own contract."""
+
+    fields: tuple[Field, ...]
+    enforced_fields: tuple[Field, ...]
+    enforce_rules: bool
+    triage: bool  # whether a bundle has a threshold for it
+
+    @classmethod
+    def of(cls, bundles: Sequence[Bundle]) -> "Answers":
+        """Raises `ContractError` where a name is a boolean in one contract and a text in another."""
+        fields: dict[str, Field] = {}
+        for field in (field for bundle in bundles for field in bundle.contract.fields):
+            known = fields.setdefault(field.name, field)
+            if (known.type == "boolean") != (field.type == "boolean") or known.scored != field.scored:
+                raise ContractError(
+                    f"field {field.name!r} is a {known.type} in one adapter's contract and a "
+                    f"{field.type} in another's"
+                )
+        enforced = {field.name for bundle in bundles for field in bundle.contract.enforced_fields}
+        return cls(
+            fields=tuple(fields.values()),
+            enforced_fields=tuple(field for field in fields.values() if field.name in enforced),
+            enforce_rules=any(bundle.contract.enforce_rules for bundle in bundles),
+            triage=any(bundle.calibration.threshold is not None for bundle in bundles),
+        )
+
+    @property
+    def scored_fields(self) -> tuple[Field, ...]:
+        return tuple(field for field in self.fields if field.scored)
+
+
+def spec_of(bundle: Bundle) -> AdapterSpec:
+    return adapter_spec(bundle.digest, str(bundle.path), bundle.contract, bundle.renderer)
+
+
+def lane_of(bundle: Bundle) -> Lane:
+    return Lane(spec_of(bundle), bundle.contract, bundle.renderer)
+
+
+def _names(backlog: Backlog, column: str) -> list[str | None]:
+    """The different values of a column, in order of appearance."""
+    if column not in backlog.schema.names:
+        raise InputError(
+            f"{backlog.source} has no column {column!r}{nearest(column, backlog.schema.names)}; "
+            "name one with --adapter-column"
+        )
+    kind = backlog.schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not is_string(kind) and not pa.types.is_null(kind):
+        raise InputError(
+            f"{backlog.source}: column {column!r} holds {kind}, no adapter names; name another "
+            "with --adapter-column"
+        )
+    names: dict[str | None, None] = {}
+    for batch in backlog.batches(columns=[column]):
+        names |= dict.fromkeys(plain(batch.column(0)).unique().to_pylist())
+        if len(names) > MAX_NAMES:
+            raise InputError(
+                f"{backlog.source}: column {column!r} names more than {MAX_NAMES} adapters; is it "
+                "the right column?"
+            )
+    return list(names)
+
+
+def _same_base(bundle: Bundle, default: Bundle) -> bool:
+    """Whether one engine can serve both: the same weights, and the same vocabulary for its grammars."""
+    tokenizer = "tokenizer.json"
+    return bundle.base == default.base and bundle.manifest["files"].get(tokenizer) == default.manifest[
+        "files"
+    ].get(tokenizer)
+
+
+def engine_needs(bundles: Sequence[Bundle], base: Path) -> dict[str, Any]:
+    """What of an engine's spec depends on the adapters that it is to serve."""
+    return {
+        "base": str(base),
+        "tokenizer": str(bundles[0].path),
+        "max_model_len": max(bundle.renderer.max_model_len for bundle in bundles),
+        "max_loras": len(bundles),
+        **lora_needs(bundles),
+    }
+
+
+def lora_needs(bundles: Sequence[Bundle]) -> dict[str, Any]:
+    """The highest rank and all layers of some adapters; for none, what serves the bare base."""
+    modules = [bundle.lora_modules for bundle in bundles]
+    return {
+        "max_lora_rank": max((bundle.rank for bundle in bundles), default=1),
+        "lora_modules": None
+        if None in modules
+        else tuple(sorted({name for names in modules if names for name in names})) or None,
+    }

@@ -1,0 +1,118 @@
+"""One adapter under its contract, as the router sees it: which texts it takes, their token ids, what its
+answers say.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from batch.adapter.renderer import Renderer
+from batch.contract.contract import Contract
+from batch.contract.rules import Rule
+from batch.engine import AdapterSpec, Completion
+from batch.errors import InvalidAnswer
+from batch.scoring.score import span_scores, token_spans
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+ANSWERS = 4096  # different ones that are kept read
+INVALID_UTF8 = object()  # stands for a text whose bytes are not UTF-8
+
+ERROR_MESSAGES = {
+    "null_text": "the request is null",
+    "empty_text": "the request is empty or only white space",
+    "too_long": "the request is longer than the contract's bounds",
+    "invalid_utf8": "the request is not valid UTF-8",
+    "truncated": "the answer did not end within its bound",
+    "invalid_output": "the answer is not the contract's compact JSON",
+    "engine_failure": "the engine could not run this request",
+    "unknown_adapter": "the row's adapter is not there, or this run's engine cannot serve it",
+}
+# the text's own: no retry can change them
+TEXT_ERRORS = {
+    "null_text",
+    "empty_text",
+    "too_long",
+    "invalid_utf8",
+}
+
+
+class ScoredRow(NamedTuple):
+    """One request's outcome: either `answer` and `scores` (probability per scored field), or an
+    `error_code`.
+    """
+
+    answer: dict[str, Any] | None
+    scores: dict[str, float] | None
+    violations: tuple[str, ...] = ()
+    error_code: str | None = None
+
+    @property
+    def error(self) -> str | None:
+        return ERROR_MESSAGES[self.error_code] if self.error_code else None
+
+
+class _Read(NamedTuple):
+    """What an answer's tokens say, whatever the request and their probabilities."""
+
+    answer: dict[str, Any]
+    spans: dict[str, slice]  # of each scored field's tokens
+    # those that speak of such an answer and that it breaks, or may break, by the request's words
+    rules: tuple[Rule, ...]
+
+
+class Lane:
+    """An adapter that an engine serves, with the contract and the renderer that belong to it."""
+
+    def __init__(self, adapter: AdapterSpec, contract: Contract, renderer: Renderer) -> None:
+        self.adapter = adapter
+        self.name = adapter.name
+        self._contract = contract
+        self._renderer = renderer
+        self._fixed_tokens = len(renderer.prefix_ids) + len(renderer.suffix_ids)
+        self._read = functools.lru_cache(ANSWERS)(self._read_answer)  # many requests get the same answer
+
+    def refuse(self, text: Any) -> str | None:
+        """The error code of a text that no engine need see."""
+        if text is None:
+            return "null_text"
+        if text is INVALID_UTF8:
+            return "invalid_utf8"
+        if len(text) > self._contract.max_chars:
+            return "too_long"
+        if not text.strip():
+            return "empty_text"
+        if not text.isascii() and _SURROGATE.search(text):
+            return "invalid_utf8"  # from JSON or Python: no file of Parquet gives such a text
+        return None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._renderer.encode_requests(texts)
+
+    def fits(self, request_ids: Sequence[int]) -> bool:
+        return len(request_ids) <= self._contract.max_tokens
+
+    def prompt_tokens(self, request_ids: Sequence[int]) -> int:
+        return self._fixed_tokens + len(request_ids)
+
+    def score(self, completion: Completion, text: str) -> ScoredRow:
+        """Parse and validate; an answer that is not legal is an error row, never repaired."""
+        if completion.finish != "stop":
+            return ScoredRow(
+                None, None, (), "truncated" if completion.finish == "length" else "engine_failure"
+            )
+        read = self._read(tuple(completion.token_ids))
+        if read is None:
+            return ScoredRow(None, None, (), "invalid_output")
+        violations = tuple(rule.name for rule in read.rules if not rule.allows(read.answer, text))
+        return ScoredRow(read.answer, span_scores(read.spans, completion.logprobs), violations)
+
+    def _read_answer(self, token_ids: tuple[int, ...]) -> _Read | None:
+        try:
+            answer, spans = self._contract.parse(self._renderer.decode(token_ids))
+        except (InvalidAnswer, UnicodeDecodeError):
+            return None
+        rules = tuple(
+            rule for rule in self._contract.rules_for(answer) if rule.mentions or not rule.allows(answer, "")
+        )
+        return _Read(answer, token_spans(self._renderer, token_ids, spans), rules)

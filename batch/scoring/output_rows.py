@@ -1,0 +1,98 @@
+"""What becomes of a scored row on its way into the output: calibrated scores, enforced rules, who has to look
+at it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.calibration import Calibration, Triage, product
+from batch.contract.contract import Contract
+from batch.scoring.adapters import Answers
+from batch.scoring.lane import ScoredRow
+
+
+class Outcome(NamedTuple):
+    """A row as the output has it. All but `triage` are None for an error row."""
+
+    answer: dict[str, Any] | None
+    scores: dict[str, float] | None
+    score: float | None
+    triage: Triage
+    model: dict[str, Any] | None  # the model's own answer, which an enforced rule may have corrected
+    applied: tuple[str, ...] | None  # names of the rules that did
+
+
+NOBODYS = Outcome(None, None, None, "human", None, None)
+
+
+def outcomes(rows: Sequence[ScoredRow], contract: Contract, calibration: Calibration) -> list[Outcome]:
+    """Scores stay those of the model's own values; a row whose answer broke a rule, corrected or not, is for
+    a person.
+    """
+    answered = [row for row in rows if row.answer is not None]
+    calibrated = iter(
+        calibration.apply([row.scores or {} for row in answered], [row.answer or {} for row in answered])
+    )
+    return [
+        NOBODYS if row.answer is None else _outcome(row, row.answer, next(calibrated), contract, calibration)
+        for row in rows
+    ]
+
+
+def _outcome(
+    row: ScoredRow,
+    model: dict[str, Any],
+    scores: dict[str, float],
+    contract: Contract,
+    calibration: Calibration,
+) -> Outcome:
+    score = product(scores)
+    answer, applied = contract.enforce(model, row.violations)
+    return Outcome(answer, scores, score, calibration.triage(score, row.violations), model, applied)
+
+
+def output_batch(
+    batch: pa.RecordBatch,
+    rows: Sequence[ScoredRow],
+    bundles: Sequence[Bundle | None],
+    answers: Answers,
+    schema: pa.Schema,
+) -> pa.RecordBatch:
+    """The input's columns as they are, then what `table.output_columns` names, in that order. `schema` is the
+    output's.
+    """
+    made = [NOBODYS] * len(rows)
+    groups: dict[str, tuple[Bundle, list[int]]] = {}  # by digest: two loads of one bundle are two objects
+    for index, bundle in enumerate(bundles):
+        if bundle:
+            groups.setdefault(bundle.digest, (bundle, []))[1].append(index)
+    for bundle, places in groups.values():
+        for index, each in zip(
+            places,
+            outcomes([rows[index] for index in places], bundle.contract, bundle.calibration),
+            strict=True,
+        ):
+            made[index] = each
+    columns: list[list[Any]] = [
+        [(each.answer or {}).get(field.name) for each in made] for field in answers.fields
+    ]
+    columns += [[(each.scores or {}).get(field.name) for each in made] for field in answers.scored_fields]
+    columns += [[each.score for each in made], ["error" if row.error_code else "ok" for row in rows]]
+    columns += [
+        [row.error_code for row in rows],
+        [row.error for row in rows],
+        [bundle and bundle.digest for bundle in bundles],
+    ]
+    columns += [[each.triage for each in made]] if answers.triage else []
+    columns += [[(each.model or {}).get(field.name) for each in made] for field in answers.enforced_fields]
+    columns += (
+        [[", ".join(each.applied) if each.applied else None for each in made]]
+        if answers.enforce_rules
+        else []
+    )
+    added = list(schema)[batch.num_columns :]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, added, strict=True)]
+    return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema)

@@ -1,0 +1,172 @@
+"""Where files lie and how they come to lie there: whole or not at all.
+
+A file is written under a temporary name beside its own, synced, renamed into place, and its directory synced.
+So a reader finds the old file, the new one or none, whenever the writer died. The temporary name is fixed:
+what a killed run left is overwritten by the next, and its leading dot hides it from a directory that is read
+as input.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from batch.errors import BatchRouteError, InputError, StorageError
+
+CHUNK = 1 << 20  # bytes read at a time
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def shown(name: str) -> str:
+    """`name` on one line, without the credentials that a URI may carry."""
+    name = re.sub(r"://[^/@]*@", "://", name)
+    return re.sub(r"(://[^?]*)\?.*", r"\1", name).replace("\n", " ").replace("\r", " ")
+
+
+def reason(error: BaseException) -> str:
+    """A foreign exception on one short line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def storage_error(name: str, error: BaseException) -> StorageError:
+    """`error` while writing `name`, as exit code 75 with a remedy."""
+    if getattr(error, "errno", None) in FULL or "No space left" in str(error):
+        return StorageError(f"{shown(name)}: no space left; free some space, then run again to resume")
+    return StorageError(
+        f"cannot write {shown(name)}: {reason(error)}; correct that, then run again to resume"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """A path on one of pyarrow's filesystems. `name` is what the user called it."""
+
+    filesystem: fs.FileSystem
+    path: str
+    name: str
+
+    @classmethod
+    def of(cls, source: str | Path) -> "Location":
+        """The location of a local path or a URI; raises `InputError` for a URI that pyarrow cannot open."""
+        source = os.fspath(source)
+        if "://" not in source:
+            return cls(fs.LocalFileSystem(), os.path.abspath(source), source)
+        try:
+            filesystem, path = fs.FileSystem.from_uri(source)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"cannot open {shown(source)}: {reason(error)}; check the URI") from error
+        return cls(filesystem, path, shown(source))
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def sibling(self, prefix: str, suffix: str) -> "Location":
+        """The location whose file name has `prefix` before and `suffix` after it."""
+        folder, slash, base = self.path.rpartition("/")
+        parent, name_slash, name = self.name.rpartition("/")
+        path = f"{folder}{slash}{prefix}{base}{suffix}"
+        return Location(self.filesystem, path, f"{parent}{name_slash}{prefix}{name}{suffix}")
+
+    def exists(self) -> bool:
+        return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
+
+    def sha256(self) -> str:
+        """sha256 (hex) of the file's bytes, read a chunk at a time."""
+        digest = hashlib.sha256()
+        with self.filesystem.open_input_stream(self.path) as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def remove(self) -> None:
+        """Delete the file if it is there, durably."""
+        if self.exists():
+            self.filesystem.delete_file(self.path)
+            self.sync_folder()
+
+    def sync(self) -> None:
+        """Flush the file to the disk. A remote store has it once the stream is closed."""
+        if self.local:
+            _fsync(self.path)
+
+    def sync_folder(self) -> None:
+        if self.local:
+            _fsync(os.path.dirname(self.path))
+
+
+def _fsync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(location: Location) -> Iterator[Location]:
+    """Give a temporary location to write a file at; it takes the name of `location` when the block ends
+    without an error.
+
+    After an error, `location` is as it was and the temporary file is gone. Raises `StorageError`. On an
+    object store the move is a copy on the server, visible only once it is whole (S3 copies at most 5 GB in
+    one piece).
+    """
+    temporary = location.sibling(".", ".partial")
+    try:
+        yield temporary
+        temporary.sync()
+        location.filesystem.move(temporary.path, location.path)
+        location.sync_folder()
+    except BaseException as error:
+        with contextlib.suppress(OSError, pa.ArrowException):
+            temporary.remove()
+        if isinstance(error, (OSError, pa.ArrowException)) and not isinstance(error, BatchRouteError):
+            raise storage_error(location.name, error) from error
+        raise
+
+
+def write_file(location: Location | Path, data: bytes | pa.Buffer) -> None:
+    """Write `data` as a whole file, durably, replacing an older one. Raises `StorageError`."""
+    location = location if isinstance(location, Location) else Location.of(location)
+    with replacing(location) as temporary, temporary.filesystem.open_output_stream(temporary.path) as stream:
+        stream.write(data)
+
+
+def check_writable(output: str | Path, what: str = "output") -> None:
+    """Refuse, before any work, a file that cannot be written: `InputError`. A remote store is not asked."""
+    location = Location.of(output)
+    if not location.local:
+        return
+    folder = os.path.dirname(location.path)
+    if os.path.isdir(location.path):
+        raise InputError(f"{what} {location.name} is a directory; give the name of a file")
+    if not os.path.isdir(folder):
+        raise InputError(f"{what} {location.name}: its directory does not exist; create it first")
+    probe = os.path.join(folder, f".{os.path.basename(location.path)}.probe")
+    try:  # os.access would answer yes to root on a read-only mount
+        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY, 0o600))
+        os.unlink(probe)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {what} {location.name}: {reason(error)}; choose another place"
+        ) from error
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bundle_digest(files: Mapping[str, str]) -> str:
+    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()

@@ -1,0 +1,163 @@
+"""Parquet in and out: the backlog's rows, the output's schema, shards, and the file that they are assembled
+into.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch.contract.fields import HasFields
+from batch.errors import ContractError, InputError, StorageError
+from batch.storage.backlog import Backlog
+from batch.storage.location import Location, replacing
+from batch.storage.manifest import Proof, remove_manifest
+from batch.storage.parquet import IdDigest, ParquetSource, plain, row_bytes
+
+__all__ = ["Backlog", "Proof", "assemble", "encode_shard", "output_columns", "output_schema"]
+
+ROW_GROUP = 16_384  # rows in a row group of the output, and
+GROUP_BYTES = 32 << 20  # bytes of strings, whichever comes first
+# Page checksums: without them half of all bit flips in a zstd file read back as wrong data without an error.
+WRITING = {"compression": "zstd", "write_page_checksum": True, "version": "2.6"}
+
+
+def output_columns(answers: HasFields, prefix: str = "", triage: bool = False) -> list[str]:
+    """Names of the columns that a run adds, in order. Raises `ContractError` where two would be the same.
+
+    `triage` is there where the adapter has a threshold, `<field>_model` and `rules_applied` where the
+    contract enforces.
+    """
+    return [field.name for field in _added(answers, prefix, triage)]
+
+
+def output_schema(schema: pa.Schema, answers: HasFields, prefix: str = "", triage: bool = False) -> pa.Schema:
+    """Every input column as it is, then those that a run adds, which may all be null.
+
+    Labels are plain strings: Parquet codes them by dictionary anyway, and every reader sees the same type.
+    """
+    fields = [pa.field(field.name, field.type, field.nullable) for field in schema]
+    return pa.schema([*fields, *_added(answers, prefix, triage)])
+
+
+def _added(answers: HasFields, prefix: str, triage: bool) -> list[pa.Field]:
+    kinds = {field.name: pa.bool_() if field.type == "boolean" else pa.string() for field in answers.fields}
+    columns = list(kinds.items())
+    columns += [(f"{field.name}_score", pa.float32()) for field in answers.scored_fields]
+    columns += [("score", pa.float32())]
+    columns += [(name, pa.string()) for name in ("status", "error_code", "error", "adapter")]
+    columns += [("triage", pa.string())] if triage else []
+    columns += [(f"{field.name}_model", kinds[field.name]) for field in answers.enforced_fields]
+    columns += [("rules_applied", pa.string())] if answers.enforce_rules else []
+    names = [name for name, _ in columns]
+    for name in names:
+        if names.count(name) > 1:
+            raise ContractError(f"the contract's fields give two output columns {name!r}; rename the field")
+    return [pa.field(prefix + name, kind) for name, kind in columns]
+
+
+def encode_shard(table: pa.Table) -> pa.Buffer:
+    """`table` as the bytes of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=max(1, table.num_rows), **WRITING)
+    return sink.getvalue()
+
+
+def assemble(
+    shards: Sequence[Path],
+    output: str,
+    schema: pa.Schema,
+    metadata: Mapping[str, str],
+    id_column: str = "id",
+    expect: tuple[int, str] | None = None,
+) -> Proof:
+    """Write the shards' rows, in order, as the file `output`, and prove it from the finished file.
+
+    The bytes depend on the rows, `schema` and `metadata` alone, not on where the shards were cut: keep times
+    and run ids out of `metadata`. Holds one row group in memory. `expect` is the input's row count and
+    ordered id digest; where the finished file differs, or anything fails, an older output and its manifest
+    stay (`StorageError`).
+    """
+    location = Location.of(output)
+    metadata = {**metadata}
+    with replacing(location) as temporary:
+        with (
+            temporary.filesystem.open_output_stream(temporary.path) as sink,
+            pq.ParquetWriter(sink, schema.with_metadata(metadata), **WRITING) as writer,
+        ):
+            for group in _row_groups(_rows(shards, schema), schema):
+                writer.write_table(group, row_group_size=group.num_rows)
+        temporary.sync()
+        proof = prove(temporary, id_column)
+        if expect is not None and (proof.rows, proof.ids) != tuple(expect):
+            what = (
+                f"{proof.rows} rows for {expect[0]}"
+                if proof.rows != expect[0]
+                else "the ids or their order differ"
+            )
+            raise StorageError(
+                f"the assembled {location.name} is not its input's rows: {what}; run again with --fresh"
+            )
+        remove_manifest(output)  # it speaks of the output that goes now
+    pa.default_memory_pool().release_unused()
+    return proof
+
+
+def prove(location: Location, id_column: str = "id") -> Proof:
+    """Row count, ordered id digest and sha256 of a finished file; decodes every page. Raises
+    `StorageError`.
+    """
+    digest, rows = IdDigest(), 0
+    try:
+        source = ParquetSource.open(location)
+        for batch in source.batches():
+            digest.update(batch.column(id_column))
+            rows += batch.num_rows
+    except InputError as error:
+        raise StorageError(f"the output does not read back: {error}") from error
+    return Proof(rows=rows, ids=digest.hexdigest(), sha256=location.sha256(), bytes=source.size)
+
+
+def _rows(shards: Iterable[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for shard in shards:
+        try:
+            source = ParquetSource.open(Location.of(shard))
+            if not source.schema.equals(schema):
+                raise InputError(f"{shard.name} has other columns than the output")
+            yield from source.batches()
+        except InputError as error:  # not every `BatchRouteError`: a signal arrives as one
+            raise StorageError(f"a shard is damaged: {error}; run again, it is redone") from error
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows cut where a group reaches `ROW_GROUP` rows or `GROUP_BYTES`: a function of the rows alone."""
+    pending: list[pa.RecordBatch] = []
+    rows = held = 0
+    for batch in batches:
+        sizes = row_bytes(batch)
+        while batch.num_rows:
+            ends = np.cumsum(sizes)
+            take = min(batch.num_rows, ROW_GROUP - rows, int(np.searchsorted(ends, GROUP_BYTES - held)) + 1)
+            pending.append(batch.slice(0, take))
+            rows, held = rows + take, held + int(ends[take - 1])
+            batch, sizes = batch.slice(take), sizes[take:]
+            if rows == ROW_GROUP or held >= GROUP_BYTES:
+                yield _one_chunk(pending, schema)
+                pending, rows, held = [], 0, 0
+    if pending:
+        yield _one_chunk(pending, schema)
+
+
+def _one_chunk(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    """The batches as one: pages end where chunks do, and a dictionary's order would tell where shards were
+    cut.
+    """
+    columns = []
+    for index, field in enumerate(schema):
+        column = pa.concat_arrays([plain(batch.column(index)) for batch in batches])
+        columns.append(
+            column.dictionary_encode().cast(field.type) if pa.types.is_dictionary(field.type) else column
+        )
+    return pa.Table.from_arrays(columns, schema=schema)

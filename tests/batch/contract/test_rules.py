@@ -1,0 +1,300 @@
+"""Rules: what must hold whatever the model says."""
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+
+from batch.contract.contract import Contract
+from batch.errors import ContractError
+from tests.conftest import ROOT
+from train.dataset import load_rows
+from train.mini_base.requests import requests
+
+SALESFORCE = {
+    "tier": "Trusted Technical Builder",
+    "risk": "high",
+    "recommended_platform": "Databricks app + Salesforce integration",
+    "needs_review": True,
+}
+SERVICENOW = {**SALESFORCE, "recommended_platform": "Databricks app + ServiceNow integration"}
+PLAIN = {**SALESFORCE, "recommended_platform": "Databricks app"}
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({}, []),
+        ({"needs_review": False}, ["high_risk_needs_review"]),
+        ({"risk": "medium", "needs_review": False}, []),
+        ({"tier": "Trusted Functional Builder"}, ["functional_builder_platforms"]),
+        ({"tier": "Trusted Functional Builder", "recommended_platform": "Glean"}, []),
+        ({"tier": "Trusted Technical Analyst"}, ["technical_analyst_platforms"]),
+        (
+            {
+                "tier": "Trusted Technical Analyst",
+                "recommended_platform": "Databricks + governed dashboarding",
+            },
+            [],
+        ),
+        ({"recommended_platform": "Glean"}, ["technical_builder_platforms"]),
+        ({"recommended_platform": "Databricks + governed dashboarding"}, ["technical_builder_platforms"]),
+        (
+            {
+                "tier": "Trusted Technical Analyst",
+                "needs_review": False,
+                "recommended_platform": "Databricks app + ServiceNow integration",
+            },
+            ["high_risk_needs_review", "technical_analyst_platforms", "servicenow_must_be_mentioned"],
+        ),
+    ],
+)
+def test_rules_on_the_answer(contract: Contract, change: dict[str, Any], broken: list[str]) -> None:
+    assert contract.violations({**PLAIN, **change}, "An app.") == broken
+
+
+MENTIONED = [
+    "Write it back to Salesforce.",
+    "salesforce",
+    "SALESFORCE opportunities get updated",
+    "Update our SFDC accounts",
+    "sfdc",
+    "(Salesforce)",
+    "Salesforce's accounts",
+    "Salesforce-side automation",
+    "Not Glean, but Salesforce.",
+    "No reporting needed. Update Salesforce.",
+    "No Salesforce reports; the agent updates Salesforce accounts.",  # one mention that is not negated
+    "It updates Salesforce. A chatbot is not needed.",
+    "A no-code way to update Salesforce accounts.",
+    "It sets do-not-call on the Salesforce contact.",
+    "It creates leads in Salesforce, and email is not involved.",
+    "Close cases in Service Cloud and open leads in sales cloud.",
+    "What is left in Salesforce gets merged.",
+    "We left HubSpot for Salesforce.",
+    "Salesforce is the system; the old CRM was retired.",
+]
+NOT_MENTIONED = [
+    "Salesforce is gone here, thank goodness; close the stale tickets.",
+    "We threw out Salesforce last spring, everything here is HubSpot.",
+    "Last summer we said goodbye to Salesforce.",
+    "Salesforce plays no role here: take them off the list in HubSpot.",
+    "Salesforce has nothing to do with it.",
+    "Please leave Salesforce out of it.",
+    "",
+    "Update our CRM.",
+    "HubSpot leads",
+    "salesforces",
+    "presalesforce",
+    "Salesforce_x",
+    "SFDCs",
+    "no Salesforce involved",
+    "There is no Salesforce in this.",
+    "Without touching Salesforce, update vendor records.",
+    "It never writes to Salesforce",
+    "It does not use Salesforce",
+    "It doesn't touch Salesforce",
+    "HubSpot instead of Salesforce",
+    "HubSpot rather than Salesforce",
+    "Avoid Salesforce",
+    "Salesforce is not involved.",
+    "Salesforce isn't involved",
+    "Salesforce is not directly involved",
+    "Salesforce will not be touched",
+    "Neither Salesforce nor ServiceNow is needed.",
+    "Neither ServiceNow nor Salesforce is needed.",
+    "We left Salesforce for HubSpot",
+    "We moved off Salesforce last year",
+    "They migrated away from Salesforce",
+    "Salesforce was retired last year.",
+    "Salesforce has been replaced by HubSpot",
+    "Salesforce stays out of it.",
+    "Salesforce is out of scope",
+    "The Salesforce team is not affected.",
+    "Unlike last year's Salesforce project, this one is separate",
+    "our sales data in the cloud",
+]
+
+
+@pytest.mark.parametrize("request_text", MENTIONED)
+def test_salesforce_is_mentioned(contract: Contract, request_text: str) -> None:
+    assert contract.violations(SALESFORCE, request_text) == []
+    assert contract.violations(PLAIN, request_text) == []
+
+
+@pytest.mark.parametrize("request_text", NOT_MENTIONED)
+def test_salesforce_is_not_mentioned(contract: Contract, request_text: str) -> None:
+    assert contract.violations(SALESFORCE, request_text) == ["salesforce_must_be_mentioned"]
+
+
+@pytest.mark.parametrize(
+    ("request_text", "mentioned"),
+    [
+        ("Close the ServiceNow ticket", True),
+        ("close service now incidents", True),
+        ("SNOW tickets", True),
+        ("our snow queue", True),
+        ("predict snowfall for the depot", False),
+        ("Snowflake tables", False),
+        ("snowy roads", False),
+        ("the customer service", False),
+        ("Salesforce cases", False),
+        ("no ServiceNow here", False),
+    ],
+)
+def test_servicenow_aliases_are_whole_words(contract: Contract, request_text: str, mentioned: bool) -> None:
+    assert contract.violations(SERVICENOW, request_text) == (
+        [] if mentioned else ["servicenow_must_be_mentioned"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "r"}, r"missing key 'when' in \[\[rules\]\]"),
+        ("r", r"\[\[rules\]\] must be a table"),
+        ({"name": 1, "when": {}, "mentions": ["x"]}, "name must be a text"),
+        ({"name": "r", "when": {}, "mention": ["x"]}, "unknown key 'mention' .* .did you mean 'mentions'"),
+        ({"name": "r", "when": {}}, "either allow or mentions"),
+        (
+            {"name": "r", "when": {}, "mentions": ["x"], "allow": {"risk": ["low"]}},
+            "either allow or mentions",
+        ),
+        (
+            {"name": "r", "when": {"rsk": "low"}, "mentions": ["x"]},
+            "unknown field 'rsk' .did you mean 'risk'",
+        ),
+        ({"name": "r", "when": {"risk": "lo"}, "mentions": ["x"]}, "'lo' is no legal value of risk"),
+        (
+            {"name": "r", "when": {"needs_review": 1}, "mentions": ["x"]},
+            "1 is no legal value of needs_review",
+        ),
+        ({"name": "r", "when": {"reason": "x"}, "mentions": ["x"]}, "is no legal value of reason"),
+        ({"name": "r", "when": ["risk"], "mentions": ["x"]}, "when must be a table"),
+        ({"name": "r", "when": {}, "mentions": "Salesforce"}, "mentions must be a list"),
+        ({"name": "r", "when": {}, "mentions": []}, "mentions must be a list that is not empty"),
+        ({"name": "r", "when": {}, "mentions": [1]}, "mentions must be a text"),
+        ({"name": "r", "when": {}, "mentions": [""]}, "mentions"),
+        ({"name": "r", "when": {}, "allow": {"risk": "low"}}, "allow risk must be a list"),
+        ({"name": "r", "when": {}, "allow": {"needs_review": True}}, "allow needs_review must be a list"),
+        ({"name": "r", "when": {}, "allow": {"risk": []}}, "allow risk must be a list that is not empty"),
+        ({"name": "r", "when": {}, "allow": {}}, "allow"),
+        ({"name": "high_risk_needs_review", "when": {}, "mentions": ["x"]}, "twice"),
+    ],
+)
+def test_a_wrong_rule_is_refused(contract: Contract, entry: Any, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        Contract.from_dict({**contract.raw, "rules": [*contract.raw["rules"], entry]})
+
+
+def enforcing(contract: Contract, **changes: Any) -> Contract:
+    return Contract.from_dict({**contract.raw, "enforce_rules": True, **changes})
+
+
+ENFORCED = [
+    (PLAIN, "An app.", {}, ()),
+    (SALESFORCE, "An app.", {"recommended_platform": "Databricks app"}, ("salesforce_must_be_mentioned",)),
+    (SALESFORCE, "An app on Salesforce.", {}, ()),
+    ({**PLAIN, "needs_review": False}, "An app.", {"needs_review": True}, ("high_risk_needs_review",)),
+    (
+        {**SALESFORCE, "needs_review": False},
+        "An app.",
+        {"needs_review": True, "recommended_platform": "Databricks app"},
+        ("high_risk_needs_review", "salesforce_must_be_mentioned"),
+    ),
+    # The tier's rule has corrected the platform before: nothing is left of which Salesforce would have to be mentioned.
+    (
+        {**SALESFORCE, "tier": "Trusted Technical Analyst"},
+        "A dashboard.",
+        {"recommended_platform": "Databricks + governed dashboarding"},
+        ("technical_analyst_platforms",),
+    ),
+    # A builder may do three things: the rule does not say which, so it is counted only.
+    ({**PLAIN, "recommended_platform": "Glean"}, "An app.", {}, ()),
+]
+
+
+@pytest.mark.parametrize(("answer", "request_text", "changed", "applied"), ENFORCED)
+def test_enforced_rules_correct_what_they_can(
+    contract: Contract,
+    answer: dict[str, Any],
+    request_text: str,
+    changed: dict[str, Any],
+    applied: tuple[str, ...],
+) -> None:
+    strict, own = enforcing(contract), dict(answer)
+    corrected, names = strict.enforce(answer, strict.violations(answer, request_text))
+    assert (corrected, names) == ({**answer, **changed}, applied)
+    assert answer == own  # the model's own is kept
+    # counted only, by default
+    assert contract.enforce(answer, contract.violations(answer, request_text)) == (
+        answer,
+        (),
+    )
+    if applied:
+        assert strict.violations(corrected, request_text) == []
+
+
+def test_the_fields_that_enforced_rules_may_correct(contract: Contract) -> None:
+    assert [field.name for field in enforcing(contract).enforced_fields] == [
+        "recommended_platform",
+        "needs_review",
+    ]
+    assert contract.enforced_fields == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"then": {"risk": "lo"}}, "'lo' is no legal value of risk"),
+        ({"then": {"rsk": "low"}}, "unknown field 'rsk'"),
+        ({"then": {"risk": "low"}}, "would break it still"),
+        (
+            {"then": {"recommended_platform": "Databricks app + Salesforce integration"}},
+            "would break it still",
+        ),
+        (
+            {"mentions": None, "allow": {"risk": ["low", "medium"]}, "then": {"risk": "high"}},
+            "that allow refuses",
+        ),
+    ],
+)
+def test_a_correction_that_does_not_correct_is_refused(
+    contract: Contract, entry: dict[str, Any], message: str
+) -> None:
+    rule = {
+        "name": "r",
+        "when": {"recommended_platform": "Databricks app + Salesforce integration"},
+        "mentions": ["x"],
+        **entry,
+    }
+    with pytest.raises(ContractError, match=message):
+        enforcing(contract, rules=[{key: value for key, value in rule.items() if value is not None}])
+    with pytest.raises(ContractError, match="enforce_rules must be true or false"):
+        Contract.from_dict({**contract.raw, "enforce_rules": "yes"})
+
+
+def test_the_mention_rules_read_what_labellers_wrote(contract: Contract) -> None:
+    """No gold answer of the hand-written sets breaks a rule; of the generator's, which misspells names, 1 in 100 at most."""
+    denied = 0
+    for path in sorted((ROOT / "data").rglob("*.jsonl")):
+        for row in load_rows(path, contract, evaluation=True):
+            assert contract.violations(row.answer, row.request) == [], row.where
+            if (
+                path.parent.name == "written"
+                and row.facts
+                and row.facts["need"] == "build"
+                and row.facts["system"] == "none"
+            ):
+                denied += any(rule.mentioned(row.request) for rule in contract.rules if rule.mentions)
+    assert denied <= 6, "denials of a system that the rules take for mentions, of some 70 that people wrote"
+    broken = caught = uncaught = 0
+    for made in itertools.islice(requests(random.Random(5)), 2000):
+        answer = contract.decide(made.facts.as_dict())
+        broken += bool(contract.violations(answer, made.text))
+        if made.facts.need == "build" and made.facts.system == "none":
+            biased = {**answer, "recommended_platform": "Databricks app + Salesforce integration"}
+            held = contract.violations(biased, made.text)
+            caught, uncaught = caught + bool(held), uncaught + (not held)
+    assert broken <= 20 and uncaught <= 0.01 * caught

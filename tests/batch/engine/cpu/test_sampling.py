@@ -1,0 +1,139 @@
+"""Our choice of tokens on a CPU against vLLM's own, on random logits: the same tokens, the same log-probabilities."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm.platforms import current_platform
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.rejection_sampler import RejectionSampler
+from vllm.v1.sample.sampler import Sampler
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+from vllm.v1.structured_output.utils import apply_grammar_bitmask
+
+from batch.engine.cpu import sampling
+
+VOCABULARY = 1000
+
+
+def metadata(**changes: Any) -> SamplingMetadata:
+    nothing = torch.zeros(0)
+    plain = SamplingMetadata(
+        temperature=None,
+        all_greedy=True,
+        all_random=False,
+        top_p=None,
+        top_k=None,
+        generators={},
+        max_num_logprobs=0,
+        no_penalties=True,
+        prompt_token_ids=None,
+        frequency_penalties=nothing,
+        presence_penalties=nothing,
+        repetition_penalties=nothing,
+        output_token_ids=[],
+        allowed_token_ids_mask=None,
+        bad_words_token_ids={},
+        logitsprocs=SimpleNamespace(non_argmax_invariant=[], argmax_invariant=[]),
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def masked_logits(rows: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Random ones, of which a few rows allow one token, some a handful, and some all."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, VOCABULARY, generator=generator) * 3
+    for row in range(rows):
+        legal = [1, 5, VOCABULARY][row % 3]
+        forbidden = torch.randperm(VOCABULARY, generator=generator)[legal:]
+        logits[row, forbidden] = float("-inf")
+    return logits.to(dtype)
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    assert ours.sampled_token_ids.tolist() == theirs.sampled_token_ids.tolist()
+    kept = (theirs.sampled_token_ids != -1).flatten()
+    for name in ("logprob_token_ids", "selected_token_ranks"):
+        assert (
+            getattr(ours.logprobs_tensors, name)[kept].tolist()
+            == getattr(theirs.logprobs_tensors, name)[kept].tolist()
+        )
+    torch.testing.assert_close(
+        ours.logprobs_tensors.logprobs[kept], theirs.logprobs_tensors.logprobs[kept], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 8, 37])
+def test_chosen_tokens_are_vllms(rows: int, dtype: torch.dtype) -> None:
+    logits = masked_logits(rows, dtype)
+    if dtype == torch.bfloat16:  # equal logits share a rank, which we do not look for
+        logits = torch.where(logits == logits.amax(dim=1, keepdim=True), logits + 1, logits)
+    assert_same(sampling.GreedySampler()(logits.clone(), metadata()), Sampler()(logits.clone(), metadata()))
+
+
+@pytest.mark.parametrize("changes", [{"max_num_logprobs": 5}, {"max_num_logprobs": None}])
+def test_other_requests_go_vllms_way(changes: dict[str, Any]) -> None:
+    logits = masked_logits(6, torch.float32)
+    ours, theirs = (kind()(logits.clone(), metadata(**changes)) for kind in (sampling.GreedySampler, Sampler))
+    assert ours.sampled_token_ids.tolist() == theirs.sampled_token_ids.tolist()
+    assert (ours.logprobs_tensors is None) == (theirs.logprobs_tensors is None)
+    if theirs.logprobs_tensors is not None:
+        assert ours.logprobs_tensors.logprobs.tolist() == theirs.logprobs_tensors.logprobs.tolist()
+
+
+def test_a_processor_that_changes_logits_is_asked() -> None:
+    barred = SimpleNamespace(
+        apply=lambda logits: logits.index_fill(1, logits.argmax(dim=1)[:1], float("-inf"))
+    )
+    logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(1))
+    changed = metadata(logitsprocs=SimpleNamespace(non_argmax_invariant=[barred], argmax_invariant=[]))
+    chosen = sampling.GreedySampler()(logits.clone(), changed).sampled_token_ids.item()
+    assert chosen == logits[0].topk(2).indices[1].item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_drafts_are_vllms(dtype: torch.dtype) -> None:
+    """Drafts that all agree, none, some, and rows without any."""
+    current_platform.register_triton_kernel_overrides()  # as vLLM's CPU worker does
+    counts = [3, 0, 8, 1, 2, 0]
+    rows = sum(counts) + len(counts)
+    logits = masked_logits(rows, dtype, seed=2)
+    logits = torch.where(logits == logits.amax(dim=1, keepdim=True), logits + 1, logits)
+    best, drafts, row = logits.argmax(dim=1).tolist(), [], 0
+    for i, count in enumerate(counts):
+        drafts.append(
+            [best[row + j] if i != 2 or j < 4 else (best[row + j] + 1) % VOCABULARY for j in range(count)]
+        )
+        row += count + 1
+    drafts[4] = [(token + 1) % VOCABULARY for token in drafts[4]]
+    found = []
+    for sampler in (sampling.GreedyRejectionSampler(Sampler()), RejectionSampler(Sampler())):
+        spec = SpecDecodeMetadata.make_dummy(drafts, torch.device("cpu"))
+        ends = torch.tensor(np.cumsum([count + 1 for count in counts]) - 1)
+        spec.bonus_logits_indices = ends
+        spec.target_logits_indices = torch.tensor([i for i in range(rows) if i not in ends.tolist()])
+        found.append(sampler(spec, None, logits.clone(), metadata()))
+    assert_same(*found)
+    kept = [[token for token in own if token != -1] for own in found[0].sampled_token_ids.tolist()]
+    assert [len(own) for own in kept] == [4, 1, 5, 2, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_grammars_mask_is_vllms(dtype: torch.dtype) -> None:
+    """Requests in another order than the batch's, one without a grammar, one with drafts, one that has left the batch."""
+    random = np.random.default_rng(0)
+    scheduled = SimpleNamespace(scheduled_spec_decode_tokens={"b": [1, 2]})
+    batch = SimpleNamespace(req_ids=["a", "b", "c", "d"])
+    bitmask = random.integers(-(2**31), 2**31, size=(6, -(-VOCABULARY // 32)), dtype=np.int64).astype(
+        np.int32
+    )
+    grammar = SimpleNamespace(grammar_bitmask=bitmask, structured_output_request_ids=["gone", "d", "b", "a"])
+    logits = torch.randn(6, VOCABULARY, generator=torch.Generator().manual_seed(3)).to(dtype)
+    ours, theirs = logits.clone(), logits.clone()
+    sampling.apply_grammar_bitmask(scheduled, grammar, batch, ours)
+    apply_grammar_bitmask(scheduled, grammar, batch, theirs)
+    assert torch.equal(ours, theirs) and ours.isinf().any() and not ours[4].isinf().any()

@@ -1,0 +1,108 @@
+"""Population stability index: against published figures, its noise by simulation, and which run is compared with."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batch.reporting.drift import baseline, by_chance, compare, level, psi
+from batch.reporting.summary import SCORE_BINS, Tally
+
+
+def test_psi_of_a_worked_example() -> None:
+    """Shares .5/.5 → .6/.4: (.6 - .5) ln(.6/.5) + (.4 - .5) ln(.4/.5), in large numbers, where half a row is nothing."""
+    expected = 0.1 * math.log(1.2) - 0.1 * math.log(0.8)
+    assert psi([5e8, 5e8], [6e8, 4e8]) == pytest.approx(expected, rel=1e-6) == pytest.approx(0.0405, abs=1e-4)
+    assert psi([3, 1], [3, 1]) == 0 == psi([], []) == psi([0, 0], [1, 2])
+    assert psi([100, 0], [50, 50]) < math.inf
+
+
+def test_levels() -> None:
+    assert [level(value) for value in (0.0, 0.0999, 0.10, 0.2499, 0.25)] == [
+        "ok",
+        "ok",
+        "warn",
+        "warn",
+        "alarm",
+    ]
+
+
+@pytest.mark.parametrize(("bins", "before", "now"), [(2, 5000, 500), (5, 500, 500), (10, 20_000, 1000)])
+def test_by_chance_is_exceeded_in_one_case_of_twenty(bins: int, before: int, now: int) -> None:
+    generator = np.random.default_rng(7)
+    shares = np.full(bins, 1 / bins)
+    values = [
+        psi(list(generator.multinomial(before, shares)), list(generator.multinomial(now, shares)))
+        for _ in range(2000)
+    ]
+    assert 0.03 < np.mean(np.array(values) > by_chance(bins, before, now)) < 0.07
+
+
+def tally(labels: dict[str, int], scores: dict[str, int]) -> Tally:
+    return Tally(
+        rows=sum(labels.values()), values={"tier": Counter(labels)}, scores={"tier_score": Counter(scores)}
+    )
+
+
+def found(before: Tally, now: Tally) -> dict[str, dict[str, float]]:
+    drift = compare({"output": "o", "sha256": "s", "tally": before.as_json()}, now)
+    assert drift
+    return {measure["of"]: measure for measure in drift["measures"]}
+
+
+def test_label_mix_and_score_deciles() -> None:
+    even = dict.fromkeys(SCORE_BINS, 10)
+    same = found(tally({"a": 500, "b": 500}, even), tally({"a": 500, "b": 500}, even))
+    assert same["labels"]["psi"] == same["score deciles"]["psi"] == 0
+    upper = dict.fromkeys(SCORE_BINS[50:], 20)  # all scores in the upper five deciles
+    moved = found(tally({"a": 500, "b": 500}, even), tally({"a": 900, "b": 100}, upper))
+    assert moved["labels"]["level"] == "alarm" == moved["score deciles"]["level"]
+    # Five of ten bins empty: half a row in each of them is a share of 0.5/1005.
+    e, a, full = 100.5 / 1005, 0.5 / 1005, 200.5 / 1005
+    assert moved["score deciles"]["psi"] == pytest.approx(
+        5 * ((a - e) * math.log(a / e) + (full - e) * math.log(full / e))
+    )
+    assert moved["score deciles"]["by_chance"] == by_chance(10, 1000, 1000)
+
+
+def test_scores_that_are_all_alike_are_one_bin() -> None:
+    one = found(tally({"a": 9}, {"0.99": 9}), tally({"a": 5}, {"0.50": 5}))
+    assert one["score deciles"]["psi"] == 0 == one["score deciles"]["by_chance"]
+
+
+def test_a_label_that_is_new_or_gone_counts() -> None:
+    assert found(tally({"a": 100}, {}), tally({"a": 50, "b": 50}, {}))["labels"]["level"] == "alarm"
+    assert found(tally({"a": 50, "b": 50}, {}), tally({"a": 100}, {}))["labels"]["level"] == "alarm"
+
+
+def manifest(
+    path: Path, contract: str, engine: str = "vllm", rows: int = 3, **more: object
+) -> dict[str, object]:
+    job = {"contract": contract, "engine": engine, "rows": rows}
+    run = {"tally": tally({"a": rows}, {}).as_json()}
+    path.with_name(path.name + ".manifest.json").write_text(
+        json.dumps({"job": job, "output": {"sha256": path.name}, "run": run, **more})
+    )
+    return job
+
+
+def test_the_run_that_is_compared_with(tmp_path: Path) -> None:
+    output = tmp_path / "tonight.parquet"
+    job = {"contract": "c", "engine": "vllm", "rows": 5}
+    assert baseline(str(output), job) is None
+    manifest(tmp_path / "other-contract.parquet", "d")
+    manifest(tmp_path / "made-up.parquet", "c", engine="replay")
+    (tmp_path / "broken.parquet.manifest.json").write_text("[]")
+    assert baseline(str(output), job) is None
+    manifest(tmp_path / "last-night.parquet", "c")
+    assert baseline(str(output), job)["output"] == "last-night.parquet"  # type: ignore[index]
+    manifest(output, "old contract")
+    assert baseline(str(output), job)["output"] == "tonight.parquet"  # type: ignore[index]
+    # The same job done anew is compared with what it was compared with before, not with itself.
+    redone = manifest(output, "c", rows=5, drift={"previous": {"output": "the night before"}})
+    assert baseline(str(output), redone) == {"output": "the night before"}
+    redone = manifest(output, "c", rows=5, drift=None)
+    assert baseline(str(output), redone) is None

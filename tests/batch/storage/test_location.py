@@ -1,0 +1,123 @@
+"""Files come to lie at their place whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from batch.errors import InputError, StorageError
+from batch.storage.location import Location, check_writable, replacing, shown, storage_error, write_file
+
+
+def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_file(target, b"old")
+    write_file(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("x"), KeyboardInterrupt(), OSError(28, "No space left on device")]
+)
+def test_a_failure_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "a.json"
+    target.write_bytes(b"old")
+    expected = StorageError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected), replacing(Location.of(target)) as temporary:
+        Path(temporary.path).write_bytes(b"half")
+        raise error
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_killed_before_the_rename_there_is_no_output(tmp_path: Path) -> None:
+    """Checked against a variant that writes to the place itself: it leaves `half`."""
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from batch.storage.location import Location, replacing\n"
+        "with replacing(Location.of(sys.argv[1])) as temporary:\n"
+        "    Path(temporary.path).write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    target = tmp_path / "out.parquet"
+    killed = subprocess.run(
+        [sys.executable, "-c", program, str(target)], cwd=Path(__file__).parent.parent, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not target.exists()
+    write_file(target, b"whole")  # what the killed run left is overwritten
+    assert os.listdir(tmp_path) == ["out.parquet"]
+
+
+def test_each_step_is_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is synced under its temporary name, and the directory after the rename."""
+    steps = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        steps.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, (tmp_path / "a").exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_file(tmp_path / "a", b"x")
+    assert steps == [(".a.partial", False), (tmp_path.name, True)]
+
+
+def test_a_remote_store_is_written_then_moved() -> None:
+    store = fs._MockFileSystem()
+    store.create_dir("bucket")
+    location = Location(store, "bucket/out", "s3://bucket/out")
+    write_file(location, b"whole")
+    with pytest.raises(StorageError), replacing(location) as temporary:
+        with store.open_output_stream(temporary.path) as stream:
+            stream.write(b"half")
+        raise OSError("connection reset")
+    assert [f.path for f in store.get_file_info(fs.FileSelector("bucket"))] == ["bucket/out"]
+    with store.open_input_stream("bucket/out") as stream:
+        assert stream.read() == b"whole"
+
+
+def test_a_full_disk_is_named_with_a_remedy() -> None:
+    with pytest.raises(OSError) as full:  # the kernel's own ENOSPC, through pyarrow
+        fs.LocalFileSystem().open_output_stream("/dev/full").write(b"x" * (1 << 20))
+    error = storage_error("out.parquet", full.value)
+    assert error.exit_code == 75
+    assert str(error) == "out.parquet: no space left; free some space, then run again to resume"
+
+
+def test_unwritable_outputs(tmp_path: Path) -> None:
+    check_writable(tmp_path / "out.parquet")
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").touch()
+    for bad, why in (
+        (tmp_path, "is a directory"),
+        (tmp_path / "no" / "x", "does not exist"),
+        ("/proc/x", "cannot write"),
+    ):
+        with pytest.raises(InputError, match=why):
+            check_writable(bad)
+
+
+def test_uris() -> None:
+    with pytest.raises(InputError, match="check the URI"):
+        Location.of("nosuch://bucket/x")
+    assert shown("s3://key:secret@bucket/x?token=y") == "s3://bucket/x"
+    assert Location.of("file:///a/b").path == "/a/b"
+    assert Location.of("file:///a/b").local
+
+
+def test_sha256_reads_the_whole_file(tmp_path: Path) -> None:
+    import hashlib
+
+    data = bytes(range(256)) * 10_000
+    (tmp_path / "x").write_bytes(data)
+    assert Location.of(tmp_path / "x").sha256() == hashlib.sha256(data).hexdigest()
+    with pytest.raises((OSError, pa.ArrowException)):
+        Location.of(tmp_path / "y").sha256()

@@ -1,0 +1,209 @@
+"""docs/: the unit files and the CronJob are what systemd and Kubernetes take, and the page says what the code does."""
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from batch import errors
+from batch.adapter.bundle import Bundle
+from batch.cli import main
+from batch.scoring.lane import ERROR_MESSAGES, TEXT_ERRORS
+from tests.batch.reporting.test_outlets import SECRET, events
+from tests.batch.test_run import HOSTILE, backlog, route
+from tests.conftest import ROOT
+
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "operations.md").read_text()
+RETRIED, FINAL = {75, 130, 143}, {2, 3, 4}
+# The directives that our units use, by section (systemd.unit, .service, .exec, .kill and .timer(5)).
+KNOWN = {
+    "Unit": {"Description", "Documentation", "StartLimitIntervalSec", "StartLimitBurst"},
+    "Service": {
+        "Type", "User", "WorkingDirectory", "ExecStart", "Restart", "RestartSec", "SuccessExitStatus", "RestartPreventExitStatus",
+        "KillMode", "TimeoutStopSec", "TimeoutStartSec", "CacheDirectory", "Environment", "NoNewPrivileges", "PrivateTmp", "ProtectHome",
+        "ProtectSystem", "ReadWritePaths",
+    },
+    "Timer": {"OnCalendar", "RandomizedDelaySec", "Persistent"},
+    "Install": {"WantedBy"},
+}  # fmt: skip
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    """A unit file, read strictly: a section or key there twice is an error."""
+    parser = configparser.ConfigParser(
+        interpolation=None, strict=True, delimiters=("=",), comment_prefixes=("#",)
+    )
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # directives are case-sensitive
+    text = (DOCS / name).read_text()
+    parser.read_string(re.sub(r"\\\n\s*", " ", text))
+    return parser
+
+
+def codes(text: str) -> set[int]:
+    return {int(code) for code in re.findall(r"\d+", text)}
+
+
+@pytest.mark.parametrize("name", ["batch-route.service", "batch-route.timer"])
+def test_units_hold_known_directives(name: str) -> None:
+    parser = unit(name)
+    assert {section: set(parser[section]) - KNOWN[section] for section in parser.sections()} == {
+        section: set() for section in parser.sections()
+    }
+
+
+@pytest.mark.skipif(
+    not shutil.which("systemd-analyze"), reason="systemd is not installed; the strict reading above stands in"
+)
+def test_units_pass_systemd_analyze(tmp_path: Path) -> None:
+    for path in DOCS.glob("batch-route.*"):
+        # A program and a user that exist on this machine: systemd-analyze looks for them.
+        text = (
+            path.read_text()
+            .replace("/opt/batch-route/.venv/bin/batch-route", sys.executable)
+            .replace("User=batch-route", "User=root")
+        )
+        (tmp_path / path.name).write_text(
+            text.replace("WorkingDirectory=/opt/batch-route", "WorkingDirectory=/")
+        )
+    files = [str(path) for path in tmp_path.iterdir()]
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *files], capture_output=True, text=True)
+    assert done.returncode == 0 and str(tmp_path) not in done.stderr, done.stderr
+    broken = tmp_path / "batch-route.service"
+    broken.write_text(broken.read_text().replace("RestartSec=60", "RestartSeconds=60"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(broken)], capture_output=True, text=True
+    )
+    assert "RestartSeconds" in done.stderr, "the check can fail"
+
+
+def parsed(words: list[str]) -> dict[str, Any]:
+    """A command line, parsed by the program's own options."""
+    assert Path(words[0]).name == "batch-route"
+    with main.make_context("batch-route", words[1:]) as context:
+        return context.params
+
+
+def test_service_retries_by_exit_code() -> None:
+    service = unit("batch-route.service")["Service"]
+    # Every failure but these is restarted: RETRIED is, unless SuccessExitStatus= were to make one of them a success.
+    assert service["Restart"] == "on-failure" and codes(service["RestartPreventExitStatus"]) == FINAL
+    assert "SuccessExitStatus" not in service and service["KillMode"] == "mixed"
+    options = parsed(shlex.split(service["ExecStart"]))
+    assert options["log_json"] and options["report"] and options["metrics"].suffix == ".prom"
+    writable = service["ReadWritePaths"].split()
+    assert all(
+        any(str(options[name]).startswith(place) for place in writable)
+        for name in ("output", "report", "metrics")
+    )
+
+
+@pytest.fixture(scope="module")
+def cronjob() -> dict[str, Any]:
+    class Strict(yaml.SafeLoader):
+        """Refuses a key that is there twice, as Kubernetes' strict validation does."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            assert len(keys) == len(set(keys)), f"a key twice in {keys}"
+            return super().construct_mapping(node, deep)
+
+    (document,) = yaml.load_all((DOCS / "cronjob.yaml").read_text(), Strict)
+    return document  # type: ignore[no-any-return]
+
+
+def test_cronjob_has_the_shape_that_kubernetes_takes(cronjob: dict[str, Any]) -> None:
+    """The keys of batch/v1 CronJob, JobSpec and PodSpec that we use, at their places, and the API's own rules."""
+    assert (cronjob["apiVersion"], cronjob["kind"], set(cronjob)) == (
+        "batch/v1",
+        "CronJob",
+        {"apiVersion", "kind", "metadata", "spec"},
+    )
+    spec = cronjob["spec"]
+    assert set(spec) <= {
+        "schedule", "timeZone", "concurrencyPolicy", "startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit",
+        "jobTemplate", "suspend",
+    }  # fmt: skip
+    assert (
+        re.fullmatch(r"[\d*/,-]+( [\d*/,-]+){4}", spec["schedule"]) and spec["concurrencyPolicy"] == "Forbid"
+    )
+    job = spec["jobTemplate"]["spec"]
+    assert set(job) == {
+        "backoffLimit",
+        "activeDeadlineSeconds",
+        "podReplacementPolicy",
+        "podFailurePolicy",
+        "template",
+    }
+    pod = job["template"]["spec"]
+    # podFailurePolicy is refused with restartPolicy OnFailure, and allows no other podReplacementPolicy.
+    assert pod["restartPolicy"] == "Never" and job["podReplacementPolicy"] == "Failed"
+    (container,) = pod["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
+    options = parsed(container["command"])
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+    assert all(
+        any(str(options[name]).startswith(place) for place in mounts)
+        for name in ("output", "report", "metrics")
+    )
+
+
+def test_cronjob_retries_by_exit_code(cronjob: dict[str, Any]) -> None:
+    job = cronjob["spec"]["jobTemplate"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    actions: dict[int, str] = {}
+    for rule in job["podFailurePolicy"]["rules"]:
+        assert rule["action"] in ("FailJob", "Ignore", "Count", "FailIndex") and len(rule) == 2
+        if on := rule.get("onExitCodes"):
+            assert (
+                on["containerName"] == container["name"] and on["operator"] == "In" and 0 not in on["values"]
+            )
+            assert on["values"] == sorted(set(on["values"]))
+            for code in on["values"]:
+                actions.setdefault(code, rule["action"])  # the first rule that matches decides
+    assert {code for code, action in actions.items() if action == "FailJob"} == FINAL
+    assert {code for code, action in actions.items() if action == "Count"} == RETRIED | {137}
+
+
+def test_page_tells_every_exit_code() -> None:
+    table = PAGE.split("| exit code |")[1].split("\n\n")[0].splitlines()[2:]
+    told = {code: row.split("|")[2].strip() for row in table for code in codes(row.split("|")[1])}
+    raised = {
+        value.exit_code
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.BatchRouteError)
+    }
+    assert set(told) == {0, errors.EXIT_TOO_MANY_ERRORS, 130, 143} | raised
+    assert {code for code, retry in told.items() if retry == "yes"} == RETRIED
+    assert set(ERROR_MESSAGES) - TEXT_ERRORS == set(re.findall(r"`([a-z]+_?[a-z]+)`", table[2]))
+
+
+def test_page_tells_every_metric_and_event(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    output, path = tmp_path / "out.parquet", tmp_path / "m.prom"
+    route(tiny_bundle, backlog(tmp_path / "one.parquet", texts=["Put it on ServiceNow"] * 9), output)
+    options = ["--metrics", str(path), "--log-json", "--max-error-rate", "1"]
+    good = route(
+        tiny_bundle,
+        backlog(tmp_path / "two.parquet", texts=[*HOSTILE, SECRET, *map(str, range(40))]),
+        output,
+        *options,
+    )
+    bad = route(tiny_bundle, tmp_path / "two.parquet", output, *options, "--id-column", "none")
+    written = set(re.findall(r"^# TYPE (\w+)", path.read_text(), re.M))
+    assert good.exit_code == 0 and bad.exit_code == 2
+    route(tiny_bundle, tmp_path / "two.parquet", output, *options, "--fresh", "--limit", "40")
+    written |= set(re.findall(r"^# TYPE (\w+)", path.read_text(), re.M))
+    table = PAGE.split("| metric | |")[1].split("\n\n")[0]
+    assert set(re.findall(r"batch_route_\w+", table)) == written
+    assert set(re.findall(r"batch_route_\w+", PAGE)) == written
+    told = re.findall(r"^\| `([a-z ]+)` \|", PAGE.split("| event | facts |")[1].split("\n\n")[0], re.M)
+    assert set(told) == {str(line["event"]) for line in events(good.stderr + bad.stderr)}

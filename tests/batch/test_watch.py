@@ -1,0 +1,213 @@
+"""`--watch`: each file that arrives, one warm engine, and the champion of the moment; on the replay engine but for the last."""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batch import run, shard_writer, watch
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from batch.engine import EngineSpec
+from batch.errors import InputError, Interrupted
+from batch.job import Job, Options
+from tests.conftest import make_bundle
+
+
+def backlog(path: Path, rows: int = 20, tag: str = "") -> Path:
+    pq.write_table(
+        pa.table({"id": range(rows), "request": [f"request {tag} {i}" for i in range(rows)]}), path
+    )
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "in", tmp_path / "out"
+
+
+@pytest.fixture
+def registry(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(tmp_path / "adapters"))
+    registry = Registry()
+    registry.root.mkdir()
+    (registry.root / tiny_bundle.digest).symlink_to(tiny_bundle.path)
+    registry.set_alias("champion", tiny_bundle.digest)
+    return registry
+
+
+class Script:
+    """Routes files as the command does and, after each, does what comes next; at the end of the script it stops the watch."""
+
+    def __init__(self, *acts: Callable[[], object]) -> None:
+        self.acts: Iterator[Callable[[], object]] = iter(acts)
+        self.pids: list[int] = []
+        self.said: list[str] = []
+
+    def route(self, options: Options, engine_for: run.EngineFor) -> None:
+        run.run(options, lambda counts, rows: None, None, lambda job: self._noting(engine_for, job))  # type: ignore[arg-type,return-value]
+        self.next()
+
+    def _noting(self, engine_for: run.EngineFor, job: Job):  # type: ignore[no-untyped-def]
+        engine = engine_for(job)
+        return _Noted(engine, self.pids)
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+        self.next()
+
+    def next(self) -> None:
+        act = next(self.acts, None)
+        if act is None:
+            raise Interrupted(signal.SIGTERM)
+        act()
+
+    def run(self, inbox: Path, outbox: Path) -> None:
+        with pytest.raises(Interrupted):
+            watch.watch(
+                Options(str(inbox), str(outbox), engine="replay", max_num_seqs=16), self.route, self.say
+            )
+
+
+class _Noted:
+    def __init__(self, context, pids: list[int]) -> None:  # type: ignore[no-untyped-def]
+        self.context, self.pids = context, pids
+
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        engine = self.context.__enter__()
+        self.pids.append(engine.pid)
+        return engine
+
+    def __exit__(self, *exc: object) -> object:
+        return self.context.__exit__(*exc)
+
+
+def adapters_of(output: Path) -> set[str]:
+    return set(pq.read_table(output)["adapter"].to_pylist())
+
+
+def test_files_arrive_and_a_new_champion_serves_the_next_one(
+    folders: tuple[Path, Path], registry: Registry, tiny_bundle: Bundle, tiny_base: Path, contract: Contract
+) -> None:
+    """One process id throughout; no row of the earlier file on the later adapter."""
+    inbox, outbox = folders
+    other = make_bundle(tiny_base, contract, registry.root, scale=0.2)
+    backlog(inbox / "a.parquet")
+
+    def promote() -> None:
+        registry.set_alias("champion", other.digest)
+        backlog(inbox / "b.parquet")
+
+    script = Script(promote)
+    script.run(inbox, outbox)
+    assert adapters_of(outbox / "a.parquet") == {tiny_bundle.digest} and adapters_of(
+        outbox / "b.parquet"
+    ) == {other.digest}
+    assert len(script.pids) == 2 and len(set(script.pids)) == 1
+
+
+def test_a_refused_file_waits_for_its_change(folders: tuple[Path, Path], registry: Registry) -> None:
+    """Half a file, as one that is still being copied, then the whole of it; the others are not held up."""
+    inbox, outbox = folders
+    whole = backlog(inbox / "late.parquet").read_bytes()
+    (inbox / "late.parquet").write_bytes(whole[: len(whole) // 2])
+    backlog(inbox / "other.parquet")
+    (inbox / ".hidden.parquet").write_bytes(b"somebody's temporary file")
+    script = Script(lambda: None, lambda: (inbox / "late.parquet").write_bytes(whole))
+    script.run(inbox, outbox)
+    assert (
+        len(script.said) == 1
+        and script.said[0].startswith("late.parquet: ")
+        and "truncated" in script.said[0]
+    )
+    assert sorted(path.name for path in outbox.glob("*.parquet")) == ["late.parquet", "other.parquet"]
+
+
+def test_what_is_done_is_not_done_again_by_another_champion(
+    folders: tuple[Path, Path], registry: Registry, tiny_bundle: Bundle, tiny_base: Path, contract: Contract
+) -> None:
+    inbox, outbox = folders
+    backlog(inbox / "a.parquet")
+    Script().run(inbox, outbox)
+    registry.set_alias("champion", make_bundle(tiny_base, contract, registry.root, scale=0.2).digest)
+    backlog(inbox / "b.parquet")
+    script = Script()
+    script.run(inbox, outbox)
+    assert len(script.pids) == 1 and adapters_of(outbox / "a.parquet") == {tiny_bundle.digest}
+
+
+def test_what_was_begun_is_ended_by_the_adapter_that_began_it(
+    folders: tuple[Path, Path],
+    registry: Registry,
+    tiny_bundle: Bundle,
+    tiny_base: Path,
+    contract: Contract,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inbox, outbox = folders
+    backlog(inbox / "a.parquet", rows=2000)
+    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", 0.0)
+
+    def cut(counts, rows) -> None:  # type: ignore[no-untyped-def]
+        if counts.rows > 600:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run.run(
+            Options(str(inbox / "a.parquet"), str(outbox / "a.parquet"), engine="replay", max_num_seqs=16),
+            cut,
+        )
+    registry.set_alias("champion", make_bundle(tiny_base, contract, registry.root, scale=0.2).digest)
+    Script().run(inbox, outbox)
+    assert (
+        adapters_of(outbox / "a.parquet") == {tiny_bundle.digest}
+        and pq.read_table(outbox / "a.parquet").num_rows == 2000
+    )
+
+
+def test_folders_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        watch.watch(Options(str(tmp_path / "none"), str(tmp_path)), lambda *_: None, lambda _: None)
+    with pytest.raises(InputError, match="taken for inputs"):
+        watch.watch(Options(str(tmp_path), str(tmp_path)), lambda *_: None, lambda _: None)
+
+
+def test_an_engine_serves_what_fits_it(tiny_bundle: Bundle) -> None:
+    running = EngineSpec("vllm", "base", str(tiny_bundle.path), 1000, 16, ("k_proj", "q_proj"))
+    for change, fits in (
+        ({}, True), ({"max_model_len": 900}, True), ({"max_model_len": 1100}, False), ({"max_lora_rank": 8}, True),
+        ({"max_lora_rank": 32}, False), ({"lora_modules": ("q_proj",)}, True), ({"lora_modules": ("o_proj",)}, False),
+        ({"lora_modules": None}, False), ({"base": "other"}, False), ({"dtype": "float32"}, False), ({"max_loras": 2}, False),
+    ):  # fmt: skip
+        wanted = EngineSpec(**{**{f: getattr(running, f) for f in running.__dataclass_fields__}, **change})  # type: ignore[arg-type]
+        assert watch.serves(running, wanted) is fits, change
+
+
+def test_the_command_ends_by_a_signal(folders: tuple[Path, Path], registry: Registry) -> None:
+    """The installed program: a line for each file, exit 143 within ten seconds of SIGTERM, no engine left behind."""
+    inbox, outbox = folders
+    backlog(inbox / "a.parquet")
+    script = Path(sys.executable).with_name("batch-route")
+    command = [script, inbox, outbox, "--watch", "--engine", "replay"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("a.parquet: 20 rows, 0 errors")  # the file is done
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=10)
+    finally:
+        watchdog.cancel()
+        process.kill()
+    assert process.returncode == 143 and errors == "Error: interrupted; run again to resume\n"
+    assert (outbox / "a.parquet.manifest.json").exists()

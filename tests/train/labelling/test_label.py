@@ -1,0 +1,169 @@
+"""Help with labelling: what `lint` finds in spoilt rows, and which rows `candidates` puts forward."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from click.testing import CliRunner, Result
+
+from batch.contract.contract import Contract
+from batch.errors import DatasetError
+from tests.conftest import ROOT
+from train.cli import main
+from train.dataset import load_rows
+from train.labelling.candidates import candidates
+from train.labelling.lint import label_errors, lint
+
+CONTRACT = ("--contract", str(ROOT / "data/contract.toml"))
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_shipped_rows_have_no_errors() -> None:
+    for version in ("v1", "v2"):
+        splits = [ROOT / f"data/{version}/{split}.jsonl" for split in ("train", "validation", "test")]
+        result = command("lint", *splits, *CONTRACT)
+        assert result.exit_code == 0 and "no errors" in result.output, result.output
+
+
+def test_each_kind_of_finding(contract: Contract, tmp_path: Path) -> None:
+    rows = lines(ROOT / "data/v1/train.jsonl")
+    rows[4]["needs_review"] = not rows[4]["needs_review"]  # what the policy table does not give
+    copy = {**rows[0], "id": "copy", "request": rows[0]["request"] + " Please."}
+    train = write(tmp_path / "train.jsonl", [*rows, copy])
+    test = write(
+        tmp_path / "test.jsonl",
+        [{**rows[1], "id": "leak"}, {**rows[2], "request": "Something else entirely, please."}],
+    )
+    found = lint([train, test], contract)
+    kinds = {(each.kind, each.where.rpartition("/")[2]) for each in found}
+    assert {
+        ("refused", "train.jsonl:5"),
+        ("near-duplicate", "train.jsonl:25"),
+        ("leak", "test.jsonl:1"),
+        ("refused", "test.jsonl:2"),
+    } <= kinds
+    assert [each.error for each in found] == sorted((each.error for each in found), reverse=True)
+    balance = [each.message for each in found if each.kind == "balance"]
+    assert balance == []  # v1 has three rows of each value at least
+    rare = write(
+        tmp_path / "rare.jsonl", [row for row in rows if "ServiceNow" not in row["recommended_platform"]]
+    )
+    assert any(
+        "'Databricks app + ServiceNow integration' is in 0 rows" in each.message
+        for each in lint([rare], contract)
+    )
+    result = command("lint", train, test, *CONTRACT, "--json", tmp_path / "found.json")
+    assert (
+        result.exit_code == 2
+        and "3 lines that training refuses" in result.output
+        and "policy table" in result.output
+    )
+    assert len(lines_of_json(tmp_path / "found.json")) == len(found)
+    with pytest.raises(DatasetError, match="no dataset"):
+        lint([tmp_path / "none.jsonl"], contract)
+
+
+def lines_of_json(path: Path) -> list[Any]:
+    content: list[Any] = json.loads(path.read_text())
+    return content
+
+
+def test_swapped_labels_are_found_out_of_fold(contract: Contract, tmp_path: Path) -> None:
+    """Ten rows of v2 get another row's whole answer, which the policy cannot object to. Chance would find one in 17."""
+    rows = lines(ROOT / "data/v2/train.jsonl")
+    spoilt = random.Random(1).sample(range(len(rows)), 10)
+    labels = ("tier", "risk", "recommended_platform", "needs_review")
+    for i in spoilt:
+        other = next(row for row in rows if row["tier"] != rows[i]["tier"])
+        rows[i] = {**rows[i], **{name: other[name] for name in labels}}
+        del rows[i]["facts"]
+    path = write(tmp_path / "spoilt.jsonl", rows)
+    found = label_errors(load_rows(path, contract), contract)
+    suspected = list(dict.fromkeys(int(each.where.rpartition(":")[2]) - 1 for each in found))
+    assert len(set(spoilt) & set(suspected)) >= 8
+    assert len(set(spoilt) & set(suspected[:15])) >= 5  # and they come first: chance would put one there
+
+
+@pytest.fixture
+def scored(contract: Contract) -> pl.DataFrame:
+    """Natural requests with their gold answers at score 0.99; five doubtful ones, five that name no system, an error."""
+    rows = lines(ROOT / "data/natural.jsonl")[:100]
+    table = [
+        {**{k: v for k, v in row.items() if k != "facts"}, "score": 0.99, "error_code": None} for row in rows
+    ]
+    for i in range(5):
+        table[10 + i]["score"] = 0.3 + i / 100
+        table[30 + i] |= {
+            "tier": "Trusted Technical Builder",
+            "recommended_platform": "Databricks app + Salesforce integration",
+        }
+    names = [field.name for field in contract.fields]
+    table[50] |= {**dict.fromkeys(names), "score": None, "error_code": "truncated"}
+    return pl.DataFrame(table, infer_schema_length=None)
+
+
+def test_the_rows_most_worth_labelling(contract: Contract, scored: pl.DataFrame, tmp_path: Path) -> None:
+    labelled = load_rows(ROOT / "data/v2/train.jsonl", contract)
+    chosen = candidates(scored, Path("out.parquet"), labelled, contract, 20, "id", "request")
+    ids = [row["id"] for row in chosen]
+    assert len(set(ids)) == 20
+    doubtful = {scored["id"][i] for i in (50, *range(10, 15))}
+    broken = {scored["id"][i] for i in range(30, 35) if "Salesforce" not in scored["request"][i]}
+    assert doubtful | broken <= set(ids) and ids[0] == scored["id"][50]  # no answer is the greatest doubt
+    by_id = {row["id"]: row for row in chosen}
+    assert by_id[scored["id"][50]]["why"][0] == "error truncated"
+    assert "breaks salesforce_must_be_mentioned" in by_id[next(iter(broken))]["why"]
+    novel = [float(row["why"][-1].split()[-1]) for row in chosen[2::3][:3]]
+    assert novel == sorted(novel, reverse=True)
+
+
+def test_candidates_are_rows_once_they_are_filled_in(
+    contract: Contract, scored: pl.DataFrame, tmp_path: Path
+) -> None:
+    scored.write_parquet(tmp_path / "out.parquet")
+    out = tmp_path / "next.jsonl"
+    result = command(
+        "candidates",
+        tmp_path / "out.parquet",
+        "-n",
+        12,
+        "--labelled",
+        ROOT / "data/v2/train.jsonl",
+        "--out",
+        out,
+        *CONTRACT,
+    )
+    assert result.exit_code == 0 and "12 rows" in result.output, result.output
+    with pytest.raises(DatasetError, match=r"next\.jsonl:1"):
+        load_rows(out, contract)  # nobody has looked yet
+    rows = [
+        {**row, **row["suggested"]}
+        for row in lines(out)
+        if None not in row["suggested"].values() and "breaks" not in str(row["why"])
+    ]
+    assert len(load_rows(write(tmp_path / "filled.jsonl", rows), contract)) == len(rows) >= 6
+    printed = command("candidates", tmp_path / "out.parquet", "-n", 3, *CONTRACT)
+    assert len(printed.output.splitlines()) == 3
+    refused = command("candidates", tmp_path / "out.parquet", "--text-column", "body", *CONTRACT)
+    assert refused.exit_code == 2 and "--text-column" in refused.output
+
+
+def test_near_copies_are_chosen_once(contract: Contract, scored: pl.DataFrame) -> None:
+    twice = pl.concat([scored, scored.with_columns(pl.col("id") + "-b", pl.col("request") + " Thanks.")])
+    chosen = candidates(twice, Path("out.parquet"), [], contract, 60, "id", "request")
+    assert len({row["id"].removesuffix("-b") for row in chosen}) == len(chosen) == 60

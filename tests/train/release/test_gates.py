@@ -1,0 +1,203 @@
+"""Promotion through gates, the log, the way back; and what an alias means while it moves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from batch import run
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from batch.errors import AdapterError, DatasetError
+from batch.job import Options, check
+from tests.batch.test_run import backlog
+from tests.conftest import ROOT, make_bundle
+from train.cli import main
+from train.dataset import load_rows
+from train.diagnosis.diagnose import Asked
+from train.evaluation.ask import candidate, route
+from train.evaluation.baselines import Guess
+from train.release.gates import Gate, GateData, bias_gate, champion_gate, gates, regression_gate
+from train.release.promotions import LOG, history, promote, roll_back
+
+GREEN = [Gate("regression", True, "5 of 5 rows right in every field")]
+RED = [Gate("bias", False, "too often")]
+
+
+@pytest.fixture(scope="module")
+def registry(tiny_base: Path, contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """Three adapters that act, and one of another task."""
+    root = tmp_path_factory.mktemp("gates") / "adapters"
+    for scale in (0.05, 0.06, 0.07):
+        make_bundle(tiny_base, contract, root, scale)
+    make_bundle(tiny_base, Contract.load(ROOT / "tests/data/triage/contract.toml"), root)
+    return Registry(root)
+
+
+@pytest.fixture
+def bundles(registry: Registry) -> list[Bundle]:
+    (registry.root / LOG).unlink(missing_ok=True)
+    (registry.root / "aliases/champion").unlink(missing_ok=True)
+    return [bundle for bundle in registry.list() if bundle.contract.name == "ai-operating-model"]
+
+
+def test_the_champion_moves_through_gates_and_back(registry: Registry, bundles: list[Bundle]) -> None:
+    a, b, c = bundles
+    promote(a, registry, GREEN)
+    promote(b, registry, GREEN)
+    with pytest.raises(AdapterError, match=r"does not pass: bias; .*--force"):
+        promote(c, registry, [*GREEN, *RED])
+    assert registry.aliases()["champion"] == b.digest
+    promote(c, registry, [*GREEN, *RED], force=True)
+    promote(c, registry, GREEN)  # again is nothing new
+    entries = history(registry)
+    assert [(e["from"], e["to"], e["forced"]) for e in entries] == [
+        (None, a.digest, False), (a.digest, b.digest, False), (b.digest, c.digest, True)
+    ]  # fmt: skip
+    assert entries[2]["gates"][1] == {"name": "bias", "ok": False, "why": "too often", "checked": True}
+    assert roll_back(registry) == (c.digest, b.digest) and registry.aliases()["champion"] == b.digest
+    promote(c, registry, GREEN)
+    assert [roll_back(registry)[1], roll_back(registry)[1]] == [b.digest, a.digest]
+    with pytest.raises(AdapterError, match="nothing to roll back to"):
+        roll_back(registry)
+
+
+def test_a_promotion_cut_off_before_the_alias_moved_does_not_confuse_the_way_back(
+    registry: Registry, bundles: list[Bundle]
+) -> None:
+    a, b, c = bundles
+    promote(a, registry, GREEN)
+    promote(b, registry, GREEN)
+    promote(c, registry, GREEN)
+    registry.set_alias("champion", b.digest)
+    assert roll_back(registry) == (b.digest, a.digest)
+    (registry.root / LOG).write_text("{")
+    with pytest.raises(AdapterError, match="cannot be read"):
+        roll_back(registry)
+
+
+def answered(bundle: Bundle, registry: Registry, folder: Path, name: str, texts: list[str]) -> Path:
+    """Rows whose labels are what the replay engine answers, so that an adapter on it is right in every one."""
+    (scored,) = route([candidate(bundle.digest, registry)], [[texts]], "replay")[0]
+    rows = [
+        {"id": f"g{i}", "request": text, **(row.answer or {})}
+        for i, (text, row) in enumerate(zip(texts, scored, strict=True))
+    ]
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_every_gate_is_asked_on_the_served_path(
+    registry: Registry, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    first, second, _ = bundles
+    registry.set_alias("champion", first.digest)
+    path = answered(
+        second,
+        registry,
+        tmp_path,
+        "gold.jsonl",
+        [f"Request {i} for a dashboard of stock." for i in range(12)],
+    )
+    found = {
+        gate.name: gate
+        for gate in gates(second.digest, registry, GateData(path, path, path), engine="replay")
+    }
+    assert list(found) == ["regression", "doctor", "champion", "bias"]
+    assert found["regression"].ok and "12 of 12 rows right" in found["regression"].why
+    assert found["champion"].ok and "not distinguishable" in found["champion"].why
+    # replay answers by a hash, so names systems at random
+    assert not found["bias"].ok and "answered in" in found["bias"].why
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    labels = ("tier", "risk", "recommended_platform", "needs_review")
+    other = next(row for row in rows if row["tier"] != rows[3]["tier"])
+    rows[3] |= {name: other[name] for name in labels}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    regression = gates(second.digest, registry, GateData(path, path, path), engine="replay")[0]
+    assert not regression.ok and regression.why == "11 of 12 rows right in every field; not g3"
+
+
+def test_another_task_has_no_gates_of_this_one(registry: Registry, bundles: list[Bundle]) -> None:
+    """The shipped regression set and probes apply only where their labels fit the contract; a named file must fit."""
+    triage = next(bundle for bundle in registry.list() if bundle.contract.name == "support-triage")
+    found = {gate.name: gate for gate in gates(triage.digest, registry, GateData(), engine="replay")}
+    assert all(found[name].ok and not found[name].checked for name in ("regression", "champion", "bias"))
+    registry.set_alias("champion", bundles[0].digest)
+    found = {gate.name: gate for gate in gates(triage.digest, registry, GateData(), engine="replay")}
+    assert not found["champion"].ok and "other fields or labels" in found["champion"].why
+    with pytest.raises(DatasetError, match=r"regression\.jsonl:1"):
+        gates(triage.digest, registry, GateData(regression=ROOT / "data/regression.jsonl"), engine="replay")
+
+
+def test_gates_on_known_answers(contract: Contract) -> None:
+    rows = load_rows(ROOT / "data/v2/test.jsonl", contract)
+    gold = [Guess(dict(row.answer)) for row in rows]
+    worse = [
+        Guess({**row.answer, "risk": "low" if row.answer["risk"] == "high" else "high"}) for row in rows[:6]
+    ] + gold[6:]
+    assert champion_gate(rows, gold, worse, contract).why.startswith(
+        "40 of 40 rows of test.jsonl right, the champion 34; it is better"
+    )
+    assert not champion_gate(rows, worse, gold, contract).ok  # six lost and none won: p = 0.031
+    almost = [*worse[:5], *gold[5:]]
+    assert champion_gate(rows, almost, gold, contract).ok  # five: p = 0.063, not distinguishable
+    gate = regression_gate(rows, worse, contract)
+    assert not gate.ok and f"34 of 40 rows right in every field; not {rows[0].id}" in gate.why
+    assert bias_gate(contract, asked(contract, [True] * 1 + [False] * 19)).ok  # one of twenty is 5 %
+    assert not bias_gate(contract, asked(contract, [True] * 2 + [False] * 18)).ok
+
+
+def asked(contract: Contract, biased: list[bool]) -> list[Asked]:
+    label: dict[bool, Any] = {True: "Databricks app + Salesforce integration", False: "Databricks app"}
+    return [
+        Asked("probes", "", f"Update vendor record {i}.", {}, None, {"recommended_platform": label[b]})
+        for i, b in enumerate(biased)
+    ]
+
+
+def test_promote_rollback_and_list_commands(
+    registry: Registry, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    """The command on the real engine: adapters of random weights pass no gate, so `--force` is what moves them."""
+    environment = {"BATCH_ROUTE_ADAPTERS": str(tmp_path / "adapters"), "COLUMNS": "160"}
+    elsewhere = Registry(tmp_path / "adapters")
+    result = CliRunner().invoke(main, ["promote", str(bundles[0].path), "--force"], env=environment)
+    assert result.exit_code == 0 and "FAIL regression" in result.output, result.output
+    assert bundles[0].path.is_dir()  # copied, not moved
+    assert elsewhere.aliases() == {"champion": bundles[0].digest} and history(elsewhere)[0]["forced"]
+    listed = CliRunner().invoke(main, ["adapters"], env=environment).output
+    assert bundles[0].digest[:12] in listed and "champion" in listed
+    assert CliRunner().invoke(main, ["promote", "none"], env=environment).exit_code == 2
+    back = CliRunner().invoke(main, ["rollback"], env=environment)
+    assert back.exit_code == 2 and "nothing to roll back to" in back.output
+
+
+def test_an_alias_is_resolved_once_at_the_start_of_a_run(
+    registry: Registry, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion during a run changes nothing in it: the job holds the digest, and the folder that has it as its name."""
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(registry.root))
+    first, second, _ = bundles
+    registry.set_alias("champion", first.digest)
+    options = Options(
+        str(backlog(tmp_path / "in.parquet", 20)), str(tmp_path / "out.parquet"), engine="replay"
+    )
+    job = check(options)
+    assert (job.adapters.default.digest, job.facts["adapter"], job.adapters.default.path.name) == (
+        first.digest,
+        first.digest,
+        first.digest,
+    )
+
+    def move(counts: object, rows: int) -> None:
+        registry.set_alias("champion", second.digest)
+
+    run.run(options, move)
+    assert registry.aliases()["champion"] == second.digest
+    manifest = json.loads((tmp_path / "out.parquet.manifest.json").read_text())
+    assert manifest["job"]["adapter"] == first.digest
+    assert second.digest not in json.dumps(manifest)

@@ -1,0 +1,163 @@
+"""The training report: one self-contained page with the figures it was given; and the whole command on the real engine."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from batch.adapter.bundle import Bundle, write_manifest
+from batch.contract.contract import Contract
+from batch.scoring.lane import ScoredRow
+from tests.conftest import ROOT
+from train.cli import main
+from train.dataset import Row, load_rows
+from train.doctor.check import NAMES, Check
+from train.evaluation.evaluate import compare, evaluate
+from train.fit.calibrate import calibrate
+from train.report.html import Judged, default_datasets, render
+
+CHECKS = [Check(name, name != "three arms", f"what was seen of {name}") for name in NAMES]
+
+
+def answered(rows: list[Row], wrong: int) -> list[ScoredRow]:
+    """Gold answers with scores, but for `wrong` of them, which say Salesforce."""
+    found = []
+    for index, row in enumerate(rows):
+        answer = dict(row.answer) | (
+            {"recommended_platform": "Databricks app + Salesforce integration"} if index < wrong else {}
+        )
+        found.append(
+            ScoredRow(
+                {**answer, "reason": "x" * 20}, dict.fromkeys(list(row.answer)[:4], 0.9 - 0.001 * index)
+            )
+        )
+    return found
+
+
+def page(bundle: Bundle, wrong: tuple[int, ...] = (20,), rows: list[Row] | None = None) -> str:
+    rows = rows or load_rows(ROOT / "data/natural.jsonl", bundle.contract, evaluation=True)
+    answers = [answered(rows, count) for count in wrong]
+    results = [
+        evaluate(rows, given, bundle.contract, f"v{i}", "natural.jsonl")
+        for i, given in enumerate(answers, start=1)
+    ]
+    judged = Judged("natural.jsonl", results, compare(*results) if len(results) == 2 else None)
+    return render(bundle, "v1", CHECKS, [judged], [rows], [answers[0]])
+
+
+class Sound(HTMLParser):
+    """Fails on anything that is loaded from elsewhere, on scripts, and on tags that are not closed."""
+
+    VOID = frozenset({"meta", "br", "link"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "img", "iframe")
+        for name, value in attrs:
+            assert name not in ("src", "onload", "onclick"), (tag, name)
+            if name in ("href", "xlink:href"):
+                assert (value or "").startswith("#"), value
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag != "image"  # the page's own policy would not show it
+        if tag == "use":
+            assert (dict(attrs)["xlink:href"] or "").startswith("#")
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def text_of(html: str) -> str:
+    parser = Sound()
+    parser.feed(html)
+    assert parser.open == []
+    return re.sub(r"\s+", " ", " ".join(parser.text))
+
+
+def test_the_page_stands_alone_and_says_what_it_was_given(tiny_bundle: Bundle) -> None:
+    html = page(tiny_bundle)
+    text = text_of(html)
+    assert "11 of 12" in text and "FAIL three arms what was seen of three arms" in text
+    assert "natural.jsonl, 191 rows" in text and re.search(r"recommended_platform 1[789]\d/191", text)
+    assert "Not calibrated" in text and "191 rows judged here" in text
+    # intervals, a confusion matrix a field, reliability and risk-coverage
+    assert html.count("<svg") == 1 + 4 + 2
+
+
+def test_two_adapters_are_compared(tiny_bundle: Bundle) -> None:
+    text = text_of(page(tiny_bundle, (40, 0)))
+    assert "McNemar" in text and "v1 is the first, v2 the second" in text and "the second is better" in text
+
+
+def test_a_request_is_text_and_no_markup(tiny_bundle: Bundle, contract: Contract) -> None:
+    rows = load_rows(ROOT / "data/regression.jsonl", contract)
+    hostile = [Row(row.id, "<script>alert(1)</script>", row.answer, None, row.path, row.line) for row in rows]
+    html = page(tiny_bundle, (len(rows),), hostile)
+    assert "<script" not in html and "&lt;script&gt;" in html
+    assert "Too few rows were judged for curves" in text_of(html)
+
+
+def test_a_calibrated_bundle_shows_what_it_was_calibrated_on(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    rows = load_rows(ROOT / "data/natural.jsonl", tiny_bundle.contract, evaluation=True) * 5
+    content: dict[str, Any] = calibrate(rows, answered(rows, 300), tiny_bundle.contract, 0.1)
+    shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    (tmp_path / "bundle/calibration.json").write_text(json.dumps(content))
+    write_manifest(
+        tmp_path / "bundle", {key: value for key, value in tiny_bundle.manifest.items() if key != "files"}
+    )
+    text = text_of(page(Bundle.open(tmp_path / "bundle")))
+    assert "the 955 rows that scores were calibrated on" in text and "ECE, calibrated" in text
+    assert content["why"] in text
+
+
+def test_the_command(trained_registry: Path, trained: Bundle, tmp_path: Path) -> None:
+    names = [path.name for path in default_datasets(trained)]
+    assert names == ["test.jsonl", "regression.jsonl", "natural.jsonl", "probes.jsonl"]
+    environment = {"BATCH_ROUTE_ADAPTERS": str(trained_registry)}
+    arguments = [
+        "report",
+        "champion",
+        "data/v1/test.jsonl",
+        "data/natural.jsonl",
+        "--against",
+        "base",
+        "--out",
+        str(tmp_path / "r.html"),
+    ]
+    result = CliRunner().invoke(main, arguments, env=environment)
+    assert result.exit_code == 0, result.output
+    text = text_of((tmp_path / "r.html").read_text())
+    assert (
+        "12 of 12" in text and trained.digest in text and "base, not mentioned" in text and "contrast" in text
+    )
+    assert (
+        f"validation loss {json.loads((trained.path / 'metrics.json').read_text())['best']['validation_loss']:.4f}"
+        in text
+    )
+    assert (
+        CliRunner()
+        .invoke(main, ["report", "champion", "--out", "/no/such/folder/r.html"], env=environment)
+        .exit_code
+        == 2
+    )
+
+
+@pytest.mark.parametrize("adapter", ["none", "base"])
+def test_a_report_needs_an_adapter(adapter: str, tmp_path: Path) -> None:
+    arguments = ["report", adapter, "--out", str(tmp_path / "r.html")]
+    result = CliRunner().invoke(main, arguments, env={"BATCH_ROUTE_ADAPTERS": str(tmp_path)})
+    assert result.exit_code == 2 and "Error:" in result.output and not (tmp_path / "r.html").exists()

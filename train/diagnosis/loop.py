@@ -1,0 +1,141 @@
+"""The loop in one go: fit an adapter for each version of the data, judge all on the same rows, say what
+changed.
+
+The last version has to be what it claims: no label without its words, nothing that was right before lost.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.errors import AdapterError
+from batch.scoring.lane import ScoredRow
+from train.config import Config
+from train.dataset import Row, load_rows
+from train.diagnosis.contrast import probes
+from train.diagnosis.diagnose import BOUND, Asked, Bias, Diagnosis, asked_probes, asked_rows, diagnose
+from train.diagnosis.occlusion import driven, erasures
+from train.evaluation.ask import Candidate, Engine, route
+from train.evaluation.evaluate import Evaluation, compare, evaluate
+
+ENOUGH = 20  # rows without a mention, for a condition to be judged by itself
+
+
+def fit_versions(
+    recipes: Mapping[str, Config], registry: Registry, console: Console, doctor: bool = True
+) -> list[Bundle]:
+    """An adapter for each recipe, under its name as an alias; one that was fitted already is not fitted
+    again.
+
+    Each ends with the `doctor`'s checks, as any fit does: `AdapterError` where they fail.
+    """
+    from train.doctor import sound
+    from train.fit import qlora
+
+    bundles = []
+    for name, recipe in recipes.items():
+        wanted = json.loads(json.dumps(qlora.prepare(recipe).facts))
+        same = (
+            b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items())
+        )
+        bundle = next(same, None)
+        console.print(f"{name}: {'fitted already' if bundle else f'fitting {recipe.path}'}")
+        checks = functools.partial(sound, recipe.find(recipe.data.train), console) if doctor else None
+        bundle = bundle or qlora.fit(recipe, registry, console, checks)
+        registry.set_alias(name, bundle.digest)
+        bundles.append(bundle)
+    return bundles
+
+
+def examine(
+    subjects: Sequence[Candidate],
+    datasets: Sequence[Path],
+    trains: Sequence[Sequence[Row]],
+    engine: Engine = "vllm",
+) -> tuple[list[Evaluation], list[Diagnosis]]:
+    """Judge each subject on each dataset and diagnose it on the first, with contrast probes; one engine does
+    it all.
+    """
+    gold = [[load_rows(path, subject.contract, evaluation=True) for path in datasets] for subject in subjects]
+    contrast = [probes(subject.contract, rows[0]) for subject, rows in zip(subjects, gold, strict=True)]
+    texts = [
+        [*([r.request for r in rows] for rows in each), [p.request for p in own]]
+        for each, own in zip(gold, contrast, strict=True)
+    ]
+
+    def asked(i: int, answers: Sequence[Sequence[ScoredRow]]) -> list[Asked]:
+        own = asked_rows(datasets[0].name, gold[i][0], answers[0])
+        return own + asked_probes(contrast[i], answers[len(datasets)])
+
+    def erase(i: int, answers: list[list[ScoredRow]]) -> list[str]:
+        return [each.request for each in erasures(asked(i, answers), subjects[i].contract)]
+
+    evaluations, diagnoses = [], []
+    for i, (subject, answers) in enumerate(zip(subjects, route(subjects, texts, engine, erase), strict=True)):
+        judged = [
+            evaluate(rows, scored, subject.contract, subject.name, str(path))
+            for path, rows, scored in zip(datasets, gold[i], answers, strict=False)
+        ]
+        own = asked(i, answers)
+        erased = driven(erasures(own, subject.contract), answers[-1], subject.contract)
+        diagnoses.append(diagnose(judged[0], own, trains[i], subject.contract, erased))
+        evaluations += judged
+    return evaluations, diagnoses
+
+
+def verdict(evaluations: Sequence[Evaluation], diagnoses: Sequence[Diagnosis]) -> list[str]:
+    """What the last adapter does better or worse than the first, a line each. Raises `AdapterError` where it
+    fails.
+    """
+    first, last = diagnoses[0], diagnoses[-1]
+    source, lines, failures = Path(last.dataset).name, [], []
+    for before, after in zip(first.biases, last.biases, strict=True):
+        for condition in dict.fromkeys(("any", _worst(before, source))):
+            was, now = before.rate(source, condition), after.rate(source, condition)
+            where = "not mentioned" if condition == "any" else f"{condition}, not mentioned"
+            lines.append(f"P({after.label} | {where}): {first.adapter} {was}, {last.adapter} {now}")
+            if (now.share or 0.0) > BOUND:
+                failures.append(f"{last.adapter} answers {after.label!r} in {now} rows ({where})")
+        lines.append(
+            f"named, and right: {first.adapter} {before.named[source]}, {last.adapter} {after.named[source]}"
+        )
+        if after.named[source].count < before.named[source].count:
+            failures.append(
+                f"{last.adapter} finds {after.label!r} where it is named in fewer rows than {first.adapter}"
+            )
+    for dataset in dict.fromkeys(each.dataset for each in evaluations):
+        pair = [
+            next(e for e in evaluations if (e.adapter, e.dataset) == (d.adapter, dataset))
+            for d in (first, last)
+        ]
+        for name, test in compare(*pair).tests.items():
+            if test.better == 1:
+                failures.append(
+                    f"{last.adapter} is worse than {first.adapter} at {name} on {dataset}: "
+                    f"{test.first} rows lost, {test.second} won"
+                )
+    if failures:
+        remedy = f"add the examples that batch-train diagnose {last.adapter} {last.dataset} finds missing"
+        raise AdapterError(f"{'; '.join(failures)}; {remedy}")
+    lines.append(
+        f"nothing lost: on no dataset and in no field is {last.adapter} worse than {first.adapter} "
+        "beyond chance (exact McNemar)"
+    )
+    return lines
+
+
+def _worst(bias: Bias, source: str) -> str:
+    """The condition under which the label comes most often without its words, among those with rows enough to
+    say so.
+    """
+    enough = [rate for rate in bias.rates if rate.source == source and rate.unmentioned.of >= ENOUGH]
+    return (
+        max(enough, key=lambda rate: (rate.unmentioned.share or 0.0, rate.unmentioned.of)).condition
+        if enough
+        else "any"
+    )

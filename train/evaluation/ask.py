@@ -1,0 +1,152 @@
+"""Answers to labelled requests from what is judged: adapters through the path that serves them, and
+baselines.
+
+Every dataset is checked before an engine starts, and candidates on one base share a warm engine.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from batch.adapter.base_model import resolve_base
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.adapter.renderer import Renderer
+from batch.contract.contract import Contract
+from batch.engine import EngineSpec, adapter_spec
+from batch.engine.supervisor import Supervisor
+from batch.errors import AdapterError
+from batch.scoring.adapters import lora_needs
+from batch.scoring.lane import ScoredRow
+from batch.scoring.router import Router
+from train.dataset import load_rows, split_path
+from train.evaluation.baselines import BASELINES, Baseline
+from train.evaluation.evaluate import Evaluation, evaluate
+
+Engine = Literal["vllm", "replay"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """What is judged: a bundle, or a base model alone under a contract."""
+
+    name: str
+    bundle: Bundle | None
+    contract: Contract
+    renderer: Renderer
+    base: Path
+
+
+def candidate(
+    reference: str, registry: Registry, contract: str | None = None, base_model: str | None = None
+) -> Candidate:
+    """The adapter that `reference` names, or for `base` the base model without one.
+
+    `base` takes its contract and base model from the options, else from the champion, else the shipped ones.
+    """
+    if reference != "base":
+        if contract:
+            raise AdapterError(
+                f"adapter {reference} carries its own contract; give --contract with base only"
+            )
+        bundle = Bundle.open(registry.resolve(reference))
+        return Candidate(reference, bundle, bundle.contract, bundle.renderer, bundle.resolve_base(base_model))
+    champion = Bundle.open(registry.resolve("champion")) if "champion" in registry.aliases() else None
+    rules = (
+        champion.contract if champion and not contract else Contract.load(contract or "data/contract.toml")
+    )
+    folder = (
+        champion.resolve_base()
+        if champion and not base_model
+        else resolve_base(base_model or "data/mini-base")
+    )
+    return Candidate("base", None, rules, Renderer.load(folder, rules), folder)
+
+
+def route(
+    subjects: Sequence[Candidate],
+    texts: Sequence[Sequence[Sequence[str]]],
+    engine: Engine = "vllm",
+    follow_up: Callable[[int, list[list[ScoredRow]]], Sequence[str]] | None = None,
+) -> list[list[list[ScoredRow]]]:
+    """Route `texts[i]`, lists of requests, for `subjects[i]`; returns the rows in the same shape. Raises
+    `EngineError`.
+
+    With `follow_up`, the answers to subject i decide one more list of requests, whose rows come last.
+    """
+    answers: dict[int, list[list[ScoredRow]]] = {}
+    for base in dict.fromkeys(subject.base for subject in subjects):
+        group = [(i, subject) for i, subject in enumerate(subjects) if subject.base == base]
+        longest = max(subject.renderer.max_model_len for _, subject in group)
+        needs = lora_needs([subject.bundle for _, subject in group if subject.bundle])
+        spec = EngineSpec(engine, str(base), str(base), longest, **needs)
+        with Supervisor(spec) as process:
+            for i, subject in group:
+                name, folder = (
+                    (subject.bundle.digest, str(subject.bundle.path)) if subject.bundle else ("base", None)
+                )
+                adapter = adapter_spec(name, folder, subject.contract, subject.renderer)
+                process.load(adapter)
+                router = Router(process, adapter, subject.contract, subject.renderer)
+                answers[i] = list(router.route(texts[i]))
+                if follow_up:
+                    answers[i] += router.route([follow_up(i, answers[i])])
+    return [answers[i] for i in range(len(subjects))]
+
+
+def serve(
+    subjects: Sequence[Candidate], datasets: Sequence[Path], engine: Engine = "vllm"
+) -> list[Evaluation]:
+    """Judge each candidate on each dataset. Raises `DatasetError`, `AdapterError`, `EngineError`."""
+    gold = [[load_rows(path, subject.contract, evaluation=True) for path in datasets] for subject in subjects]
+    texts = [[[row.request for row in rows] for rows in each] for each in gold]
+    return [
+        evaluate(rows, scored, subject.contract, subject.name, str(path))
+        for subject, each, answers in zip(subjects, gold, route(subjects, texts, engine), strict=True)
+        for path, rows, scored in zip(datasets, each, answers, strict=True)
+    ]
+
+
+def judge(
+    names: Sequence[str],
+    datasets: Sequence[Path],
+    registry: Registry,
+    contract: str | None = None,
+    base_model: str | None = None,
+    train: Path | None = None,
+    engine: Engine = "vllm",
+) -> list[Evaluation]:
+    """Judge everything in `names`, in their order: adapters, `base`, and baselines, which learn from `train`.
+
+    Without `train` they learn from what the first adapter among `names` learnt from.
+    """
+    subjects = [candidate(name, registry, contract, base_model) for name in names if name not in BASELINES]
+    results = list(_baselines(names, datasets, subjects, contract, train))
+    if subjects:
+        results += serve(subjects, datasets, engine)
+    return sorted(results, key=lambda result: names.index(result.adapter))
+
+
+def _baselines(
+    names: Sequence[str],
+    datasets: Sequence[Path],
+    subjects: Sequence[Candidate],
+    contract: str | None,
+    train: Path | None,
+) -> Iterator[Evaluation]:
+    chosen = [name for name in names if name in BASELINES]
+    if not chosen:
+        return
+    rules = subjects[0].contract if subjects else Contract.load(contract or "data/contract.toml")
+    bundles = [subject.bundle for subject in subjects if subject.bundle]
+    if train is None and not bundles:
+        raise AdapterError(
+            f"{chosen[0]} learns from labelled rows; name them with --train, or an adapter beside it"
+        )
+    rows = load_rows(train or split_path(bundles[0], "train"), rules, evaluation=True)
+    for name in chosen:
+        learnt = Baseline.learn(name, rows, rules)
+        for path in datasets:
+            gold = load_rows(path, rules, evaluation=True)
+            yield evaluate(gold, learnt.answer([row.request for row in gold]), rules, name, str(path))

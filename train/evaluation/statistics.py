@@ -1,0 +1,138 @@
+"""Counts into statements: intervals, paired tests, F1. Pure functions of numbers; each formula names its
+source.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+Z80 = 0.8416212335729143  # and its 80 % quantile: the power that a sample size is computed for
+ALPHA = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Proportion:
+    """`count` of `of`, with its 95 % Wilson score interval (Wilson 1927)."""
+
+    count: int
+    of: int
+
+    @property
+    def share(self) -> float | None:
+        return self.count / self.of if self.of else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        if self.of == 0:
+            return 0.0, 1.0
+        share, n = self.count / self.of, self.of
+        centre = share + Z95**2 / (2 * n)
+        spread = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+        scale = 1 + Z95**2 / n
+        return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+    def __add__(self, other: "Proportion") -> "Proportion":
+        return Proportion(self.count + other.count, self.of + other.of)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.count}/{self.of}  {low:.2f} to {high:.2f}"
+
+    def as_json(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {"count": self.count, "of": self.of, "share": self.share, "low": low, "high": high}
+
+
+@dataclasses.dataclass(frozen=True)
+class McNemar:
+    """Two judges of the same `of` cases: `first` only the first got right, `second` only the second (McNemar
+    1947).
+    """
+
+    first: int
+    second: int
+    of: int
+
+    @property
+    def p(self) -> float:
+        """Two-sided exact p: the discordant cases are tosses of a fair coin if the two are equally good."""
+        n, least = self.first + self.second, min(self.first, self.second)
+        tail = sum(math.comb(n, k) for k in range(least + 1))
+        return min(1.0, 2 * tail / (1 << n))
+
+    @property
+    def distinguishable(self) -> bool:
+        return self.p < ALPHA
+
+    @property
+    def better(self) -> int | None:
+        """1 or 2, the better of the two, or None where they are not distinguishable."""
+        return (1 if self.first > self.second else 2) if self.distinguishable else None
+
+    @property
+    def cases_to_tell(self) -> int | None:
+        """Cases at which a difference like the one seen is found with a power of 0.8 (Connor 1987, formula
+        3).
+
+        None where no difference was seen: then no number of such cases would tell.
+        """
+        if self.first == self.second:
+            return None
+        discordant = (self.first + self.second) / self.of
+        difference = abs(self.first - self.second) / self.of
+        root = Z95 * math.sqrt(discordant) + Z80 * math.sqrt(max(0.0, discordant - difference**2))
+        # under 6 discordant ones p is over 0.05
+        return max(math.ceil((root / difference) ** 2), math.ceil(6 / discordant))
+
+    @property
+    def verdict(self) -> str:
+        if self.first + self.second == 0:
+            return "not distinguishable: right and wrong on the same cases"
+        if self.distinguishable:
+            return f"the {'first' if self.better == 1 else 'second'} is better"
+        if self.cases_to_tell is None:
+            return "not distinguishable: as many one way as the other"
+        return f"not distinguishable; about {self.cases_to_tell} such cases would tell"
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {"only_first_right": self.first, "only_second_right": self.second, "of": self.of}
+        return {**counts, "p": self.p, "cases_to_tell": self.cases_to_tell, "verdict": self.verdict}
+
+
+def macro_f1(confusion: Mapping[tuple[str, str | None], int]) -> float:
+    """Mean of the values' F1 over every value that was given or answered.
+
+    `confusion` counts (gold, answered) pairs; None stands for no answer, which is a miss and no value of its
+    own.
+    """
+    values = {value for pair in confusion for value in pair if value is not None}
+    scores = []
+    for value in values:
+        gold = sum(count for (given, _), count in confusion.items() if given == value)
+        answered = sum(count for (_, answer), count in confusion.items() if answer == value)
+        scores.append(2 * confusion.get((value, value), 0) / (gold + answered))
+    return sum(scores) / len(scores) if scores else 0.0
+
+
+def log_odds(inside: Mapping[str, int], outside: Mapping[str, int]) -> dict[str, float]:
+    """How much more each word belongs to `inside` than to `outside`, as a z-score.
+
+    Weighted log-odds ratio with an informative Dirichlet prior, the two sides' pooled counts scaled to their
+    smaller size (Monroe, Colaresi and Quinn 2008, "Fightin' Words", equations 16, 19 and 22).
+    """
+    n_in, n_out = sum(inside.values()), sum(outside.values())
+    pooled = {word: inside.get(word, 0) + outside.get(word, 0) for word in {*inside, *outside}}
+    total = n_in + n_out
+    if not n_in or not n_out:
+        return {}
+    strength = max(1.0, min(n_in, n_out)) / total
+    scores = {}
+    for word, count in pooled.items():
+        prior, size = strength * count, strength * total
+        a, b = inside.get(word, 0) + prior, outside.get(word, 0) + prior
+        rest_a, rest_b = n_in + size - a, n_out + size - b
+        if rest_a > 0 and rest_b > 0:
+            scores[word] = (math.log(a / rest_a) - math.log(b / rest_b)) / math.sqrt(1 / a + 1 / b)
+    return scores

@@ -1,0 +1,143 @@
+"""Evaluations as tables for people, and as JSON for programs."""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from train.evaluation.baselines import BASELINES
+from train.evaluation.evaluate import ALL, CHECKS, Comparison, Evaluation, comparisons
+from train.evaluation.statistics import Proportion
+
+MISSES_SHOWN = 20
+CONFUSIONS_SHOWN = 12
+
+
+def show(evaluations: Sequence[Evaluation], console: Console) -> None:
+    """For each dataset its adapters side by side with 95 % intervals, and whether they can be told apart;
+    then what each adapter got wrong. What baselines get wrong is nobody's matter."""
+    show_measures(evaluations, console)
+    for evaluation in evaluations:
+        if evaluation.misses and evaluation.adapter not in BASELINES:
+            console.print(_confusions(evaluation))
+            console.print(_misses(evaluation))
+            if len(evaluation.misses) > MISSES_SHOWN:
+                console.print(f"and {len(evaluation.misses) - MISSES_SHOWN} more; --json writes all of them")
+
+
+def show_measures(evaluations: Sequence[Evaluation], console: Console) -> None:
+    for dataset in dict.fromkeys(evaluation.dataset for evaluation in evaluations):
+        group = [evaluation for evaluation in evaluations if evaluation.dataset == dataset]
+        console.print(measures_table(group))
+        if len(group) > 1:
+            console.print(comparison_table(comparisons(group)))
+
+
+def measures_table(group: Sequence[Evaluation]) -> Table:
+    """Evaluations of one dataset, a column each: what is right, macro-F1, and what was let through."""
+    table = Table(
+        title=f"{Path(group[0].dataset).name}, {group[0].measures['parsed'].of} rows", title_justify="left"
+    )
+    table.add_column("right, of, 95 % interval")
+    for evaluation in group:
+        table.add_column(evaluation.adapter, justify="right", no_wrap=True)
+    # an interval below its count: three columns fit into 80 characters
+    between = "\n" if len(group) > 2 else "  "
+
+    def cells(name: str, found: Sequence[Mapping[str, Proportion]]) -> list[str]:
+        return [str(each[name]).replace("  ", between) if name in each else "" for each in found]
+
+    for name in dict.fromkeys(name for evaluation in group for name in evaluation.measures):
+        # The checks of one row depend on each other, so an interval over them would be too narrow.
+        table.add_row(
+            name,
+            *(c.split(between)[0] if name == CHECKS else c for c in cells(name, [e.measures for e in group])),
+        )
+    table.add_section()
+    for name in dict.fromkeys(name for evaluation in group for name in evaluation.f1):
+        table.add_row(f"macro-F1 {name}", *(f"{e.f1[name]:.3f}" if name in e.f1 else "" for e in group))
+    table.add_section()
+    for name in dict.fromkeys(name for evaluation in group for name in evaluation.under_escalation):
+        table.add_row(
+            f"let through, {name} (fewer is better)", *cells(name, [e.under_escalation for e in group])
+        )
+    return table
+
+
+def comparison_table(pairs: Sequence[Comparison]) -> Table:
+    """A line for each pair on `all fields right`, and on each field in which the two can be told apart."""
+    table = Table(
+        title="paired, exact McNemar: rows that only one of the two has right", title_justify="left"
+    )
+    for column in ("first", "second", "measure", "only first", "only second", "p", ""):
+        right = column in ("only first", "only second", "p")
+        table.add_column(
+            column,
+            justify="right" if right else "left",
+            overflow="fold" if column in ("measure", "") else "ellipsis",
+        )
+    for pair in pairs:
+        for name, test in pair.tests.items():
+            if name == ALL or test.distinguishable:
+                table.add_row(
+                    pair.first,
+                    pair.second,
+                    name,
+                    str(test.first),
+                    str(test.second),
+                    f"{test.p:.3g}",
+                    test.verdict,
+                )
+    return table
+
+
+def _confusions(evaluation: Evaluation) -> Table:
+    """The commonest wrong answers; the whole matrices are in the JSON."""
+    table = Table(
+        title=f"{evaluation.adapter} on {Path(evaluation.dataset).name}: confused", title_justify="left"
+    )
+    for column in ("field", "gold", "answered", "rows"):
+        table.add_column(column, justify="right" if column == "rows" else "left")
+    wrong = [
+        (rows, field, gold, answered)
+        for field, cells in evaluation.confusion.items()
+        for (gold, answered), rows in cells.items()
+        if gold != answered
+    ]
+    for rows, field, gold, answered in sorted(wrong, key=lambda cell: -cell[0])[:CONFUSIONS_SHOWN]:
+        table.add_row(*map(Text, (field, gold, answered or "(no answer)", str(rows))))
+    return table
+
+
+def _misses(evaluation: Evaluation) -> Table:
+    table = Table(
+        title=f"{evaluation.adapter} on {Path(evaluation.dataset).name}: wrong", title_justify="left"
+    )
+    for column, options in (
+        ("request", {"ratio": 2}),
+        ("field", {"no_wrap": True}),
+        ("gold", {}),
+        ("answered", {}),
+    ):
+        table.add_column(column, **options)  # type: ignore[arg-type]
+    previous = None
+    for miss in evaluation.misses[:MISSES_SHOWN]:
+        request = f"{miss.id}: {miss.request}" if miss.id != previous else ""
+        answered = f"({miss.error})" if miss.error else str(miss.predicted)
+        # `Text`: a request is data, and "[bold]" in it is no markup.
+        table.add_row(*map(Text, (textwrap.shorten(request, 72), miss.field, miss.gold, answered)))
+        previous = miss.id
+    return table
+
+
+def write_json(evaluations: Sequence[Evaluation], path: Path) -> None:
+    content = {
+        "interval": "95 % Wilson score",
+        "evaluations": [evaluation.as_json() for evaluation in evaluations],
+        "comparisons": [pair.as_json() for pair in comparisons(evaluations)],
+    }
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,85 @@
+"""The model card: what a bundle is, from the same facts as its metrics and manifest."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from batch.contract.contract import Contract
+
+
+def model_card(
+    contract: Contract, facts: Mapping[str, Any], metrics: Mapping[str, Any], calibration: Mapping[str, Any]
+) -> str:
+    """Markdown with the front matter that model hubs read; `facts` are the manifest's."""
+    base, data, best = facts["base"], facts["data"], metrics["best"]
+    counts, lora = metrics["parameters"], facts["recipe"]["lora"]
+    share = 100 * counts["trainable"] / counts["total"]
+    quantised = facts["recipe"]["quantisation"]["type"]
+    kept = f"step {best['step']}, validation loss {best['validation_loss']:.4f}"
+    rows = "\n".join(
+        f"| {name} | {split['rows']} | `{split['path']}` | `{split['sha256'][:12]}` |"
+        for name, split in data.items()
+    )
+    fields = "\n".join(f"- `{f.name}`: {', '.join(map(_value, f.values)) or 'text'}" for f in contract.fields)
+    return f"""---
+base_model: {base["ref"]}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, qlora]
+---
+# {contract.name}
+
+A LoRA adapter that answers a request with one compact JSON object of the contract `{contract.name}`:
+
+{fields}
+
+It is meant for `batch-route`, which decodes under the contract's grammar and checks each answer; the contract in this
+folder is the one it was trained on. It decides nothing outside that contract. Its evaluation: `batch-train eval`.
+
+## Training
+
+- Base: `{base["ref"]}`, revision `{base["revision"] or "none"}`, sha256 `{(base["sha256"] or "")[:12]}`
+- QLoRA: {quantised} base, rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]}, {lora["target"]}
+- Trainable parameters: {counts["trainable"]:,} of {counts["total"]:,} ({share:.2f} %)
+- Steps: {metrics["steps"]} over {metrics["epochs"]:.3g} epochs, seed {facts["seed"]}; kept: {kept}
+- Tokens an epoch: {metrics["tokens"]["all"]:,}, of which learned (answers): {metrics["tokens"]["supervised"]:,}
+
+| split | rows | file | sha256 |
+|---|---|---|---|
+{rows}
+
+![loss](loss.png)
+
+## Scores
+
+{_scores(calibration)}
+"""
+
+
+def _scores(calibration: Mapping[str, Any]) -> str:
+    if not calibration["calibrated"]:
+        return f"Not calibrated: {calibration['why']}."
+    rows = [
+        f"| `{name}` | {found['raw']['ece']:.3f} | {found['calibrated']['ece']:.3f} | {found['raw']['brier']:.3f} | "
+        f"{found['calibrated']['brier']:.3f} |"
+        for name, found in calibration["evidence"]["fields"].items()
+    ]
+    head = "| field | adaptive ECE, raw | calibrated | Brier, raw | calibrated |\n|---|---|---|---|---|"
+    target = (
+        f"Error target of rows that need no person: {calibration['target_error']:g}; {calibration['why']}."
+    )
+    return "\n".join(
+        [
+            f"Calibrated on {calibration['rows']} labelled rows ({calibration['method']}).",
+            "",
+            head,
+            *rows,
+            "",
+            target,
+        ]
+    )
+
+
+def _value(value: Any) -> str:
+    """A label as it is, a boolean as JSON has it."""
+    return value if isinstance(value, str) else json.dumps(value)

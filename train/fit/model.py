@@ -1,0 +1,135 @@
+"""The base model in 4 bits with a fresh LoRA adapter on it; and the same on the meta device, to count.
+
+Only safetensors are read and no remote code is run. Nothing is downloaded here:
+`batch.adapter.base_model.resolve_base` does that, and only with `BATCH_ROUTE_ONLINE=1`.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from batch.errors import AdapterError, ConfigError
+from train.config import Config, Lora, Quantisation, Shape
+
+
+def compute_dtype(quantisation: Quantisation) -> torch.dtype:
+    """The dtype that the 4-bit weights are expanded to for each product."""
+    if quantisation.compute_dtype != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[quantisation.compute_dtype]
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def lora_config(lora: Lora, base_ref: str) -> LoraConfig:
+    """PEFT's config. `base_ref` goes into `adapter_config.json` as given, so that no local path gets out."""
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target,
+        bias="none",  # vLLM serves neither biases, nor DoRA, nor whole saved modules
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_ref,
+    )
+
+
+def load_quantised(folder: Path, config: Config) -> PeftModel:
+    """The base in `folder`, quantised as it is loaded, frozen, with an untrained adapter. Raises
+    `AdapterError`.
+    """
+    base = prepare_model_for_kbit_training(
+        _load_base(folder, config.quantisation),
+        use_gradient_checkpointing=config.training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+    return get_peft_model(base, lora_config(config.lora, config.base.model))
+
+
+def load_trained(folder: Path, quantisation: Quantisation, adapter: Path) -> PeftModel:
+    """The base in `folder`, quantised as training had it, with the adapter of a bundle. Raises
+    `AdapterError`.
+    """
+    return PeftModel.from_pretrained(_load_base(folder, quantisation), adapter).eval()
+
+
+def _load_base(folder: Path, quantisation: Quantisation) -> PreTrainedModel:
+    transformers.utils.logging.disable_progress_bar()
+    dtype = compute_dtype(quantisation)
+    try:
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            quantization_config=BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=quantisation.type,
+                bnb_4bit_use_double_quant=quantisation.double,
+                bnb_4bit_compute_dtype=dtype,
+            ),
+            dtype=dtype,
+            device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise AdapterError(
+            f"{folder}: the base model does not load: {_first_line(error)}; copy it again"
+        ) from error
+    base.config.use_cache = False
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            # Where a CPU has AVX512-BF16, bitsandbytes repacks a weight at the first evaluation, and rounds
+            # its scales for good: training would go on with other weights than before, and than a resumed
+            # run's.
+            module.support_avx512bf16_for_cpu = False
+    return base
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, the same bytes for the same adapter.
+
+    PEFT lists the target modules in an order that changes from run to run, and each layer's apart where they
+    are few: their last names say the same. It also writes a card; the bundle has its own.
+    """
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["target_modules"] = sorted({name.rpartition(".")[2] for name in content["target_modules"]})
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def on_meta(shape: Shape | Path, lora: Lora) -> PeftModel:
+    """A model of this shape (or of the model folder's) with its adapter and without weights, in no time and
+    memory.
+    """
+    try:
+        if isinstance(shape, Path):
+            config = AutoConfig.from_pretrained(shape, trust_remote_code=False, local_files_only=True)
+        else:
+            values: dict[str, Any] = vars(shape).copy()
+            config = AutoConfig.for_model(values.pop("model_type"), **values)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"[base] shape of {shape}: {_first_line(error)}; use a standard architecture"
+        ) from error
+    with torch.device("meta"), warnings.catch_warnings():
+        # initialising a tensor without storage does nothing, and torch says so
+        warnings.simplefilter("ignore")
+        base: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        return get_peft_model(base, lora_config(lora, ""))
+
+
+def count_parameters(model: PeftModel) -> dict[str, int]:
+    """Trainable and all parameters; a 4-bit weight counts as the parameters that it packs, tied ones once."""
+    trainable, total = model.get_nb_trainable_parameters()
+    return {"trainable": int(trainable), "total": int(total)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

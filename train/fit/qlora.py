@@ -1,0 +1,338 @@
+"""`fit`: a recipe and labelled requests → a sealed adapter bundle in the registry.
+
+    prepare → train (or resume) → write the bundle → calibrate its scores → register
+
+Training reads the token ids that serving will send (`batch.adapter.renderer.Renderer`), learns the answer and
+its end of turn only, and never cuts a row. A run that was interrupted is found again by the fingerprint of
+everything that decides its result, and goes on from its last checkpoint to the same adapter.
+"""
+
+import dataclasses
+import datetime
+import fcntl
+import gc
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import trl.trainer.utils
+from datasets import Dataset
+from peft import PeftModel
+from rich.console import Console
+from transformers import AutoTokenizer, EarlyStoppingCallback, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from batch.adapter.base_model import base_digest, resolve_base
+from batch.adapter.bundle import Bundle, copy_tokenizer, write_manifest
+from batch.adapter.registry import Registry
+from batch.adapter.renderer import Renderer
+from batch.contract.contract import Contract
+from batch.errors import AdapterError, ConfigError, OutputLockedError
+from train.config import Config
+from train.dataset import Row, check_splits, count_tokens, encode, file_facts, load_rows
+from train.fit.calibrate import raw
+from train.fit.calibrated import calibrate_folder, summary
+from train.fit.card import model_card
+from train.fit.loss_chart import draw_loss
+from train.fit.model import compute_dtype, count_parameters, load_quantised, save_adapter
+from train.fit.packing import Collator
+from train.fit.progress import ProgressLine
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything that decides the result of a run, checked."""
+
+    config: Config
+    contract: Contract
+    base: Path
+    renderer: Renderer
+    splits: Mapping[str, list[Row]]
+    facts: Mapping[str, Any]  # the manifest's, without what is known only afterwards
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+
+def fit(
+    config: Config,
+    registry: Registry | None = None,
+    console: Console | None = None,
+    examine: Callable[[Bundle], bool] | None = None,
+) -> Bundle:
+    """Train, seal and register an adapter; alias `latest`, and `champion` where there is none yet.
+
+    One that `examine` does not find sound raises `AdapterError` when it has become `latest`, and is not made
+    the champion.
+
+    Raises `ConfigError`, `ContractError`, `DatasetError`, `AdapterError` (2), `OutputLockedError` (4).
+    """
+    registry = registry or Registry()
+    console = console or Console(stderr=True)
+    job = prepare(config)
+    with _run_folder(registry, job.fingerprint) as run:
+        trainer = train(job, run, console)
+        folder = write_bundle(job, trainer, registry.staging())
+        del trainer  # on a GPU the engine needs its memory
+        gc.collect()
+        torch.cuda.empty_cache()
+        split = "calibration" if "calibration" in job.splits else "validation"
+        rows = job.splits[split]
+        for line in summary(
+            calibrate_folder(folder, rows, job.facts["data"][split], config.calibration.target_error)
+        ):
+            console.print(line, highlight=False)
+        bundle = registry.add(folder)
+    registry.set_alias("latest", bundle.digest)
+    if examine and not examine(bundle):
+        raise AdapterError(
+            f"adapter {bundle.digest[:12]} is not sound; it is kept as `latest` and not made the champion"
+        )
+    if "champion" not in registry.aliases():
+        registry.set_alias("champion", bundle.digest)
+    return bundle
+
+
+def prepare(config: Config) -> Job:
+    """Load and check all inputs, before any model is loaded."""
+    contract = Contract.load(config.find(config.data.contract))
+    base = resolve_base(config.base.model, config.base.revision, near=config.path)
+    renderer = Renderer.load(base, contract)
+    references = {
+        "train": config.data.train,
+        "validation": config.data.validation,
+        "test": config.data.test,
+        "calibration": config.data.calibration,
+    }
+    paths = {split: config.find(reference) for split, reference in references.items() if reference}
+    splits = {
+        split: load_rows(path, contract, evaluation=split == "calibration") for split, path in paths.items()
+    }
+    check_splits(splits)
+    facts = {
+        "base": {"ref": config.base.model, "revision": config.base.revision, "sha256": base_digest(base)},
+        "renderer_fingerprint": renderer.fingerprint,
+        "contract_fingerprint": contract.fingerprint,
+        "rank": config.lora.r,
+        "recipe": config.recipe(),
+        "data": {
+            split: file_facts(paths[split], references[split] or "", rows) for split, rows in splits.items()
+        },
+        "seed": config.training.seed,
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+    return Job(config, contract, base, renderer, splits, facts)
+
+
+def train(job: Job, run: Path, console: Console) -> SFTTrainer:
+    """Train to the end, from the last checkpoint in `run` if there is one, and load the best adapter."""
+    quiet()
+    trainer = build_trainer(job, run, console)
+    checkpoint = last_checkpoint(run)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{job.config.path}: the GPU has too little memory; lower [training] batch_size, raise "
+            "gradient_accumulation by as much, and set gradient_checkpointing = true"
+        ) from error
+    if trainer.state.best_metric is None or not math.isfinite(trainer.state.best_metric):
+        shutil.rmtree(run)  # its checkpoints hold no adapter worth resuming from
+        raise ConfigError(
+            f"{job.config.path}: training diverged, no loss is finite; lower [training] learning_rate"
+        )
+    return trainer
+
+
+def build_trainer(job: Job, run: Path, console: Console) -> SFTTrainer:
+    """TRL's trainer on the project's own ids and labels, checkpointing into `run`."""
+    training, renderer = job.config.training, job.renderer
+    # On a GPU TRL computes logits for the learned tokens only; on a CPU for all, twelve times as many, unless
+    # it takes it for one.
+    trl.trainer.utils._use_triton = lambda device: True
+    transformers.set_seed(training.seed)  # before the adapter's random start
+    model = load_quantised(job.base, job.config)
+    patience = training.early_stopping_patience
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(job, run),
+        train_dataset=Dataset.from_list(encode(job.splits["train"], renderer)),
+        eval_dataset=Dataset.from_list(encode(job.splits["validation"], renderer)),
+        data_collator=Collator(model.config, renderer.pad_id),
+        processing_class=AutoTokenizer.from_pretrained(job.base, local_files_only=True),
+        callbacks=[ProgressLine(console), *([EarlyStoppingCallback(patience)] if patience else [])],
+    )
+    trainer.remove_callback(PrinterCallback)
+    # TRL casts the adapter of a 4-bit base to bfloat16, in which a step of 2e-4 on a weight of 0.05 rounds to
+    # nothing.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+class _Trainer(SFTTrainer):  # type: ignore[misc]
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        for metrics in self._metrics.values():
+            # TRL adds up the mask, which has a number for each pair of tokens
+            metrics.pop("num_tokens", None)
+        return loss
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card in each checkpoint: the bundle has its own."""
+
+
+def _arguments(job: Job, run: Path) -> SFTConfig:
+    training = job.config.training
+    if "tensorboard" in training.report_to:  # beside the run folder, which goes when the run is done
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.parent.parent / ".logs" / run.name))
+    return SFTConfig(
+        output_dir=str(run),
+        run_name=f"{job.contract.name}-{run.name[:8]}",
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=training.warmup,  # below 1 it is a share of all steps
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch",
+        max_length=None,  # never cut; `encode` has checked the lengths
+        bf16=torch.cuda.is_available() and compute_dtype(job.config.quantisation) == torch.bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=training.seed,
+        logging_strategy="steps",
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=training.eval_every,
+        save_strategy="steps",
+        save_steps=training.eval_every,
+        save_total_limit=1,  # the last, and the best beside it
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,  # early stopping goes on counting where it was
+        report_to=list(training.report_to) or "none",
+        disable_tqdm=True,
+    )
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint in `run`; later ones, which a kill left half written, are removed."""
+    found = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            return checkpoint
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+    return None
+
+
+def write_bundle(job: Job, trainer: SFTTrainer, folder: Path) -> Path:
+    """Everything that a bundle holds, into `folder`, the manifest last.
+
+    Times are in the manifest alone, which the digest does not cover: the same run gives the same digest.
+    """
+    metrics = measure(job, trainer)
+    save_adapter(_peft(trainer), folder)
+    (folder / "contract.json").write_text(job.contract.to_json(), encoding="utf-8")
+    copy_tokenizer(job.base, folder)
+    _write_json(folder / "metrics.json", metrics)
+    calibration = raw("scores are the model's own probabilities")
+    _write_json(folder / "calibration.json", calibration)
+    draw_loss(metrics["history"], folder, title=f"{job.contract.name} on {job.config.base.model}")
+    (folder / "card.md").write_text(
+        model_card(job.contract, job.facts, metrics, calibration), encoding="utf-8"
+    )
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_manifest(folder, {**job.facts, "created_at": created})
+    return folder
+
+
+def measure(job: Job, trainer: SFTTrainer) -> dict[str, Any]:
+    """`metrics.json`: parameter counts, tokens, the best step, and the losses step by step (nats per answer
+    token).
+    """
+    state = trainer.state
+    history = []
+    for entry in state.log_history:
+        if "loss" in entry:
+            names = {
+                "loss": "loss",
+                "mean_token_accuracy": "token_accuracy",
+                "learning_rate": "learning_rate",
+            }
+        elif "eval_loss" in entry:
+            names = {"eval_loss": "validation_loss", "eval_mean_token_accuracy": "validation_token_accuracy"}
+        else:
+            continue  # the summary at the end, which holds times
+        history.append(
+            {"step": entry["step"], **{new: entry[old] for old, new in names.items() if old in entry}}
+        )
+    return {
+        "parameters": count_parameters(_peft(trainer)),
+        "tokens": count_tokens(list(trainer.train_dataset)),  # what the trainer has, not what it was given
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "best": {"step": state.best_global_step, "validation_loss": state.best_metric},
+        "history": history,
+    }
+
+
+def quiet() -> None:
+    """Warnings of the libraries stay; their chatter and their bars go."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def _peft(trainer: SFTTrainer) -> PeftModel:
+    model = trainer.model
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"expected a PEFT model, not {type(model).__name__}")
+    return model
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _run_folder(registry: Registry, fingerprint: str) -> Iterator[Path]:
+    """The checkpoint folder of a run, held by this process, and removed once the run is done."""
+    run = registry.root / ".runs" / fingerprint[:16]
+    run.mkdir(parents=True, exist_ok=True)
+    lock = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise OutputLockedError(
+            f"another process is training the same recipe in {run}; wait for it"
+        ) from None
+    try:
+        yield run
+        shutil.rmtree(run)
+    finally:
+        os.close(lock)

@@ -1,0 +1,127 @@
+"""What is wrong, or may be wrong, with labelled requests: a finding a line, errors that `fit` refuses before
+hints.
+"""
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from batch.contract.contract import Contract
+from batch.errors import DatasetError
+from train.dataset import Row, near_duplicates, read_rows
+from train.evaluation.baselines import Tfidf
+from train.evaluation.cross_validation import folds
+from train.evaluation.evaluate import as_text
+
+FOLDS = 5
+RARE = 3  # a value in fewer rows than this is hardly learnt
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """`kind` is refused, leak, near-duplicate, balance or label; the first two are errors."""
+
+    kind: str
+    where: str
+    message: str
+
+    @property
+    def error(self) -> bool:
+        return self.kind in ("refused", "leak")
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.kind}: {self.message}"
+
+
+def lint(paths: Sequence[Path], contract: Contract) -> list[Finding]:
+    """Findings on the files together; each file is a split. Raises `DatasetError` for a file that cannot be
+    read.
+    """
+    found: list[Finding] = []
+    rows: list[Row] = []
+    for path in paths:
+        for row in read_rows(path, contract, evaluation=True):
+            if isinstance(row, DatasetError):
+                where, _, message = str(row).partition(": ")
+                found.append(Finding("refused", where, message))
+            else:
+                rows.append(row)
+    found += _repeated_ids(rows)
+    for row, twin, likeness in near_duplicates(rows):
+        kind, note = ("leak", "in another split") if row.path != twin.path else ("near-duplicate", "")
+        same = all(row.answer[field.name] == twin.answer[field.name] for field in contract.scored_fields)
+        note = note or ("teaches little" if same else "has another label: one of them may be wrong")
+        found.append(
+            Finding(
+                kind,
+                row.where,
+                f"nearly the request of {twin.where} (likeness {likeness:.2f}), which {_is(note)}",
+            )
+        )
+    found += _balance(paths[0], [row for row in rows if row.path == paths[0]], contract)
+    found += label_errors(rows, contract)
+    return sorted(found, key=lambda each: not each.error)
+
+
+def _is(note: str) -> str:
+    return f"is {note}" if note.startswith("in ") else note
+
+
+def _repeated_ids(rows: Iterable[Row]) -> Iterator[Finding]:
+    first: dict[str, Row] = {}
+    for row in rows:
+        if row.id in first and not row.id.startswith("line "):
+            yield Finding("refused", row.where, f"id {row.id!r} is also at {first[row.id].where}")
+        first.setdefault(row.id, row)
+
+
+def _balance(path: Path, rows: Sequence[Row], contract: Contract) -> Iterator[Finding]:
+    """Of the first file, which is the one that is trained on."""
+    for field in contract.scored_fields:
+        counts = Counter(row.answer[field.name] for row in rows)
+        shown = ", ".join(f"{as_text(value)} {counts[value]}" for value in field.values)
+        for value in field.values:
+            if counts[value] < RARE:
+                yield Finding(
+                    "balance",
+                    str(path),
+                    f"{field.name} {as_text(value)!r} is in {counts[value]} rows ({shown}); label more",
+                )
+
+
+def label_errors(rows: Sequence[Row], contract: Contract) -> list[Finding]:
+    """Labels that a model of the other rows contradicts with confidence, the surest first.
+
+    Confident learning (Northcutt, Jiang and Chuang 2021): out-of-fold probabilities, and as each value's
+    threshold the mean probability that rows with that value give to it. A hint to look, no verdict.
+    """
+    if len(rows) < 2 * FOLDS:
+        return []
+    parts = folds(rows, contract, FOLDS)
+    suspects: list[tuple[float, Finding]] = []
+    for field in contract.scored_fields:
+        own = [row.answer[field.name] for row in rows]
+        chances: list[dict[object, float]] = [{} for _ in rows]
+        for learn, judged in parts:
+            model = Tfidf([rows[i].request for i in learn], [own[i] for i in learn])
+            for i, line in zip(judged, model.probabilities([rows[i].request for i in judged]), strict=True):
+                chances[i] = line
+        threshold = {
+            v: sum(c.get(v, 0.0) for c, o in zip(chances, own, strict=True) if o == v) / own.count(v)
+            for v in set(own)
+        }
+        for row, given, line in zip(rows, own, chances, strict=True):
+            sure = {value: p for value, p in line.items() if value in threshold and p >= threshold[value]}
+            if not sure or (best := max(sure, key=lambda value: sure[value])) == given or given in sure:
+                continue
+            gap = sure[best] - line.get(given, 0.0)
+            message = (
+                f"{field.name} is {as_text(given)!r}, the other rows say {as_text(best)!r} "
+                f"({sure[best]:.2f} to {line.get(given, 0.0):.2f})"
+            )
+            suspects.append((gap, Finding("label", row.where, message)))
+    whole: dict[str, float] = defaultdict(float)  # a row that is contradicted in several fields comes first
+    for gap, finding in suspects:
+        whole[finding.where] += gap
+    return [finding for _, finding in sorted(suspects, key=lambda each: (-whole[each[1].where], -each[0]))]

@@ -1,0 +1,187 @@
+"""What an adapter has to pass to become the champion.
+
+    regression   every row of the regression set right in every field
+    doctor       every check of `train.doctor` green
+    champion     on a dataset not worse than the champion beyond chance (exact McNemar on all fields right)
+    bias         no label without its words in more than `BOUND` of the hand-written probes; without any, of
+    contrast probes
+
+A gate without data that fits the contract passes and says that it checked nothing: another task has other
+gates.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from batch.errors import BatchRouteError, DatasetError
+from train.dataset import Row, load_rows, split_path
+from train.diagnosis.contrast import mention_rules, probes
+from train.diagnosis.diagnose import BOUND, asked_probes, asked_rows, bias
+from train.doctor import doctor
+from train.evaluation.ask import Candidate, Engine, candidate, route
+from train.evaluation.evaluate import ALL, compare, evaluate
+
+# used where their labels fit the contract
+REGRESSION, PROBES = (
+    Path("data/regression.jsonl"),
+    Path("data/probes.jsonl"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    name: str
+    ok: bool
+    why: str
+    checked: bool = True
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.ok else 'FAIL'} {self.name}: {self.why}"
+
+
+@dataclasses.dataclass(frozen=True)
+class GateData:
+    """Where the gates' rows come from; None is a default that applies only where it fits the contract."""
+
+    regression: Path | None = None
+    against: Path | None = None  # rows to beat the champion on; by default the adapter's own test split
+    probes: Path | None = None
+
+
+def gates(reference: str, registry: Registry, data: GateData, engine: Engine = "vllm") -> list[Gate]:
+    """Every gate, whether passed or not. Raises `DatasetError` for data named by the caller that do
+    not fit.
+    """
+    subject = candidate(reference, registry)
+    assert subject.bundle is not None
+    digest = registry.aliases().get("champion")
+    champion = candidate(digest, registry) if digest and digest != subject.bundle.digest else None
+    comparable = champion is not None and _task(champion.contract) == _task(subject.contract)
+    chosen: dict[str, list[Row]] = {
+        "regression": _rows(data.regression, REGRESSION, subject.contract),
+        "against": _rows(data.against, _test_split(subject.bundle), subject.contract) if comparable else [],
+        "bias": _rows(data.probes, PROBES, subject.contract) if mention_rules(subject.contract) else [],
+    }
+    contrast = [] if chosen["bias"] else probes(subject.contract)
+    texts = [
+        [*([row.request for row in rows] for rows in chosen.values()), [probe.request for probe in contrast]]
+    ]
+    subjects = [subject]
+    if champion and chosen["against"]:
+        subjects.append(champion)
+        texts.append([[row.request for row in chosen["against"]]])
+    versus = _incomparable(champion, comparable, bool(chosen["against"]))
+    routed = route(subjects, texts, engine)
+    answers = dict(zip((*chosen, "contrast"), routed[0], strict=True))
+    asked = asked_rows("probes", chosen["bias"], answers["bias"]) or asked_probes(
+        contrast, answers["contrast"]
+    )
+    return [
+        regression_gate(chosen["regression"], answers["regression"], subject.contract),
+        doctor_gate(subject.bundle),
+        versus or champion_gate(chosen["against"], answers["against"], routed[1][0], subject.contract),
+        bias_gate(subject.contract, asked),
+    ]
+
+
+def _rows(named: Path | None, default: Path | None, contract: Contract) -> list[Row]:
+    if named is not None:
+        return load_rows(named, contract, evaluation=True)
+    try:
+        return load_rows(default, contract, evaluation=True) if default else []
+    except DatasetError:
+        return []
+
+
+def _test_split(bundle: Bundle) -> Path | None:
+    try:
+        return split_path(bundle, "test")
+    except DatasetError:
+        return None
+
+
+def _task(contract: Contract) -> list[tuple[str, tuple[Any, ...]]]:
+    """What two contracts must share for their answers to be compared."""
+    return [(field.name, field.values) for field in contract.scored_fields]
+
+
+def regression_gate(rows: Sequence[Row], answers: Sequence[Any], contract: Contract) -> Gate:
+    if not rows:
+        return Gate(
+            "regression",
+            True,
+            "no regression set fits the contract; name one with --regression",
+            checked=False,
+        )
+    result = evaluate(rows, answers, contract, "", "")
+    right = result.measures[ALL]
+    wrong = ", ".join(dict.fromkeys(miss.id for miss in result.misses))
+    why = f"{right.count} of {right.of} rows right in every field" + (f"; not {wrong}" if wrong else "")
+    return Gate("regression", right.count == right.of, why)
+
+
+def doctor_gate(bundle: Bundle) -> Gate:
+    try:
+        failed = [f"{check.name}: {check.detail}" for check in doctor(bundle) if not check.ok]
+    except BatchRouteError as error:  # it could not look, for want of the training rows say
+        return Gate("doctor", False, str(error), checked=False)
+    return Gate("doctor", not failed, "; ".join(failed) or "every check green")
+
+
+def champion_gate(
+    rows: Sequence[Row], ours: Sequence[Any], theirs: Sequence[Any], contract: Contract
+) -> Gate:
+    """`ours` and `theirs` answer the same rows; passed unless ours are worse beyond chance."""
+    dataset = rows[0].path
+    champion, challenger = (evaluate(rows, answers, contract, "", str(dataset)) for answers in (theirs, ours))
+    test = compare(champion, challenger).tests[ALL]
+    right = (
+        f"{challenger.measures[ALL].count} of {len(rows)} rows of {dataset.name} right, the champion "
+        f"{champion.measures[ALL].count}"
+    )
+    told = {1: "it is worse", 2: "it is better", None: test.verdict}[test.better]
+    return Gate("champion", test.better != 1, f"{right}; {told} (exact McNemar, p = {test.p:.2g})")
+
+
+def _incomparable(champion: Candidate | None, comparable: bool, rows: bool) -> Gate | None:
+    if champion is None:
+        return Gate("champion", True, "there is no other champion to compare with", checked=False)
+    if not comparable:
+        return Gate(
+            "champion",
+            False,
+            f"champion {champion.name[:12]} has other fields or labels, so nothing can be compared",
+        )
+    if not rows:
+        return Gate("champion", True, "no dataset to compare on; name one with --against", checked=False)
+    return None
+
+
+def bias_gate(contract: Contract, asked: Sequence[Any]) -> Gate:
+    rates = list(_rates(contract, asked))
+    if not rates:
+        return Gate(
+            "bias",
+            True,
+            "no mention rule, or no requests to probe it with; name some with --probes",
+            checked=False,
+        )
+    share, why = max(rates)
+    return Gate("bias", share <= BOUND, f"{why}; at most {BOUND:.0%} are let pass")
+
+
+def _rates(contract: Contract, asked: Sequence[Any]) -> Iterator[tuple[float, str]]:
+    for rule in mention_rules(contract):
+        found = bias(rule, asked)
+        for source in found.named:
+            rate = found.rate(source)
+            if rate.of:
+                yield (
+                    rate.share or 0.0,
+                    f"{found.label!r} answered in {rate} {source} that mention no {rule.mentions[0]}",
+                )

@@ -1,0 +1,235 @@
+"""`report`: one self-contained HTML file on an adapter, from its bundle and from fresh answers on the path
+that serves.
+
+bundle (loss, recipe, data, calibration) + doctor + answers to labelled datasets → charts and tables
+"""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.errors import AdapterError
+from batch.scoring.lane import ScoredRow
+from batch.scoring.output_rows import outcomes
+from batch.storage.location import write_file
+from train.dataset import Row, load_rows
+from train.diagnosis.contrast import Probe, mention_rules, probes
+from train.diagnosis.diagnose import Bias, asked_probes, asked_rows, bias
+from train.doctor import Check, doctor
+from train.evaluation.ask import Candidate, candidate, route
+from train.evaluation.evaluate import ALL, Comparison, Evaluation, compare, evaluate
+from train.fit.calibrate import describe, risk_coverage
+from train.fit.loss_chart import loss_figure
+from train.report import plots
+
+TEMPLATE = Path(__file__).with_name("report.html")
+# beside the contract that was trained on, where they are
+DATASETS = (
+    "regression.jsonl",
+    "natural.jsonl",
+    "probes.jsonl",
+)
+MISSES_SHOWN = 40
+ENOUGH = 100  # judged rows for curves of an adapter that was not calibrated
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One dataset: what each adapter made of it, and the paired test where there are two."""
+
+    name: str
+    evaluations: Sequence[Evaluation]
+    comparison: Comparison | None
+
+    @property
+    def measures(self) -> list[str]:
+        return [*self.evaluations[0].fields, ALL]
+
+
+def write_report(
+    adapter: str,
+    registry: Registry,
+    out: Path,
+    datasets: Sequence[Path] = (),
+    against: str | None = None,
+    data: Path | None = None,
+) -> None:
+    """Judge, examine and draw. Raises `AdapterError`, `DatasetError`, `EngineError`; nothing is
+    written then.
+    """
+    subjects = [candidate(name, registry) for name in (adapter, against) if name]
+    bundle = subjects[0].bundle
+    if bundle is None:
+        raise AdapterError(
+            "a report is on an adapter, not on a base alone; name a bundle, and the base with --against"
+        )
+    chosen = list(datasets) or default_datasets(bundle)
+    gold = [[load_rows(path, subject.contract, evaluation=True) for path in chosen] for subject in subjects]
+    contrast = [probes(subject.contract) for subject in subjects]
+    texts = [
+        [*([row.request for row in rows] for rows in each), [p.request for p in own]]
+        for each, own in zip(gold, contrast, strict=True)
+    ]
+    answers = route(subjects, texts)
+    biases = [
+        _biases(subject, chosen, rows, own, given)
+        for subject, rows, own, given in zip(subjects, gold, contrast, answers, strict=True)
+    ]
+    judged = list(_judged(subjects, chosen, gold, answers))
+    page = render(bundle, adapter, doctor(bundle, data), judged, gold[0], answers[0][: len(chosen)], biases)
+    write_file(out, page.encode())
+
+
+def default_datasets(bundle: Bundle) -> list[Path]:
+    """The bundle's test split, and the fixed sets beside its contract, as far as they are found from here."""
+    found = []
+    data, recipe = bundle.manifest.get("data", {}), bundle.manifest.get("recipe", {})
+    contract = Path(recipe.get("data", {}).get("contract", "."))
+    for reference in (data.get("test", {}).get("path"), *(str(contract.parent / name) for name in DATASETS)):
+        for root in (Path(), *bundle.path.resolve().parents):
+            if reference and (root / reference).is_file():
+                found.append(root / reference)
+                break
+    return found
+
+
+def _judged(
+    subjects: Sequence[Candidate],
+    datasets: Sequence[Path],
+    gold: Sequence[Sequence[list[Row]]],
+    answers: Sequence[Sequence[list[ScoredRow]]],
+) -> Iterator[Judged]:
+    for number, path in enumerate(datasets):
+        results = [
+            evaluate(gold[i][number], answers[i][number], subject.contract, subject.name, path.name)
+            for i, subject in enumerate(subjects)
+        ]
+        paired = len(results) == 2 and results[0].fields == results[1].fields
+        yield Judged(path.name, results, compare(*results) if paired else None)
+
+
+def _biases(
+    subject: Candidate,
+    datasets: Sequence[Path],
+    gold: Sequence[list[Row]],
+    contrast: Sequence[Probe],
+    answers: Sequence[list[ScoredRow]],
+) -> list[Bias]:
+    """What each mention rule's label depends on, on every dataset and on contrast probes."""
+    asked = asked_probes(contrast, answers[-1])
+    for path, rows, given in zip(datasets, gold, answers, strict=False):
+        asked += asked_rows(path.name, rows, given)
+    return [bias(rule, asked) for rule in mention_rules(subject.contract)]
+
+
+def render(
+    bundle: Bundle,
+    name: str,
+    checks: Sequence[Check],
+    judged: Sequence[Judged],
+    gold: Sequence[Sequence[Row]],
+    answers: Sequence[Sequence[ScoredRow]],
+    biases: Sequence[Sequence[Bias]] = (),
+) -> str:
+    """The page. `gold` and `answers` are the adapter's, dataset by dataset as in `judged`; `biases` are each
+    adapter's.
+    """
+    metrics = json.loads((bundle.path / "metrics.json").read_text(encoding="utf-8"))
+    calibration = json.loads((bundle.path / "calibration.json").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    largest = max(
+        (each for each in judged), key=lambda each: len(each.evaluations[0].all_right), default=None
+    )
+    misses = [(each.name, miss) for each in judged for miss in each.evaluations[0].misses]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        bundle=bundle,
+        name=name,
+        made=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        checks=checks,
+        judged=judged,
+        biases=list(zip(*biases, strict=True)) if len({len(each) for each in biases}) == 1 else [],
+        interval_charts={
+            each.name: plots.svg(plots.intervals(each.evaluations, each.measures)) for each in judged
+        },
+        largest=largest,
+        confusion_charts=_confusions(largest.evaluations[0], bundle) if largest else {},
+        loss=plots.svg(loss_figure(metrics["history"], "")) if metrics.get("history") else None,
+        scores=_scores(calibration, bundle, gold, answers),
+        calibration=calibration,
+        misses=misses[:MISSES_SHOWN],
+        more_misses=max(0, len(misses) - MISSES_SHOWN),
+        metrics=metrics,
+        recipe=list(_flat(bundle.manifest.get("recipe", {}))),
+    )
+
+
+def _confusions(evaluation: Evaluation, bundle: Bundle) -> dict[str, Markup]:
+    values = {
+        field.name: [value if isinstance(value, str) else json.dumps(value) for value in field.values]
+        for field in bundle.contract.scored_fields
+    }
+    return {
+        name: plots.svg(plots.confusion(cells, values[name])) for name, cells in evaluation.confusion.items()
+    }
+
+
+def _scores(
+    calibration: Mapping[str, Any],
+    bundle: Bundle,
+    gold: Sequence[Sequence[Row]],
+    answers: Sequence[Sequence[ScoredRow]],
+) -> dict[str, Any] | None:
+    """Reliability and risk-coverage: of the rows calibrated on, else of those judged here; None where they
+    are too few.
+    """
+    if calibration["calibrated"]:
+        evidence = calibration["evidence"]
+        kept = evidence["kept"] / calibration["rows"] or None
+        return {
+            "of": f"the {calibration['rows']} rows that scores were calibrated on",
+            "reliability": plots.svg(plots.reliability(evidence["fields"])),
+            "coverage": plots.svg(
+                plots.risk_coverage(evidence["risk_coverage"], calibration["target_error"], kept)
+            ),
+            "fields": evidence["fields"],
+        }
+    pairs = [
+        (row, made)
+        for rows, given in zip(gold, answers, strict=True)
+        for row, made in zip(rows, outcomes(given, bundle.contract, bundle.calibration), strict=True)
+        if made.model is not None
+    ]
+    if len(pairs) < ENOUGH:
+        return None
+    names = [field.name for field in bundle.contract.scored_fields]
+    right = {name: np.array([made.model[name] == row.answer[name] for row, made in pairs]) for name in names}  # type: ignore[index]
+    fields = {
+        name: {"raw": describe(np.array([made.scores[name] for _, made in pairs]), hit)}  # type: ignore[index]
+        for name, hit in right.items()
+    }
+    curve = risk_coverage(np.array([made.score for _, made in pairs]), np.all(list(right.values()), axis=0))
+    return {
+        "of": f"the {len(pairs)} rows judged here",
+        "reliability": plots.svg(plots.reliability(fields)),
+        "coverage": plots.svg(plots.risk_coverage(curve, None, None)),
+        "fields": fields,
+    }
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
