@@ -27,7 +27,8 @@ class ProgressLine:
         self._plain = None if console.is_terminal else console
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(),
             console=console, disable=self._plain is not None, transient=True,
         )  # fmt: skip
         self._task = self._bar.add_task("starting the engine", total=None, detail="")

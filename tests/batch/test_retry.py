@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -180,7 +181,7 @@ def test_killed_between_the_old_manifest_and_the_new(
         rows = pq.read_table(output)
         from batch.reporting.summary import with_tally
 
-        ledger.commit(with_tally(rows.replace_schema_metadata(None), tiny_bundle.contract, "", run.Counter()))
+        ledger.commit(with_tally(rows.replace_schema_metadata(None), tiny_bundle.contract, "", Counter()))
     output.with_name(output.name + ".manifest.json").unlink()
     output.write_bytes(good if replaced else failed)
     refused = route(tiny_bundle, source, output)

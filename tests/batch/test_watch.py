@@ -209,5 +209,5 @@ def test_the_command_ends_by_a_signal(folders: tuple[Path, Path], registry: Regi
     finally:
         watchdog.cancel()
         process.kill()
-    assert process.returncode == 143 and errors == "Error: interrupted; run again to resume\n"
+    assert process.returncode == 143 and errors == "Interrupted; run again to resume\n"
     assert (outbox / "a.parquet.manifest.json").exists()

@@ -249,10 +249,10 @@ def test_the_fields_that_enforced_rules_may_correct(contract: Contract) -> None:
     [
         ({"then": {"risk": "lo"}}, "'lo' is no legal value of risk"),
         ({"then": {"rsk": "low"}}, "unknown field 'rsk'"),
-        ({"then": {"risk": "low"}}, "would break it still"),
+        ({"then": {"risk": "low"}}, "would still break it"),
         (
             {"then": {"recommended_platform": "Databricks app + Salesforce integration"}},
-            "would break it still",
+            "would still break it",
         ),
         (
             {"mentions": None, "allow": {"risk": ["low", "medium"]}, "then": {"risk": "high"}},

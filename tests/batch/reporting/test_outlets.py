@@ -9,7 +9,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from batch.operations import Outlets, operate
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,7 +18,9 @@ from batch.cli import main
 from batch.errors import Interrupted
 from batch.job import Options
 from batch.reporting.html import lowest, write_report
+from batch.reporting.outlets import Outlets
 from batch.reporting.summary import PACE_POINTS, Pace
+from batch.run import operate
 from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
 LAST_SUCCESS = "batch_route_last_success_timestamp_seconds"

@@ -17,7 +17,7 @@ from batch.storage.ledger import Ledger
 from batch.storage.manifest import Proof, finished, remove_manifest, write_manifest
 
 FACTS = {"input": {"size": 10, "files": ["a", "b"]}, "adapter": "0" * 64}
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def rows(start: int, count: int) -> pa.Table:
@@ -144,7 +144,7 @@ def test_shards_without_a_job_are_leftovers(tmp_path: Path) -> None:
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from batch.ledger import Ledger
+from batch.storage.ledger import Ledger
 ledger = Ledger.open(Path(sys.argv[1]), {})
 if sys.argv[2] == "fork" and os.fork() == 0:
     time.sleep(60)

@@ -12,6 +12,7 @@ from pyarrow import fs
 
 from batch.errors import InputError, StorageError
 from batch.storage.location import Location, check_writable, replacing, shown, storage_error, write_file
+from tests.conftest import ROOT
 
 
 def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -47,9 +48,7 @@ def test_killed_before_the_rename_there_is_no_output(tmp_path: Path) -> None:
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     target = tmp_path / "out.parquet"
-    killed = subprocess.run(
-        [sys.executable, "-c", program, str(target)], cwd=Path(__file__).parent.parent, check=False
-    )
+    killed = subprocess.run([sys.executable, "-c", program, str(target)], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not target.exists()
     write_file(target, b"whole")  # what the killed run left is overwritten
