@@ -121,9 +121,9 @@ def main(
     from batch.dry_run import show_plan
     from batch.job import Options, check
     from batch.reporting import summary
-    from batch.reporting.outlets import Outlets
+    from batch.reporting.observer import Observer, Outlets
     from batch.reporting.progress import ProgressLine
-    from batch.run import operate
+    from batch.run import run
 
     # the modules stay, and rows are in no cycles: collecting as often as Python does took an eighth of the
     # run
@@ -142,7 +142,7 @@ def main(
         return
     try:
         with nullcontext() if log_json else ProgressLine() as progress:
-            result = operate(wanted, outlets, progress)
+            result = run(wanted, Observer(outlets, progress))
     except (BatchRouteError, Interrupted) as error:
         if log_json:  # it was logged
             raise SystemExit(error.exit_code) from error
@@ -165,7 +165,8 @@ def _watch(wanted: Any, outlets: Any) -> None:
     from batch import watch as folder
     from batch.errors import InputError
     from batch.job import Options
-    from batch.run import EngineFor, operate
+    from batch.reporting.observer import Observer
+    from batch.run import EngineFor, run
 
     for option, given in {
         "--report": outlets.report,
@@ -180,7 +181,7 @@ def _watch(wanted: Any, outlets: Any) -> None:
             click.echo(line, err=True)
 
     def route(options: Options, engine_for: EngineFor) -> None:
-        result = operate(options, outlets, engine_for=engine_for)
+        result = run(options, Observer(outlets), engine_for)
         speed = f", {result.rows_per_second:.1f} rows/s" if result.rows_per_second else ""
         say(f"{Path(options.input).name}: {result.tally.rows} rows, {result.tally.error_rows} errors{speed}")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from batch.job import Job, read_batches
+from batch.job import Job
 from batch.storage.manifest import finished, manifest_location, read_manifest
 
 SAMPLE = 1000  # requests that are tokenised
@@ -16,7 +16,7 @@ def show_plan(job: Job, console: Console) -> None:
     """Print rows, tokens and the estimated time of a checked job."""
     bundles = job.adapters.served
     renderer, sample = bundles[0].renderer, []
-    for batch in read_batches(job, 0):
+    for batch in job.backlog.batches(size=SAMPLE, stop_row=job.rows):
         sample += [text for text in job.backlog.texts(batch)[0] if text]
         if len(sample) >= SAMPLE:
             break

@@ -6,48 +6,31 @@ them.
 
 import contextlib
 import json
-import logging
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import IO, Any
-
-_log = logging.getLogger("batch_route")
-_log.addHandler(logging.NullHandler())
-_log.propagate = False  # a library that configures the root logger must not put foreign lines among ours
-_log.setLevel(logging.INFO)
+from typing import IO, Any, Protocol
 
 
-def emit(event: str, level: int = logging.INFO, **facts: Any) -> None:
-    """Say that `event` happened. Nothing is written unless :func:`json_lines` listens."""
-    _log.log(level, event, extra={"facts": facts})
+class Emit(Protocol):
+    def __call__(self, event: str, *, level: str = "info", **facts: Any) -> None:
+        """Say that `event` happened."""
 
 
-class _JsonLine(logging.Formatter):
-    def __init__(self, run: str) -> None:
-        super().__init__()
-        self._run = run
-
-    def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        head = {
-            "time": time,
-            "level": record.levelname.lower(),
-            "run": self._run,
-            "event": record.getMessage(),
-        }
-        return json.dumps({**head, **getattr(record, "facts", {})}, default=str)
+def nobody(event: str, *, level: str = "info", **facts: Any) -> None:
+    """Where nobody listens."""
 
 
-@contextlib.contextmanager
-def json_lines(run: str, stream: IO[str] | None = None) -> Iterator[None]:
-    """Write every event of the block to `stream` (stderr), one JSON object a line, each with the id of the
-    `run`.
-    """
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_JsonLine(run))
-    _log.addHandler(handler)
-    try:
-        yield
-    finally:
-        _log.removeHandler(handler)
+class JsonLines:
+    """Writes events to `stream` (stderr), one JSON object a line, each with the id of the `run`."""
+
+    def __init__(self, run: str, stream: IO[str] | None = None) -> None:
+        self._run, self._stream = run, stream or sys.stderr
+
+    def __call__(self, event: str, *, level: str = "info", **facts: Any) -> None:
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps(
+            {"time": time, "level": level, "run": self._run, "event": event, **facts}, default=str
+        )
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe must not end the run
+            self._stream.write(line + "\n")
+            self._stream.flush()

@@ -1,7 +1,6 @@
 """A job: what the command line asks for, and what of it is checked before anything expensive happens."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +10,11 @@ from batch import __version__
 from batch.adapter.registry import Registry
 from batch.engine.process import PATIENCE
 from batch.errors import InputError
-from batch.retry import Retry
 from batch.scoring.adapters import Adapters
 from batch.storage.backlog import Backlog
 from batch.storage.location import Location, check_writable
 from batch.storage.output import output_columns, output_schema
 from batch.storage.parquet import IdDigest
-
-FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +56,6 @@ class Job:
     schema: pa.Schema
     id_digest: str
     facts: dict[str, Any]  # what must be the same for a later run to resume this one
-    retry: Retry | None = None  # with --retry-errors: the finished output, read in the backlog's place
 
 
 def check(options: Options) -> Job:
@@ -90,24 +85,13 @@ def check(options: Options) -> Job:
         "dtype": options.dtype,
     }
     schema = output_schema(backlog.schema, answers, options.prefix, answers.triage)
-    job = Job(options, adapters, base, backlog, backlog.rows, schema, id_digest, facts)
-    if options.limit is None or options.limit >= backlog.rows:
-        return job
-    job = dataclasses.replace(job, rows=options.limit)
-    digest = IdDigest()
-    for batch in read_batches(job, 0):
-        digest.update(batch.column(options.id_column))
-    return dataclasses.replace(job, id_digest=digest.hexdigest())
-
-
-def read_batches(job: Job, start: int) -> Iterator[pa.RecordBatch]:
-    """The job's rows from `start` on, in batches of at most `FEED_ROWS`."""
-    left = job.rows - start
-    for batch in (job.retry or job.backlog).batches(start, FEED_ROWS):
-        if left <= 0:
-            return
-        yield batch.slice(0, left)
-        left -= batch.num_rows
+    rows = backlog.rows
+    if options.limit is not None and options.limit < rows:
+        rows, digest = options.limit, IdDigest()
+        for batch in backlog.batches(stop_row=rows, columns=[options.id_column]):
+            digest.update(batch.column(0))
+        id_digest = digest.hexdigest()
+    return Job(options, adapters, base, backlog, rows, schema, id_digest, facts)
 
 
 def work_dir_of(options: Options) -> Path:

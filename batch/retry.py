@@ -5,99 +5,98 @@ Such a run reads the finished output in the input's place and goes through the s
 proof. The old output and its manifest stay until the new ones replace them.
 """
 
-import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batch.adapter.bundle import Bundle
 from batch.errors import InputError
+from batch.job import Job, work_dir_of
 from batch.scoring.lane import TEXT_ERRORS
+from batch.scoring.scorer import Chunk
 from batch.storage.ledger import RETRY_OF, changes, live_facts
 from batch.storage.location import Location
-from batch.storage.manifest import manifest_location, read_manifest
+from batch.storage.manifest import finished, manifest_location, read_manifest
 from batch.storage.parquet import ParquetSource
 
 
-@dataclasses.dataclass(frozen=True)
 class Retry:
-    """The finished output of a job, whose error rows are run again."""
+    """The finished output of a job as a :class:`batch.source.Source`: it asks for the rows in error."""
 
-    output: str
-    sha256: str
-    rows: int  # to run again
-    inputs: int  # columns of the input, in front
-    prefix: str
+    repeats = True
+
+    def __init__(
+        self, job: Job, manifest: dict[str, Any] | None, sha256: str, asks: int, feed_rows: int
+    ) -> None:
+        self._job, self._manifest, self._sha256, self._feed_rows = job, manifest, sha256, feed_rows
+        self._inputs = len(job.backlog.schema)  # columns of the input, in front
+        self._prefix = job.options.prefix
+        self.facts, self.asks = {**job.facts, RETRY_OF: sha256}, asks
 
     @classmethod
-    def of(
-        cls, output: str, job: dict[str, Any], manifest: dict[str, Any] | None, work_dir: Path, inputs: int
-    ) -> "Retry":
-        """`manifest` is that of the finished output of this very `job` (its facts), if there is one.
-
-        Where there is none, a retry was perhaps stopped between the old manifest's removal and the new one;
-        then its work is complete. Raises `InputError` where neither is so.
+    def of(cls, job: Job, feed_rows: int) -> Self:
+        """Where the output has no manifest, a retry was perhaps stopped between the old one's removal and the
+        new one; then its work is complete. Raises `InputError` where neither is so.
         """
+        output = job.options.output
+        manifest = finished(output, job.facts)
         if manifest is not None:
             errors = manifest["run"]["tally"]["errors"]
-            rows = sum(count for code, count in errors.items() if code not in TEXT_ERRORS)
-            return cls(output, manifest["output"]["sha256"], rows, inputs, job["prefix"])
-        live = live_facts(work_dir) or {}
+            asks = sum(count for code, count in errors.items() if code not in TEXT_ERRORS)
+            return cls(job, manifest, manifest["output"]["sha256"], asks, feed_rows)
+        live = live_facts(work_dir_of(job.options)) or {}
         sha256 = live.pop(RETRY_OF, None)
-        if sha256 is None or live != json.loads(json.dumps(job)):
+        if sha256 is None or live != json.loads(json.dumps(job.facts)):
             raise InputError(
-                f"--retry-errors needs the finished output of this same job: {_why(output, job)}; "
+                f"--retry-errors needs the finished output of this same job: {_why(output, job.facts)}; "
                 "run without it"
             )
-        return cls(output, sha256, 0, inputs, job["prefix"])
+        return cls(job, None, sha256, 0, feed_rows)
 
-    def batches(self, start: int, size: int) -> Iterator[pa.RecordBatch]:
-        """The finished output's rows, as :meth:`batch.storage.backlog.Backlog.batches` gives the input's."""
-        location = Location.of(self.output)
-        if location.sha256() != self.sha256:
+    def finished(self) -> dict[str, Any] | None:
+        return None if self.asks else self._manifest
+
+    def chunks(self, start: int) -> Iterator[Chunk]:
+        location = Location.of(self._job.options.output)
+        if location.sha256() != self._sha256:
             raise InputError(
                 f"{location.name} has changed since its errors began to be retried; run without "
                 "--retry-errors and with --fresh"
             )
-        yield from ParquetSource.open(location).batches(start, size)
+        return map(self._chunk, ParquetSource.open(location).batches(start, self._feed_rows))
 
-    def again(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The input's columns of those rows of `batch` that are run again."""
-        return batch.select(range(self.inputs)).filter(self._mask(batch))
-
-    def merged(self, batch: pa.RecordBatch, new: pa.RecordBatch) -> pa.RecordBatch:
-        """`batch` with the answers of `new`, the outcome of :meth:`again`, in place of its errors."""
+    def _chunk(self, batch: pa.RecordBatch) -> Chunk:
         mask = self._mask(batch)
-        answers = zip(batch.columns[self.inputs :], new.columns[self.inputs :], strict=True)
-        arrays = [
-            *batch.columns[: self.inputs],
-            *(pc.replace_with_mask(old, mask, fresh) for old, fresh in answers),
-        ]
-        return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
+        asked = batch.select(range(self._inputs)).filter(mask)
 
-    def violations(
-        self, batch: pa.RecordBatch, texts: Sequence[str | None], bundles: Sequence[Bundle | None]
-    ) -> Counter[str]:
+        def complete(new: pa.RecordBatch) -> pa.RecordBatch:
+            """`batch` with the answers of `new` in place of its errors."""
+            answers = zip(batch.columns[self._inputs :], new.columns[self._inputs :], strict=True)
+            merged = [pc.replace_with_mask(old, mask, fresh) for old, fresh in answers]
+            return pa.RecordBatch.from_arrays(
+                [*batch.columns[: self._inputs], *merged], schema=self._job.schema
+            )
+
+        return Chunk(asked, complete, self._violations(batch))
+
+    def _violations(self, batch: pa.RecordBatch) -> Counter[str]:
         """Broken rules of the rows of `batch` that stay: the output does not keep them, so the model's own
         answers are checked anew."""
-        names = [name for name in batch.schema.names[self.inputs :] if name.startswith(self.prefix)]
-        rows = (
-            batch.select(names).rename_columns([name.removeprefix(self.prefix) for name in names]).to_pylist()
-        )
+        names = [name for name in batch.schema.names[self._inputs :] if name.startswith(self._prefix)]
+        rows = batch.select(names).rename_columns([name.removeprefix(self._prefix) for name in names])
+        texts, _ = self._job.backlog.texts(batch)
         broken: Counter[str] = Counter()
-        for row, text, bundle in zip(rows, texts, bundles, strict=True):
+        for row, text, bundle in zip(rows.to_pylist(), texts, self._job.adapters.rows(batch), strict=True):
             if bundle and row["status"] == "ok":
                 own = {field.name: row[f"{field.name}_model"] for field in bundle.contract.enforced_fields}
                 broken.update(bundle.contract.violations({**row, **own}, text or ""))
         return broken
 
     def _mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
-        codes = batch.column(self.prefix + "error_code")
+        codes = batch.column(self._prefix + "error_code")
         of_text = pc.is_in(codes, pa.array(sorted(TEXT_ERRORS)))
         return pc.and_(codes.is_valid(), pc.invert(of_text))
 

@@ -2,15 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 
 import pyarrow as pa
 
-from batch.events import emit
 from batch.job import Job
-from batch.reporting.summary import with_tally
-from batch.scoring.lane import ScoredRow
-from batch.scoring.output_rows import output_batch
+from batch.reporting.observer import Observer
+from batch.reporting.tally import tally_of, with_tally
+from batch.scoring.scorer import Scored
 from batch.storage.ledger import Ledger
 
 SHARD_ROWS = 16_384  # a shard is committed after so many rows or
@@ -21,31 +19,21 @@ SHARD_SECONDS = 10.0  # so many seconds, whichever comes first: what a stop can 
 class ShardWriter:
     """Finished rows that are not yet durable."""
 
-    def __init__(self, job: Job, ledger: Ledger) -> None:
-        self._job, self._ledger = job, ledger
+    def __init__(self, job: Job, ledger: Ledger, observer: Observer) -> None:
+        self._job, self._ledger, self._observer = job, ledger, observer
         self._clear()
 
-    def add(self, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) -> None:
-        if retry := self._job.retry:
-            self._violations += retry.violations(
-                batch, self._job.backlog.texts(batch)[0], self._job.adapters.rows(batch)
-            )
-            self._batches.append(retry.merged(batch, self._output(retry.again(batch), rows)))
-        else:
-            self._batches.append(self._output(batch, rows))
-        self._violations.update(name for row in rows for name in row.violations)
-        self._rows += batch.num_rows
-        self._bytes += batch.nbytes
+    def add(self, scored: Scored) -> None:
+        self._batches.append(scored.batch)
+        self._violations += scored.violations
+        self._rows += scored.batch.num_rows
+        self._bytes += scored.batch.nbytes
         if (
             self._rows >= SHARD_ROWS
             or self._bytes >= SHARD_BYTES
             or time.monotonic() - self._since > SHARD_SECONDS
         ):
             self.commit()
-
-    def _output(self, batch: pa.RecordBatch, rows: Sequence[ScoredRow]) -> pa.RecordBatch:
-        adapters = self._job.adapters
-        return output_batch(batch, rows, adapters.rows(batch), adapters.answers, self._job.schema)
 
     def commit(self) -> None:
         batches, violations = self._batches, self._violations
@@ -54,10 +42,9 @@ class ShardWriter:
         if batches:
             table = pa.Table.from_batches(batches, self._job.schema)
             answers = self._job.adapters.answers
-            self._ledger.commit(
-                with_tally(table, answers, self._job.options.prefix, violations, answers.triage)
-            )
-            emit("shard committed", rows=table.num_rows, done_rows=self._ledger.done_rows, of=self._job.rows)
+            tally = tally_of(table, answers, self._job.options.prefix, violations, answers.triage)
+            self._ledger.commit(with_tally(table, tally))
+            self._observer.committed(tally)
 
     def _clear(self) -> None:
         self._batches: list[pa.RecordBatch] = []

@@ -5,14 +5,13 @@ half that kills it is one row. Everything else, new work included, waits meanwhi
 done; the rest is found in as many deaths as it takes to halve a window down to one row.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from batch.engine import AdapterSpec, Completion, EngineSpec
 from batch.engine.process import PATIENCE, EngineProcess, Usage
 from batch.errors import EngineError
-from batch.events import emit
+from batch.events import Emit, nobody
 
 RESTARTS = 2  # in a row, without a row finished or found guilty in between
 GUILTY = 16  # rows in a row without one finished in between: no rows are that bad, the engine is
@@ -41,6 +40,7 @@ class Supervisor:
         self._deaths = 0  # since the last progress
         self._guilty = 0  # rows found guilty since one was finished
         self.restarts = 0
+        self.emit: Emit = nobody  # who hears of restarts and quarantined requests
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -160,9 +160,9 @@ class Supervisor:
             if self._deaths > RESTARTS:
                 raise EngineError(f"after {RESTARTS} restarts without progress, {error}") from error
             self.restarts += 1
-            emit(
+            self.emit(
                 "engine restarted",
-                logging.WARNING,
+                level="warning",
                 why=str(error),
                 restarts=self.restarts,
                 suspects=sum(map(len, self._suspects)),
@@ -187,7 +187,7 @@ class Supervisor:
                 self._convicted.append(Completion(key, [], [], "error"))
                 self._struck.discard(key)
                 self._guilty += 1
-                emit("request quarantined", logging.WARNING, why="the engine died with it alone, twice")
+                self.emit("request quarantined", level="warning", why="the engine died with it alone, twice")
                 self._deaths = 0
                 return
             self._struck.add(key)

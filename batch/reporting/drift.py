@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from batch.reporting.summary import SCORE_BINS, Tally
+from batch.reporting.tally import SCORE_BINS, Tally
 from batch.storage.location import Location
 from batch.storage.manifest import manifest_location, read_manifest
 

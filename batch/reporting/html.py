@@ -14,7 +14,7 @@ import polars as pl
 from batch.errors import StorageError
 from batch.reporting import charts
 from batch.reporting.drift import ALARM, WARN
-from batch.reporting.summary import SCORE_BINS, Tally
+from batch.reporting.tally import SCORE_BINS, Tally
 from batch.storage.location import Location, write_file
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.parquet import ParquetSource

@@ -13,13 +13,14 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 
 from batch.contract.fields import compact_json
 from batch.errors import InputError, StorageError
 from batch.scoring.lane import ScoredRow
+from batch.scoring.router import Known
 from batch.storage.hashing import Int64s, text_hashes
 
 PATIENCE = 30.0  # seconds to wait for another run's write
@@ -159,7 +160,7 @@ class AnswerStore:
 @contextlib.contextmanager
 def known_answers(
     facts: Mapping[str, Any], within: Path, repeated: Int64s, across: Path | None, max_bytes: int
-) -> Iterator[dict[Literal["deduplicated", "cached"], AnswerStore]]:
+) -> Iterator[Known]:
     """What a run need not ask its engine: texts `repeated` in it, kept in `within`, and those of runs that
     share `across`.
 
@@ -168,11 +169,9 @@ def known_answers(
     """
     served = {name: value for name, value in facts.items() if name not in INCIDENTAL}
     with contextlib.ExitStack() as stack:
-        known: dict[Literal["deduplicated", "cached"], AnswerStore] = {}
-        known["deduplicated"] = stack.enter_context(AnswerStore.open(within, served, only=repeated))
-        if across is not None:
-            known["cached"] = stack.enter_context(AnswerStore.open(across, served, max_bytes))
-        yield known
+        run = stack.enter_context(AnswerStore.open(within, served, only=repeated))
+        earlier = stack.enter_context(AnswerStore.open(across, served, max_bytes)) if across else None
+        yield Known(run, earlier)
 
 
 def _checksum(key: bytes, content: bytes) -> bytes:

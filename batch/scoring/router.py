@@ -8,24 +8,15 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
-from batch.adapter.renderer import Renderer
-from batch.contract.contract import Contract
 from batch.engine import AdapterSpec, Completion
 from batch.errors import AdapterError
-from batch.scoring.lane import ERROR_MESSAGES, INVALID_UTF8, TEXT_ERRORS, Lane, ScoredRow
+from batch.scoring.lane import Lane, ScoredRow
 
-__all__ = ["ERROR_MESSAGES", "INVALID_UTF8", "TEXT_ERRORS", "Counts", "Lane", "Mixed", "Router", "ScoredRow"]
-
-READ_AHEAD = (
-    16  # rows held at most, in multiples of the window: a row whose answer is known takes no place in that
-)
-
+# rows held at most, in multiples of the window: a row whose answer is known takes no place in that
+READ_AHEAD = 16
 ENCODED_AHEAD = 16  # batches with the tokenizer at most: it goes on while completions are scored
-
-NOTHING_KNOWN: Mapping[Any, Any] = MappingProxyType({})
 
 
 class EngineClient(Protocol):
@@ -43,11 +34,27 @@ class AnswerCache(Protocol):
     def remember(self, adapter: str, rows: Mapping[str, ScoredRow]) -> None: ...
 
 
-class Mixed(NamedTuple):
-    """A batch whose rows go to different adapters; None where a row's adapter cannot be served."""
+class Known(NamedTuple):
+    """Where to look before an engine is asked: the answers of this run, and those of earlier ones."""
+
+    run: AnswerCache | None = None
+    earlier: AnswerCache | None = None
+
+
+NOTHING_KNOWN = Known()
+
+
+class Requests(NamedTuple):
+    """A batch of texts (`str`, None or `INVALID_UTF8`), each with the lane that answers it; None where the
+    row's adapter cannot be served.
+    """
 
     texts: Sequence[Any]
     lanes: Sequence[Lane | None]
+
+    @classmethod
+    def to(cls, lane: Lane, texts: Sequence[Any]) -> Self:
+        return cls(texts, [lane] * len(texts))
 
 
 @dataclasses.dataclass
@@ -86,48 +93,40 @@ class _Waiting:
 class Router:
     """Feeds an engine. `window` is how many requests it keeps with the engine at most.
 
-    Batches of plain texts go to the one adapter named here; those that are :class:`Mixed` name each row's,
-    which is loaded when it is first needed. Equal texts are asked once. `known` holds answers that need no
-    engine, each by the counter of its rows.
+    A lane's adapter is loaded when a row first needs it. Equal texts are asked once, and those whose answers
+    are `known` not at all.
     """
 
     def __init__(
         self,
         engine: EngineClient,
-        adapter: AdapterSpec,
-        contract: Contract,
-        renderer: Renderer,
         window: int = 1024,
         on_progress: Callable[[Counts], None] | None = None,
-        known: Mapping[Literal["deduplicated", "cached"], AnswerCache] = NOTHING_KNOWN,
+        known: Known = NOTHING_KNOWN,
     ) -> None:
         self._engine = engine
-        self._lane = Lane(adapter, contract, renderer)
-        self._served = {adapter.name: True}  # whether the engine took it, by each adapter's name
         self._window = window
         self._on_progress = on_progress
         self._known = known
+        self._served: dict[str, bool] = {}  # whether the engine took it, by each adapter's name
         self._waiting: dict[int, _Waiting] = {}
-        self._asked: dict[
-            tuple[str, str], _Waiting
-        ] = {}  # these and those in `_encoding`, by adapter and text
+        # these and those in `_encoding`, by adapter and text
+        self._asked: dict[tuple[str, str], _Waiting] = {}
         self._encoding: deque[tuple[list[_Waiting], Future[list[list[int]]]]] = deque()
         self._next_key = 0
         self._ahead = 0  # sizes of the batches read and not yet given back
         self.counts = Counts()
 
-    def route(self, batches: Iterable[Sequence[Any] | Mixed]) -> Iterator[list[ScoredRow]]:
-        """Score batches of texts (`str`, None or `INVALID_UTF8`); yields as many batches, in the same order.
+    def route(self, batches: Iterable[Requests]) -> Iterator[list[ScoredRow]]:
+        """Score batches of requests; yields as many batches, in the same order.
 
         Reads ahead until the window is full, so the engine never waits at the end of a batch. Raises
         `EngineError`.
         """
         pending: deque[_Batch] = deque()
-        with ThreadPoolExecutor(
-            1
-        ) as pool:  # the tokenizer lets go of the GIL: it works while answers are scored
-            for batch in batches:
-                texts, lanes = batch if isinstance(batch, Mixed) else (batch, [self._lane] * len(batch))
+        # the tokenizer lets go of the GIL: it works while answers are scored
+        with ThreadPoolExecutor(1) as pool:
+            for texts, lanes in batches:
                 pending.append(self._admit(texts, lanes, pool))
                 while self._encoding and (len(self._encoding) > ENCODED_AHEAD or self._encoding[0][1].done()):
                     self._dispatch()
@@ -156,21 +155,23 @@ class Router:
         characters = sum(len(text) for text in texts if isinstance(text, str))
         batch = _Batch([None] * len(texts), 0, len(texts) + characters // 1024)
         self._ahead += batch.size
-        new: dict[
-            str, tuple[Lane, dict[str, list[int]]]
-        ] = {}  # by adapter: its texts and their places in the batch
+        # by adapter: its texts and their places in the batch
+        new: dict[str, tuple[Lane, dict[str, list[int]]]] = {}
         for index, (text, lane) in enumerate(zip(texts, lanes, strict=True)):
-            if error := "unknown_adapter" if lane is None else lane.refuse(text):
+            if lane is None:
+                self._finish(batch, index, ScoredRow(None, None, (), "unknown_adapter"))
+            elif error := lane.refuse(text):
                 self._finish(batch, index, ScoredRow(None, None, (), error))
-            elif waiting := self._asked.get((lane.name, text)):  # type: ignore[union-attr]  # without a lane it is an error
+            elif waiting := self._asked.get((lane.name, text)):
                 waiting.rows.append((batch, index))
                 batch.missing += 1
                 self.counts.deduplicated += 1
             else:
-                _, places = new.setdefault(lane.name, (lane, {}))  # type: ignore[union-attr,arg-type]
+                _, places = new.setdefault(lane.name, (lane, {}))
                 places.setdefault(text, []).append(index)
         for lane, places in new.values():
-            self._recall(lane, batch, places)
+            self.counts.deduplicated += self._recall(self._known.run, lane, batch, places)
+            self.counts.cached += self._recall(self._known.earlier, lane, batch, places)
             asked = [
                 _Waiting(lane, text, [(batch, index) for index in indices])
                 for text, indices in places.items()
@@ -218,13 +219,16 @@ class Router:
             batch.missing -= 1
             self._finish(batch, index, row)
 
-    def _recall(self, lane: Lane, batch: _Batch, places: dict[str, list[int]]) -> None:
-        """Finish the rows whose answers are known, and take their texts out of `places`."""
-        for counter, answers in self._known.items():
-            for text, row in answers.recall(lane.name, list(places)).items():
-                for index in (indices := places.pop(text)):
-                    self._finish(batch, index, row)
-                setattr(self.counts, counter, getattr(self.counts, counter) + len(indices))
+    def _recall(
+        self, cache: AnswerCache | None, lane: Lane, batch: _Batch, places: dict[str, list[int]]
+    ) -> int:
+        """Finish the rows whose answers are known, and take their texts out of `places`; returns how many."""
+        recalled = 0
+        for text, row in cache.recall(lane.name, list(places)).items() if cache else ():
+            for index in (indices := places.pop(text)):
+                self._finish(batch, index, row)
+            recalled += len(indices)
+        return recalled
 
     def _collect(self) -> None:
         answered: dict[str, dict[str, ScoredRow]] = {}  # by adapter and text
@@ -238,9 +242,9 @@ class Router:
             row = waiting.lane.score(completion, waiting.text)
             answered.setdefault(waiting.lane.name, {})[waiting.text] = row
             self._answer(waiting, row)
-        for answers in self._known.values():
+        for cache in filter(None, self._known):
             for adapter, rows in answered.items():
-                answers.remember(adapter, rows)
+                cache.remember(adapter, rows)
         if self._on_progress:
             self._on_progress(counts)
 

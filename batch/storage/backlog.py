@@ -77,14 +77,23 @@ class Backlog:
         }
 
     def batches(
-        self, start_row: int = 0, size: int = 4096, columns: Sequence[str] | None = None
+        self,
+        start_row: int = 0,
+        size: int = 4096,
+        columns: Sequence[str] | None = None,
+        stop_row: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Rows from `start_row` on, in input order, in batches of at most `size` rows. Raises
+        """Rows from `start_row` up to `stop_row`, in input order, in batches of at most `size` rows. Raises
         `InputError`.
         """
+        left = (self.rows if stop_row is None else stop_row) - start_row
         for file in self.files:
-            if start_row < file.rows:
-                yield from file.batches(start_row, size, columns)
+            if left > 0 and start_row < file.rows:
+                for batch in file.batches(start_row, size, columns):
+                    yield batch.slice(0, left)
+                    left -= batch.num_rows
+                    if left <= 0:
+                        return
             start_row = max(0, start_row - file.rows)
 
     def check_ids(self) -> str:

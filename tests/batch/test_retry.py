@@ -13,6 +13,8 @@ from batch import run, shard_writer
 from batch.adapter.bundle import Bundle
 from batch.errors import Interrupted
 from batch.job import Options
+from batch.reporting.observer import Observer
+from batch.reporting.tally import tally_of, with_tally
 from batch.scoring.lane import ERROR_MESSAGES, TEXT_ERRORS
 from batch.storage.ledger import Ledger
 from batch.storage.output import WRITING
@@ -159,7 +161,7 @@ def test_a_stopped_retry_resumes(
     )
 
     with pytest.raises(Interrupted):
-        run.run(options, stop_behind_a_shard(output, total=593))
+        run.run(options, Observer(progress=stop_behind_a_shard(output, total=593)))
     assert (output.read_bytes(), manifest_of(output)) == broken
     summary = run.run(options)
     assert summary.resumed_rows > 0 and summary.counts.rows < 593
@@ -179,9 +181,7 @@ def test_killed_between_the_old_manifest_and_the_new(
     assert route(tiny_bundle, source, output, "--retry-errors").exit_code == 0
     with Ledger.open(work, facts) as ledger:  # what the retry had committed
         rows = pq.read_table(output)
-        from batch.reporting.summary import with_tally
-
-        ledger.commit(with_tally(rows.replace_schema_metadata(None), tiny_bundle.contract, "", Counter()))
+        ledger.commit(with_tally(rows, tally_of(rows, tiny_bundle.contract, "", Counter())))
     output.with_name(output.name + ".manifest.json").unlink()
     output.write_bytes(good if replaced else failed)
     refused = route(tiny_bundle, source, output)

@@ -21,6 +21,7 @@ from batch.adapter.calibration import key
 from batch.cli import main
 from batch.errors import Interrupted
 from batch.job import Options
+from batch.reporting.observer import Observer, Progress
 from batch.scoring.router import Counts
 from batch.storage.output import output_columns
 
@@ -58,7 +59,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def stop_behind_a_shard(output: Path, total: int | None = None) -> run.Progress:
+def stop_behind_a_shard(output: Path, total: int | None = None) -> Progress:
     """A progress call that a signal meets once a shard stands, which is when a rerun has something to resume.
 
     Rows that were counted need not stand yet, so that counting them would stop some runs before their first shard. Each
@@ -145,7 +146,7 @@ def test_interrupted_run_resumes_to_the_same_bytes(
     )
 
     with pytest.raises(Interrupted) as interrupted:
-        run.run(options, stop_behind_a_shard(output))
+        run.run(options, Observer(progress=stop_behind_a_shard(output)))
     assert interrupted.value.exit_code == 143 and not output.exists()
     summary = run.run(options)
     assert 0 < summary.resumed_rows < 700 and summary.counts.rows == 700 - summary.resumed_rows
@@ -159,7 +160,10 @@ def test_changed_options_against_an_unfinished_run_are_refused(tiny_bundle: Bund
         raise Interrupted(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        run.run(Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"), stop)
+        run.run(
+            Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"),
+            Observer(progress=stop),
+        )
     result = route(tiny_bundle, source, output, "--limit", "5")
     assert result.exit_code == 2 and "limit" in result.output and "--fresh" in result.output
     assert route(tiny_bundle, source, output, "--limit", "5", "--fresh").exit_code == 0

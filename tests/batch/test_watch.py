@@ -18,6 +18,7 @@ from batch.contract.contract import Contract
 from batch.engine import EngineSpec
 from batch.errors import InputError, Interrupted
 from batch.job import Job, Options
+from batch.reporting.observer import Observer
 from tests.conftest import make_bundle
 
 
@@ -54,7 +55,7 @@ class Script:
         self.said: list[str] = []
 
     def route(self, options: Options, engine_for: run.EngineFor) -> None:
-        run.run(options, lambda counts, rows: None, None, lambda job: self._noting(engine_for, job))  # type: ignore[arg-type,return-value]
+        run.run(options, None, lambda job: self._noting(engine_for, job))  # type: ignore[arg-type,return-value]
         self.next()
 
     def _noting(self, engine_for: run.EngineFor, job: Job):  # type: ignore[no-untyped-def]
@@ -164,7 +165,7 @@ def test_what_was_begun_is_ended_by_the_adapter_that_began_it(
     with pytest.raises(Interrupted):
         run.run(
             Options(str(inbox / "a.parquet"), str(outbox / "a.parquet"), engine="replay", max_num_seqs=16),
-            cut,
+            Observer(progress=cut),
         )
     registry.set_alias("champion", make_bundle(tiny_base, contract, registry.root, scale=0.2).digest)
     Script().run(inbox, outbox)

@@ -20,6 +20,7 @@ from batch import run, shard_writer
 from batch.adapter.bundle import Bundle
 from batch.errors import Interrupted, StorageError
 from batch.job import Options
+from batch.reporting.observer import Observer
 from batch.scoring.router import Counts
 from batch.storage.location import Location
 from tests.batch.test_run import alive, backlog
@@ -112,7 +113,7 @@ def test_signals_keep_what_is_done(tiny_bundle: Bundle, tmp_path: Path, number: 
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted, match="run again to resume") as interrupted:
-        run.run(options, send)
+        run.run(options, Observer(progress=send))
     assert interrupted.value.exit_code == 128 + number and not output.exists()
     summary = run.run(options)
     assert summary.resumed_rows > shard_writer.SHARD_ROWS

@@ -23,8 +23,8 @@ from batch.contract.contract import Contract
 from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
 from batch.job import Options
-from batch.scoring.adapters import spec_of
-from batch.scoring.router import Router
+from batch.scoring.adapters import lane_of, spec_of
+from batch.scoring.router import Requests, Router
 from tests.batch.test_run import backlog
 from tests.conftest import ROOT
 
@@ -179,9 +179,7 @@ def test_odd_texts_are_scored_or_refused_alone(tiny_bundle: Bundle) -> None:
     texts = [part for odd in ODD for part in (odd, "A plain request.")]
     with Supervisor(EngineSpec("replay", "", "", 1000, 4)) as engine:
         engine.load(spec_of(tiny_bundle))
-        (rows,) = Router(engine, spec_of(tiny_bundle), tiny_bundle.contract, tiny_bundle.renderer).route(
-            [texts]
-        )
+        (rows,) = Router(engine).route([Requests.to(lane_of(tiny_bundle), texts)])
     assert [row.error_code for row in rows] == [code for odd in ODD.values() for code in (odd, None)]
 
 

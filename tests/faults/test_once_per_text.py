@@ -18,6 +18,7 @@ from batch import run, shard_writer
 from batch.adapter.bundle import Bundle
 from batch.errors import InputError, Interrupted
 from batch.job import Options
+from batch.reporting.observer import Observer
 from batch.reporting.summary import Summary
 from batch.scoring.cache import AnswerStore
 from batch.scoring.lane import ScoredRow
@@ -75,7 +76,7 @@ def test_a_resumed_run_knows_what_it_asked(
         max_num_seqs=16,
     )
     with pytest.raises(Interrupted):
-        run.run(options, stop_behind_a_shard(tmp_path / "out.parquet"))
+        run.run(options, Observer(progress=stop_behind_a_shard(tmp_path / "out.parquet")))
     summary = run.run(options)
     assert summary.resumed_rows and summary.counts.inferred <= 600 - 256
     assert summary.resumed_rows + summary.counts.rows == 1200

@@ -10,6 +10,7 @@ import pytest
 from batch import run
 from batch.adapter.bundle import Bundle
 from batch.job import Options
+from batch.reporting.observer import Observer
 from batch.scoring.router import Counts
 from tests.batch.test_run import backlog
 from tests.faults.test_supervision import engines
@@ -35,7 +36,8 @@ def test_an_engine_killed_mid_run_costs_one_restart(tiny_bundle: Bundle, tmp_pat
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    summary = run.run(Options(str(source), str(output), adapter=str(tiny_bundle.path), max_num_seqs=8), kill)
+    options = Options(str(source), str(output), adapter=str(tiny_bundle.path), max_num_seqs=8)
+    summary = run.run(options, Observer(progress=kill))
     assert killed and summary.engine["restarts"] == 1 and summary.engine["engine"] == "vllm"
     made = pq.read_table(output)
     assert made["id"].to_pylist() == pq.read_table(source)["id"].to_pylist()

@@ -22,6 +22,7 @@ from batch.engine.replay import FAULTS
 from batch.engine.supervisor import RESTARTS, Supervisor
 from batch.errors import EngineError
 from batch.job import Options
+from batch.reporting.observer import Observer
 from batch.scoring.adapters import spec_of
 from batch.scoring.router import Counts
 from tests.batch.test_run import alive, backlog
@@ -152,7 +153,7 @@ def test_an_engine_killed_once_costs_one_restart(tiny_bundle: Bundle, tmp_path: 
             killed.extend(engines())
             os.kill(killed[0], signal.SIGKILL)
 
-    summary = run.run(options(tiny_bundle, tmp_path, rows=3000, engine_timeout=20.0), kill)
+    summary = run.run(options(tiny_bundle, tmp_path, rows=3000, engine_timeout=20.0), Observer(progress=kill))
     assert codes(tmp_path) == {} and summary.engine["restarts"] == 1
 
 

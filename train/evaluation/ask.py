@@ -18,8 +18,8 @@ from batch.engine import EngineSpec, adapter_spec
 from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
 from batch.scoring.adapters import lora_needs
-from batch.scoring.lane import ScoredRow
-from batch.scoring.router import Router
+from batch.scoring.lane import Lane, ScoredRow
+from batch.scoring.router import Requests, Router
 from train.dataset import load_rows, split_path
 from train.evaluation.baselines import BASELINES, Baseline
 from train.evaluation.evaluate import Evaluation, evaluate
@@ -88,10 +88,10 @@ def route(
                 )
                 adapter = adapter_spec(name, folder, subject.contract, subject.renderer)
                 process.load(adapter)
-                router = Router(process, adapter, subject.contract, subject.renderer)
-                answers[i] = list(router.route(texts[i]))
+                router, lane = Router(process), Lane(adapter, subject.contract, subject.renderer)
+                answers[i] = list(router.route(Requests.to(lane, each) for each in texts[i]))
                 if follow_up:
-                    answers[i] += router.route([follow_up(i, answers[i])])
+                    answers[i] += router.route([Requests.to(lane, follow_up(i, answers[i]))])
     return [answers[i] for i in range(len(subjects))]
 
 

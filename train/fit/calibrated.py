@@ -9,9 +9,9 @@ from typing import Any
 from batch.adapter.bundle import Bundle, write_manifest
 from batch.adapter.registry import Registry
 from batch.engine.process import EngineProcess
-from batch.scoring.adapters import spec_of
+from batch.scoring.adapters import lane_of, spec_of
 from batch.scoring.lane import ScoredRow
-from batch.scoring.router import Router
+from batch.scoring.router import Requests, Router
 from train.dataset import Row, file_facts, load_rows
 from train.doctor import engine_spec
 from train.fit.calibrate import MIN_ROWS, calibrate, raw
@@ -68,11 +68,10 @@ def calibrate_bundle(
 
 def answers(bundle: Bundle, rows: Sequence[Row]) -> list[ScoredRow]:
     """The bundle's own answers, with raw scores, on the path that serves."""
-    adapter = spec_of(bundle)
+    requests = Requests.to(lane_of(bundle), [row.request for row in rows])
     with EngineProcess(engine_spec(bundle, bundle.resolve_base())) as engine:
-        engine.load(adapter)
-        router = Router(engine, adapter, bundle.contract, bundle.renderer)
-        return [row for batch in router.route([[row.request for row in rows]]) for row in batch]
+        engine.load(spec_of(bundle))
+        return [row for batch in Router(engine).route([requests]) for row in batch]
 
 
 def summary(content: dict[str, Any]) -> list[str]:

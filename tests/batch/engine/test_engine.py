@@ -14,8 +14,8 @@ from batch.contract.contract import Contract
 from batch.engine import AdapterSpec, Completion, EngineSpec, adapter_spec
 from batch.engine.process import EngineProcess
 from batch.errors import AdapterError, EngineError, InvalidAnswer
-from batch.scoring.adapters import spec_of
-from batch.scoring.router import Router
+from batch.scoring.adapters import lane_of, spec_of
+from batch.scoring.router import Requests, Router
 from tests.conftest import make_bundle
 
 REQUESTS = [
@@ -139,9 +139,9 @@ def test_what_does_nothing_can_be_looked_at(
 
 
 def test_router_keeps_order_and_isolates_bad_rows(engine: EngineProcess, tiny_bundle: Bundle) -> None:
-    router = Router(engine, spec_of(tiny_bundle), tiny_bundle.contract, tiny_bundle.renderer, window=3)
+    router, lane = Router(engine, window=3), lane_of(tiny_bundle)
     batches = [[REQUESTS[0], None, REQUESTS[1]], [""], [], [REQUESTS[2], REQUESTS[3]]]
-    rows = list(router.route(batches))
+    rows = list(router.route(Requests.to(lane, batch) for batch in batches))
     assert [[row.error_code for row in batch] for batch in rows] == [
         [None, "null_text", None],
         ["empty_text"],

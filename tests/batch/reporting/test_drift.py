@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from batch.reporting.drift import baseline, by_chance, compare, level, psi
-from batch.reporting.summary import SCORE_BINS, Tally
+from batch.reporting.tally import SCORE_BINS, Tally
 
 
 def test_psi_of_a_worked_example() -> None:

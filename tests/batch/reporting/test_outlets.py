@@ -12,15 +12,14 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from batch import shard_writer
+from batch import run, shard_writer
 from batch.adapter.bundle import Bundle
 from batch.cli import main
 from batch.errors import Interrupted
 from batch.job import Options
 from batch.reporting.html import lowest, write_report
-from batch.reporting.outlets import Outlets
+from batch.reporting.observer import Observer, Outlets
 from batch.reporting.summary import PACE_POINTS, Pace
-from batch.run import operate
 from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
 LAST_SUCCESS = "batch_route_last_success_timestamp_seconds"
@@ -113,7 +112,9 @@ def test_metrics_of_an_interrupted_run(
     )
 
     with pytest.raises(Interrupted):
-        operate(options, Outlets(metrics=path, report=tmp_path / "r.html"), stop_behind_a_shard(output))
+        run.run(
+            options, Observer(Outlets(metrics=path, report=tmp_path / "r.html"), stop_behind_a_shard(output))
+        )
     told = samples(path)
     assert (
         told["batch_route_exit_code", ""] == 143
@@ -121,7 +122,7 @@ def test_metrics_of_an_interrupted_run(
         and not (tmp_path / "r.html").exists()
     )
     assert 0 < told["batch_route_rows", ""] < 700
-    operate(options, Outlets(metrics=path))
+    run.run(options, Observer(Outlets(metrics=path)))
     assert samples(path)["batch_route_rows", ""] == 700
     assert samples(path)["batch_route_resumed_rows", ""] == told["batch_route_rows", ""]
 

@@ -9,9 +9,8 @@ from batch.adapter.bundle import Bundle
 from batch.contract.contract import Contract
 from batch.engine import EngineSpec
 from batch.engine.process import EngineProcess
-from batch.scoring.adapters import spec_of
-from batch.scoring.lane import Lane
-from batch.scoring.router import Mixed, Router
+from batch.scoring.adapters import lane_of, spec_of
+from batch.scoring.router import Requests, Router
 from tests.conftest import ROOT, make_bundle
 
 REQUESTS = [f"Please build a dashboard of sales for region {i}." for i in range(6)]
@@ -50,23 +49,15 @@ def engine(tiny_base: Path, bundles: list[Bundle]) -> Iterator[EngineProcess]:
         yield process
 
 
-def lane(bundle: Bundle) -> Lane:
-    return Lane(spec_of(bundle), bundle.contract, bundle.renderer)
-
-
-def router(engine: EngineProcess, bundle: Bundle, window: int = 64) -> Router:
-    return Router(engine, spec_of(bundle), bundle.contract, bundle.renderer, window)
-
-
 def test_mixed_rows_get_what_each_adapter_gives_alone(engine: EngineProcess, bundles: list[Bundle]) -> None:
     """Three adapters in two slots: loaded as rows need them, while others run, evicted and taken back; order is kept."""
     pid, alone = engine.pid, []
     for bundle in bundles:
         engine.load(spec_of(bundle))
-        alone.append(next(iter(router(engine, bundle).route([REQUESTS]))))
-    lanes = [lane(bundle) for bundle in bundles]
-    mixed = Router(engine, spec_of(bundles[0]), bundles[0].contract, bundles[0].renderer, 64)
-    batches = [Mixed([text] * 3, lanes) for text in REQUESTS]
+        alone += Router(engine, 64).route([Requests.to(lane_of(bundle), REQUESTS)])
+    lanes = [lane_of(bundle) for bundle in bundles]
+    mixed = Router(engine, 64)
+    batches = [Requests([text] * 3, lanes) for text in REQUESTS]
     for number, rows in enumerate(mixed.route(batches)):
         for bundle, row, expected in zip(bundles, rows, (answers[number] for answers in alone), strict=True):
             assert row.answer == expected.answer and set(row.answer or ()) == {
@@ -82,9 +73,9 @@ def test_a_bad_adapter_is_its_rows_error(
     engine: EngineProcess, bundles: list[Bundle], tiny_base: Path, contract: Contract, tmp_path: Path
 ) -> None:
     """One that is not there, and one that loads and does nothing, asked for while the engine is at work."""
-    idle = lane(make_bundle(tiny_base, contract, tmp_path, scale=0.0))
-    good = lane(bundles[1])
+    idle = lane_of(make_bundle(tiny_base, contract, tmp_path, scale=0.0))
+    good = lane_of(bundles[1])
     engine.load(spec_of(bundles[0]))
-    batches = [Mixed([f"{i} a", f"{i} b", f"{i} c", None], [good, None, idle, good]) for i in range(5)]
-    rows = [row.error_code for batch in router(engine, bundles[0], window=2).route(batches) for row in batch]
+    batches = [Requests([f"{i} a", f"{i} b", f"{i} c", None], [good, None, idle, good]) for i in range(5)]
+    rows = [row.error_code for batch in Router(engine, window=2).route(batches) for row in batch]
     assert rows == [None, "unknown_adapter", "unknown_adapter", "null_text"] * 5

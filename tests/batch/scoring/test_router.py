@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from batch.adapter.bundle import Bundle
-from batch.engine import Completion
-from batch.scoring.adapters import spec_of
-from batch.scoring.router import Router
+from batch.engine import AdapterSpec, Completion
+from batch.scoring.adapters import lane_of
+from batch.scoring.router import Requests, Router
 
 
 class Scripted:
@@ -14,6 +14,9 @@ class Scripted:
     def __init__(self, bundle: Bundle, finishes: Sequence[str]) -> None:
         self.ids = bundle.renderer.encode_answer(bundle.contract.sample_answers()[0])[:-1]
         self.finishes, self.keys, self.most = list(finishes), [], 0
+
+    def load(self, adapter: AdapterSpec) -> dict[str, object]:
+        return {}
 
     def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None:
         self.keys += [key for key, _ in work]
@@ -31,7 +34,8 @@ def routed(
     bundle: Bundle, finishes: Sequence[str], batches: list[list[str]], window: int = 100
 ) -> tuple[Scripted, list[list[str | None]]]:
     engine = Scripted(bundle, finishes)
-    rows = Router(engine, spec_of(bundle), bundle.contract, bundle.renderer, window).route(batches)
+    lane = lane_of(bundle)
+    rows = Router(engine, window).route(Requests.to(lane, batch) for batch in batches)
     return engine, [[row.error_code for row in batch] for batch in rows]
 
 
@@ -49,11 +53,7 @@ def test_the_window_bounds_what_the_engine_holds(tiny_bundle: Bundle) -> None:
 def test_scores_and_violations(tiny_bundle: Bundle) -> None:
     """A score is the exponential of its tokens' sum; the rules are checked against the request's text."""
     engine = Scripted(tiny_bundle, ["stop"])
-    row = next(
-        iter(
-            Router(engine, spec_of(tiny_bundle), tiny_bundle.contract, tiny_bundle.renderer).route([["text"]])
-        )
-    )[0]
+    ((row,),) = Router(engine).route([Requests.to(lane_of(tiny_bundle), ["text"])])
     assert (
         row.answer
         and row.scores

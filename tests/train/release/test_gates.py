@@ -13,6 +13,7 @@ from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, DatasetError
 from batch.job import Options, check
+from batch.reporting.observer import Observer
 from tests.batch.test_run import backlog
 from tests.conftest import ROOT, make_bundle
 from train.cli import main
@@ -196,7 +197,7 @@ def test_an_alias_is_resolved_once_at_the_start_of_a_run(
     def move(counts: object, rows: int) -> None:
         registry.set_alias("champion", second.digest)
 
-    run.run(options, move)
+    run.run(options, Observer(progress=move))
     assert registry.aliases()["champion"] == second.digest
     manifest = json.loads((tmp_path / "out.parquet.manifest.json").read_text())
     assert manifest["job"]["adapter"] == first.digest

@@ -1,0 +1,139 @@
+"""The one ear of a run: what it hears becomes the summary, the progress line, JSON lines, metrics and the
+report.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from batch import __version__
+from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, Interrupted
+from batch.events import JsonLines, nobody
+from batch.reporting.prometheus import write_metrics
+from batch.reporting.summary import Summary
+from batch.reporting.tally import Tally
+from batch.scoring.router import Counts
+from batch.storage.location import check_writable, shown
+from batch.storage.manifest import Proof
+
+Progress = Callable[[Counts, int], None]  # (counts of this run, rows that it has to score)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outlets:
+    """Where a run tells of itself; None and False are silent."""
+
+    log_json: bool = False
+    metrics: Path | None = None
+    report: Path | None = None
+
+    def check(self) -> None:
+        """Refuse places that cannot be written before any work is done: `InputError`."""
+        for option, path in (("--metrics", self.metrics), ("--report", self.report)):
+            if path:
+                check_writable(path, option)
+
+
+SILENT = Outlets()
+
+
+class Observer:
+    """Hears of one run. Its methods are called in the order in which they stand here."""
+
+    def __init__(self, outlets: Outlets = SILENT, progress: Progress | None = None) -> None:
+        self.summary = Summary()
+        self._outlets, self._progress = outlets, progress
+        self.emit = JsonLines(self.summary.run_id) if outlets.log_json else nobody
+        self._started = self._begun = time.monotonic()
+        self._rows = self._asks = 0
+
+    @contextlib.contextmanager
+    def around(self, source: str, output: str, adapter: str, max_error_rate: float) -> Iterator[None]:
+        """Tell of the run in the block, however it ends: metrics of a failed one too, the report only of a
+        finished output.
+        """
+        self.emit("start", version=__version__, input=shown(source), output=shown(output), adapter=adapter)
+        try:
+            self._outlets.check()
+            yield
+            if self._outlets.report:
+                from batch.reporting.html import write_report  # it loads polars, which only a report needs
+
+                write_report(self._outlets.report, output)
+        except BaseException as error:
+            code, message = _told_of(error)
+            self.emit("error", level="error", exit_code=code, message=message)
+            with contextlib.suppress(BatchRouteError, OSError):  # the error above is the one to tell
+                self._write_metrics(code)
+            raise
+        tally = self.summary.tally
+        code = EXIT_TOO_MANY_ERRORS if tally.error_rate > max_error_rate else 0
+        self._write_metrics(code)
+        self.emit(
+            "done",
+            exit_code=code,
+            already_done=self.summary.already_done,
+            rows=tally.rows,
+            resumed_rows=self.summary.resumed_rows,
+            errors=dict(tally.errors),
+            violations=dict(tally.violations),
+            rows_per_second=self.summary.rows_per_second,
+            seconds=self.summary.seconds,
+        )
+
+    def checked(self, source: str, rows: int, adapters: list[str], base: str) -> None:
+        self._rows = rows
+        self.emit("checked", rows=rows, input=source, adapters=adapters, base=base)
+
+    def resumed(self, tally: Tally, asks: int, repeats: bool) -> None:
+        """`tally` is of the rows that an earlier run had finished; `asks` counts those to score, which
+        `repeats` says were scored before.
+        """
+        self.summary.tally, self.summary.resumed_rows, self.summary.retry = tally, tally.rows, repeats
+        self._asks = asks if repeats else asks - tally.rows
+
+    def engine_ready(self, facts: Mapping[str, Any], canary: Mapping[str, Any], counts: Counts) -> None:
+        self._begun = time.monotonic()
+        self.summary.engine, self.summary.counts = {**facts, "canary": canary}, counts
+        self.emit("engine ready", **facts)
+
+    def progressed(self, counts: Counts) -> None:
+        now = time.monotonic()
+        if self.summary.seconds_to_first_row is None and counts.inferred:
+            self.summary.seconds_to_first_row = now - self._started
+        self.summary.pace.note(now - self._begun, counts.rows)
+        if self._progress:
+            self._progress(counts, self._asks)
+
+    def committed(self, tally: Tally) -> None:
+        self.summary.tally += tally
+        self.emit("shard committed", rows=tally.rows, done_rows=self.summary.tally.rows, of=self._rows)
+
+    def engine_done(self, restarts: int, usage: Mapping[str, Any]) -> None:
+        self.summary.engine |= {"restarts": restarts, "usage": usage}
+        self.summary.routing_seconds = time.monotonic() - self._begun
+
+    def assembled(self, proof: Proof, drift: dict[str, Any] | None) -> dict[str, Any]:
+        """Returns what the manifest says of the run."""
+        self.summary.drift = drift
+        self.summary.seconds = time.monotonic() - self._started
+        self.emit("assembled", rows=proof.rows, bytes=proof.bytes, sha256=proof.sha256)
+        return self.summary.as_json()
+
+    def _write_metrics(self, code: int) -> None:
+        self.summary.seconds = time.monotonic() - self._started
+        if self._outlets.metrics:
+            write_metrics(self._outlets.metrics, self.summary, code, time.time())
+
+
+def _told_of(error: BaseException) -> tuple[int, str]:
+    """Exit code and message. Only our own messages are known to hold no request text; of others the type must
+    do.
+    """
+    if isinstance(error, BatchRouteError | Interrupted):
+        return error.exit_code, str(error)
+    code = 130 if isinstance(error, KeyboardInterrupt) else 75 if isinstance(error, OSError) else 1
+    return code, type(error).__name__

@@ -1,0 +1,98 @@
+"""Rows in, scored rows out, in order: an engine and its adapters. It knows no file and no store."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from batch.adapter.bundle import Bundle
+from batch.errors import AdapterError
+from batch.scoring.adapters import Adapters, lane_of, spec_of
+from batch.scoring.lane import INVALID_UTF8
+from batch.scoring.output_rows import output_batch
+from batch.scoring.router import NOTHING_KNOWN, Counts, EngineClient, Known, Requests, Router
+from batch.storage.backlog import Backlog
+
+WINDOW = 4  # requests with the engine at most, in multiples of what it runs at once: it never waits for more
+
+
+NONE: Mapping[str, int] = MappingProxyType({})
+
+
+def unchanged(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch
+
+
+class Chunk(NamedTuple):
+    """Some rows of a source: those of them to score, and how all of them come of the scored ones."""
+
+    asked: pa.RecordBatch  # the input's columns
+    complete: Callable[[pa.RecordBatch], pa.RecordBatch] = unchanged
+    violations: Mapping[str, int] = NONE  # rule → rows, of those that are not asked
+
+
+class Scored(NamedTuple):
+    """A chunk's rows as the output has them."""
+
+    batch: pa.RecordBatch
+    violations: Counter[str]  # rule → rows
+
+
+class Scorer:
+    """One engine and what it serves. `schema` is the output's."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        adapters: Adapters,
+        backlog: Backlog,
+        schema: pa.Schema,
+        max_num_seqs: int,
+        on_progress: Callable[[Counts], None] | None = None,
+        known: Known = NOTHING_KNOWN,
+    ) -> None:
+        self._adapters, self._backlog, self._schema = adapters, backlog, schema
+        self._lanes = {bundle.digest: lane_of(bundle) for bundle in adapters.served}
+        self._router = Router(engine, WINDOW * max_num_seqs, on_progress, known)
+        self.counts = self._router.counts
+
+    def score(self, chunks: Iterable[Chunk]) -> Iterator[Scored]:
+        """As many as there are chunks, in their order. Chunks are read ahead, so that the engine never waits
+        at the end of one. Raises `EngineError`.
+        """
+        ahead: deque[tuple[Chunk, list[Bundle | None]]] = deque()
+
+        def requests() -> Iterator[Requests]:
+            for chunk in chunks:
+                bundles = self._adapters.rows(chunk.asked)
+                ahead.append((chunk, bundles))
+                lanes = [self._lanes[bundle.digest] if bundle else None for bundle in bundles]
+                yield Requests(self._texts(chunk.asked), lanes)
+
+        for rows in self._router.route(requests()):
+            chunk, bundles = ahead.popleft()
+            made = output_batch(chunk.asked, rows, bundles, self._adapters.answers, self._schema)
+            violations = Counter(chunk.violations)
+            violations.update(name for row in rows for name in row.violations)
+            yield Scored(chunk.complete(made), violations)
+
+    def _texts(self, batch: pa.RecordBatch) -> list[Any]:
+        texts, invalid = self._backlog.texts(batch)
+        return [INVALID_UTF8 if i in invalid else text for i, text in enumerate(texts)] if invalid else texts
+
+
+def load_first(engine: EngineClient, adapters: Adapters) -> dict[str, Any]:
+    """Have an adapter loaded, which proves on its canary that it acts; returns what that showed.
+
+    Where rows name theirs, one that does not act is only its rows' error, as long as another does. Raises
+    `AdapterError`, `EngineError`.
+    """
+    *others, last = adapters.served
+    for bundle in others:
+        try:
+            return engine.load(spec_of(bundle))
+        except AdapterError:
+            continue
+    return engine.load(spec_of(last))

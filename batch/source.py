@@ -1,0 +1,46 @@
+"""Where a run's rows come from: the backlog, or with `--retry-errors` the finished output with its errors."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from batch.job import Job
+from batch.retry import Retry
+from batch.scoring.scorer import Chunk
+from batch.storage.manifest import finished
+
+FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
+
+
+class Source(Protocol):
+    """The rows of a job, in order."""
+
+    facts: dict[str, Any]  # what must be the same for a later run to resume this one
+    asks: int  # rows to score
+    repeats: bool  # whether they were scored before
+
+    def finished(self) -> dict[str, Any] | None:
+        """The manifest of the output, if it is complete and this source has nothing to add to it."""
+
+    def chunks(self, start: int) -> Iterator[Chunk]:
+        """The rows from `start` on. Raises `InputError`, `StorageError`."""
+
+
+class Unscored:
+    """The backlog's rows, each to score."""
+
+    repeats = False
+
+    def __init__(self, job: Job) -> None:
+        self._job, self.facts, self.asks = job, job.facts, job.rows
+
+    def finished(self) -> dict[str, Any] | None:
+        options = self._job.options
+        return None if options.fresh else finished(options.output, self.facts)
+
+    def chunks(self, start: int) -> Iterator[Chunk]:
+        return map(Chunk, self._job.backlog.batches(start, FEED_ROWS, stop_row=self._job.rows))
+
+
+def source_of(job: Job) -> Source:
+    """Raises `InputError` where there is no finished output to retry."""
+    return Retry.of(job, FEED_ROWS) if job.options.retry_errors else Unscored(job)
