@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed-$(STACK)
 # Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup run train eval loop doctor test faults bench bench-gpu check base v3 clean
+.PHONY: help setup run train eval loop improve doctor test faults bench bench-gpu check base v3 clean
 
 help: ## list these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 10
@@ -44,6 +44,9 @@ eval: setup ## baselines, base and champion on the test and regression sets, sid
 
 loop: setup ## train on v1 and on v2, show side by side the bias and its fix (about four minutes on two cores)
 	$(BIN)/batch-train loop v1=train/mini.toml,v2=train/mini-v2.toml data/probes.jsonl data/v2/test.jsonl data/natural.jsonl data/regression.jsonl
+
+improve: setup ## fit CONFIG again with the rows that people reviewed: LABELS=reviewed.jsonl
+	$(BIN)/batch-train improve $(CONFIG) $(LABELS)
 
 doctor: setup ## is the champion served as it was trained? twelve checks, exit 2 on a failure
 	$(BIN)/batch-train doctor champion

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from batch.cli_errors import ErrorGroup
-from train.commands import bundle, judge, label, registry
+from train.commands import bundle, judge, label, registry, review
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,6 +71,7 @@ for command in (
     *(judge.evaluate, judge.diagnose, judge.loop),
     *(label.lint, label.candidates),
     *(registry.promote, registry.rollback, registry.adapters),
+    *(review.review, review.agreement, review.apply_reviews, review.audit, review.improve),
 ):
     main.add_command(command)
 

@@ -20,10 +20,11 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.errors import DatasetError, InvalidAnswer, nearest
 from batch.storage.location import file_digest
+from train import decisions
 
 IGNORED = -100  # label of a token that is not learned, as torch has it
 # keys for people and reports; training ignores them
-NOTES = frozenset({"probe", "family", "source", "suggested", "why"})
+NOTES = frozenset({"probe", "family", "source", "suggested", "why"}) | decisions.KEYS
 
 # Two requests in different splits are near-duplicates when the Jaccard index of their sets of adjacent word
 # pairs is at least this. A sentence of 17 words that changes two of them reaches 0.6; the most alike of v1's
@@ -79,12 +80,32 @@ def read_rows(
         raise DatasetError(f"no dataset at {path}; give the path of a JSONL file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: {error}; save it as UTF-8 text") from error
+    taken = _reviewed(lines, path, contract)
     for number, text in enumerate(lines, start=1):
-        if text.strip():
+        if not text.strip() or (number in taken and taken[number] is None):
+            continue
+        try:
+            if number in taken:
+                raise DatasetError(f"{path}:{number}: {taken[number]}")
+            yield _row(text, path, number, contract, evaluation)
+        except DatasetError as error:
+            yield error
+
+
+def _reviewed(lines: Sequence[str], path: Path, contract: Contract) -> dict[int, str | None]:
+    """Of a file of reviewers' decisions, the lines that are no rows, each with what is wrong with it, if
+    anything.
+    """
+    found: list[decisions.Decision] = []
+    taken: dict[int, str | None] = {}
+    for number, text in enumerate(lines, start=1):
+        if '"decision"' in text:  # few files have any: others are parsed once
             try:
-                yield _row(text, path, number, contract, evaluation)
+                found += filter(None, [decisions.parse(text, str(path), number)])
             except DatasetError as error:
-                yield error
+                taken[number] = str(error).partition(": ")[2]
+    rows, wrong = decisions.settled(found, [field.name for field in contract.scored_fields])
+    return taken | {each.line: wrong.get(each.line) for each in found if each.line not in rows}
 
 
 def check_splits(splits: Mapping[str, Sequence[Row]]) -> None:
@@ -212,6 +233,14 @@ def _row(text: str, path: Path, line: int, contract: Contract, evaluation: bool)
         raise DatasetError(f"{where}: is not JSON: {error}; write one JSON object a line") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{where}: is not a JSON object; write one JSON object a line")
+    return check_row(content, path, line, contract, evaluation=evaluation)
+
+
+def check_row(
+    content: Mapping[str, Any], path: Path, line: int, contract: Contract, *, evaluation: bool = False
+) -> Row:
+    """The row that `content` is. Raises `DatasetError` for one that the contract or its policy refuses."""
+    where = f"{path}:{line}"
     names = [field.name for field in contract.fields]
     known = ["id", "request", *names, "facts", *sorted(NOTES)]
     for key in content:

@@ -47,15 +47,14 @@ def candidates(
         return []
     novelty = _novelty([line[text_column] for line in lines], [row.request for row in labelled])
     broken = [_violations(line, line[text_column], contract) for line in lines]
-    doubt = [1.0 if line["score"] is None else 1.0 - line["score"] for line in lines]
-    rankings = [
-        sorted(range(len(lines)), key=lambda i: -doubt[i]),
-        sorted((i for i in range(len(lines)) if broken[i]), key=lambda i: (-len(broken[i]), -doubt[i])),
-        sorted(range(len(lines)), key=lambda i: -novelty[i]) if labelled else [],
-    ]
+    order = most_worth(
+        [line["score"] for line in lines],
+        broken,
+        novelty if labelled else [],
+    )
     chosen = []
     taken = [shingles(row.request) for row in labelled]
-    for i in _in_turn(rankings):
+    for i in order:
         own = shingles(lines[i][text_column])
         if any(len(own & other) / len(own | other) >= NEAR_DUPLICATE for other in taken):
             continue
@@ -80,6 +79,26 @@ def candidates(
         if len(chosen) == n:
             break
     return chosen
+
+
+def most_worth(
+    scores: Sequence[float | None],
+    broken: Sequence[Sequence[str]],
+    novelty: Sequence[float],
+) -> list[int]:
+    """Indices of rows, the most worth a look first: broken rules, doubt and novelty take turns.
+
+    `scores` are None for rows in error, `broken` holds the rules that each answer breaks, `novelty` may be
+    empty.
+    """
+    doubt = [1.0 if score is None else 1.0 - score for score in scores]
+    everything = range(len(scores))
+    rankings = [
+        sorted(everything, key=lambda i: -doubt[i]),
+        sorted((i for i in everything if broken[i]), key=lambda i: (-len(broken[i]), -doubt[i])),
+        sorted(everything, key=lambda i: -novelty[i]) if novelty else [],
+    ]
+    return list(_in_turn(rankings))
 
 
 def _violations(line: Mapping[str, Any], request: str, contract: Contract) -> list[str]:

@@ -1,0 +1,116 @@
+"""An append-only file that loses nothing and that training reads."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch.contract.contract import Contract
+from batch.errors import DatasetError
+from tests.conftest import ROOT
+from train.dataset import load_rows, read_rows
+from train.decisions import DecisionLog, standing
+
+GOLD = [json.loads(line) for line in (ROOT / "data/v2/train.jsonl").read_text().splitlines()]
+
+
+def decision(row: int, kind: str = "label", reviewer: str = "ann", **more: Any) -> dict[str, Any]:
+    content = GOLD[row] if kind == "label" else {"id": GOLD[row]["id"]}
+    return {
+        **content,
+        "decision": kind,
+        "reviewer": reviewer,
+        "reviewed_at": "2026-11-26T10:00:00+00:00",
+        **more,
+    }
+
+
+def written(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_the_latest_decision_stands_and_undo_takes_it_back(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "l.jsonl",
+        *(
+            decision(0, "skip"),
+            decision(0),
+            decision(1),
+            decision(1, "undo"),
+            decision(2, "undo"),
+            decision(3),
+            decision(3, "undo"),
+            decision(3, "undo"),
+        ),
+    )
+    found = standing(DecisionLog(path).decisions)
+    assert {name: each.kind for (name, _), each in found.items()} == {GOLD[0]["id"]: "label"}
+
+
+def test_a_file_of_decisions_is_a_dataset(tmp_path: Path, contract: Contract) -> None:
+    path = written(
+        tmp_path / "l.jsonl",
+        *(
+            decision(0, "unsure", note="?"),
+            decision(1),
+            decision(2),
+            decision(2, "undo"),
+            decision(1, reviewer="bo"),
+            decision(3),
+        ),
+    )
+    rows = load_rows(path, contract)
+    assert [row.id for row in rows] == [GOLD[1]["id"], GOLD[3]["id"]]
+    assert [row.line for row in rows] == [5, 6]
+
+
+def test_reviewers_who_differ_are_no_row(tmp_path: Path, contract: Contract) -> None:
+    other = next(row for row in GOLD if row["risk"] != GOLD[0]["risk"])
+    line = {
+        **decision(0, reviewer="bo"),
+        **{key: other[key] for key in ("tier", "risk", "recommended_platform", "needs_review", "facts")},
+    }
+    found = list(read_rows(written(tmp_path / "l.jsonl", decision(0), line), contract))
+    assert len(found) == 1 and isinstance(found[0], DatasetError)
+    assert "ann and bo gave request" in str(found[0])
+
+
+def test_a_torn_line_is_cut_and_nothing_before_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "l.jsonl", decision(0))
+    with path.open("a") as file:
+        file.write('{"id": "half')
+    log = DecisionLog(path)
+    assert log.add(decision(1), known=0)
+    log.close()
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [
+        GOLD[0]["id"],
+        GOLD[1]["id"],
+    ]
+
+
+def test_two_windows_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    first, second = DecisionLog(tmp_path / "l.jsonl"), DecisionLog(tmp_path / "l.jsonl")
+    assert first.add(decision(0), known=0)
+    assert not second.add(decision(0, "skip"), known=0)
+    assert second.add(decision(0, reviewer="bo"), known=0)
+    assert second.add(decision(0, "undo"), known=1)
+    assert len((tmp_path / "l.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "content", ["id,request\n", '{"id": "1", "request": "no decision"}\n', '{"decision": "maybe"}\n', "[]\n"]
+)
+def test_a_foreign_file_is_refused_and_stays(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "foreign.csv"
+    path.write_text(content)
+    with pytest.raises(DatasetError, match=r"foreign\.csv:1"):
+        DecisionLog(path)
+    assert path.read_text() == content
+
+
+def test_only_the_user_can_read_it(tmp_path: Path) -> None:
+    DecisionLog(tmp_path / "l.jsonl").close()
+    assert os.stat(tmp_path / "l.jsonl").st_mode & 0o077 == 0

@@ -1,0 +1,142 @@
+"""People's answers put into a copy of a night's output, with proof that nothing else changed."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch.contract.contract import Contract
+from batch.errors import InputError, StorageError
+from batch.storage.location import Location, file_digest, replacing, write_file
+from batch.storage.manifest import manifest_location
+from batch.storage.output import WRITING
+from train.dataset import Row
+
+ANSWERED_BY = "answered_by"
+BATCH = 16_384  # rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Applied:
+    rows: int
+    answered: int  # by people
+    changed: int  # of them, those that say something else than the output did
+
+
+def apply_reviews(
+    scored: Path,
+    rows: Sequence[tuple[Row, str]],
+    final: Path,
+    contract: Contract,
+    id_column: str = "id",
+    prefix: str = "",
+) -> Applied:
+    """Write `scored` with the answers of `rows` (each with its reviewer) in the contract's columns as
+    `final`.
+
+    One more column, `answered_by`, names the reviewer, or `model`. Scores, status and all else stay as they
+    are. The finished file is read back and compared with `scored`, value by value; `FINAL.manifest.json` is
+    written last. Raises `InputError` for files that do not fit, `StorageError`.
+    """
+    if final.exists() and final.samefile(scored):
+        raise InputError(f"{final} is the output itself; name another file")
+    file = _open(scored)
+    columns = [prefix + field.name for field in contract.fields]
+    schema = file.schema_arrow
+    for name in (id_column, *columns):
+        if name not in schema.names:
+            raise InputError(f"{scored}: has no column {name!r}; give the output that was reviewed")
+    if prefix + ANSWERED_BY in schema.names:
+        raise InputError(
+            f"{scored}: has a column {prefix + ANSWERED_BY!r} already; give the output that was reviewed"
+        )
+    given = {row.id: (row, reviewer) for row, reviewer in rows}
+    written = schema.append(pa.field(prefix + ANSWERED_BY, pa.string()))
+    applied = Applied(0, 0, 0)
+    location = Location.of(final)
+    with replacing(location) as temporary:
+        with (
+            temporary.filesystem.open_output_stream(temporary.path) as sink,
+            pq.ParquetWriter(sink, written, **WRITING) as writer,
+        ):
+            for batch in file.iter_batches(BATCH):
+                made, counts = _answered(batch, given, written, contract, id_column, prefix)
+                writer.write_batch(made)
+                applied = Applied(*map(sum, zip(dataclasses.astuple(applied), counts, strict=True)))
+        if missing := len(given) - applied.answered:
+            raise InputError(f"{missing} reviewed ids are not in {scored}; give the output that was reviewed")
+        _prove(scored, Path(temporary.path), given, contract, id_column, prefix)
+    facts = {
+        "scored": {"path": scored.name, "sha256": file_digest(scored)},
+        "output": {"rows": applied.rows, "sha256": file_digest(final), "bytes": final.stat().st_size},
+        "answered_by_people": applied.answered,
+        "changed": applied.changed,
+    }
+    write_file(manifest_location(str(final)), (json.dumps(facts, indent=2) + "\n").encode())
+    return applied
+
+
+def _answered(
+    batch: pa.RecordBatch,
+    given: Mapping[str, tuple[Row, str]],
+    schema: pa.Schema,
+    contract: Contract,
+    id_column: str,
+    prefix: str,
+) -> tuple[pa.RecordBatch, tuple[int, int, int]]:
+    ids = [str(value) for value in batch.column(id_column).to_pylist()]
+    hits = [index for index, name in enumerate(ids) if name in given]
+    arrays = list(batch.columns)
+    changed: set[int] = set()
+    for field in contract.fields if hits else ():
+        at = batch.schema.get_field_index(prefix + field.name)
+        values = arrays[at].to_pylist()
+        for index in hits:
+            answer = given[ids[index]][0].answer
+            if field.name in answer:
+                if field.scored and values[index] != answer[field.name]:
+                    changed.add(index)
+                values[index] = answer[field.name]
+        arrays[at] = pa.array(values, batch.schema.field(at).type)
+    arrays.append(pa.array([given[name][1] if name in given else "model" for name in ids], pa.string()))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema), (batch.num_rows, len(hits), len(changed))
+
+
+def _prove(
+    scored: Path,
+    final: Path,
+    given: Mapping[str, tuple[Row, str]],
+    contract: Contract,
+    id_column: str,
+    prefix: str,
+) -> None:
+    """Every value is as it was, but for the contract's columns of the rows that people answered."""
+    answered = {prefix + field.name for field in contract.fields}
+    for before, after in zip(_batches(scored), _batches(final), strict=True):
+        people = pa.array([str(name) in given for name in before.column(id_column).to_pylist()])
+        for name in before.schema.names:
+            old, new = before.column(name), after.column(name)
+            if name in answered:
+                mask = pa.compute.invert(people)
+                old, new = old.filter(mask), new.filter(mask)
+            if not old.equals(new):
+                raise StorageError(
+                    f"{final.name}: column {name!r} changed where no person answered; run again"
+                )
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    return iter(pq.ParquetFile(path, page_checksum_verification=True).iter_batches(BATCH))
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: cannot be read as Parquet: {why}; give an output of batch-route"
+        ) from error

@@ -1,0 +1,115 @@
+"""Is what goes without a person still as good as was promised? Counted on rows that chance chose.
+
+A threshold keeps its error target on rows like those it was fitted to, with 95 % confidence, so a night's
+share of errors above the target is itself a sign that requests have shifted. No score shows that: only people
+do.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from batch.contract.contract import Contract
+from batch.errors import InputError
+from batch.storage.location import write_file
+from train.dataset import Row
+from train.evaluation.statistics import Proportion
+
+ENOUGH = 20  # audited rows, below which nothing is said of the target
+
+
+@dataclasses.dataclass(frozen=True)
+class Night:
+    name: str
+    auto: int  # rows that went without a person
+    wrong: Proportion  # of those that the audit drew and a person answered
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    nights: Sequence[Night]
+    target: float
+
+    @property
+    def wrong(self) -> Proportion:
+        return sum((night.wrong for night in self.nights), Proportion(0, 0))
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the share of wrong rows is within the target; None where too few were audited to say."""
+        wrong = self.wrong
+        return None if wrong.of < ENOUGH else (wrong.share or 0.0) <= self.target
+
+    @property
+    def verdict(self) -> str:
+        wrong, (low, high) = self.wrong, self.wrong.interval
+        if self.holds is None:
+            return (
+                f"{wrong.of} audited rows say too little about a target of {self.target:g}; {ENOUGH} "
+                "are needed"
+            )
+        found = f"{wrong.count} of {wrong.of} audited rows wrong: {wrong.share:.3f} ({low:.3f} to {high:.3f})"
+        if self.holds:
+            return f"{found}, within the target of {self.target:g}"
+        sure = "beyond chance" if low > self.target else "chance alone may explain it"
+        return f"{found}, above the target of {self.target:g}; {sure}: label more, then calibrate or improve"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "holds": self.holds,
+            "wrong": self.wrong.as_json(),
+            "nights": [{"name": n.name, "auto": n.auto, "wrong": n.wrong.as_json()} for n in self.nights],
+        }
+
+
+def audit(
+    outputs: Sequence[Path], rows: Sequence[Row], contract: Contract, target: float, **columns: str
+) -> Audit:
+    """Compare the audit's `rows` with what the `outputs` said. Raises `InputError`."""
+    given = {row.id: row for row in rows}
+    return Audit([_night(path, given, contract, **columns) for path in outputs], target)
+
+
+def _night(
+    path: Path, given: Mapping[str, Row], contract: Contract, id_column: str = "id", prefix: str = ""
+) -> Night:
+    names = [field.name for field in contract.scored_fields]
+    try:
+        table = pl.read_parquet(path, columns=[id_column, *(prefix + name for name in (*names, "triage"))])
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: {why}; give an output with a triage column") from error
+    auto = table.filter(pl.col(prefix + "triage") == "auto").with_columns(pl.col(id_column).cast(pl.String))
+    seen = auto.filter(pl.col(id_column).is_in(list(given)))
+    wrong = sum(
+        any(line[prefix + name] != given[line[id_column]].answer[name] for name in names)
+        for line in seen.iter_rows(named=True)
+    )
+    return Night(path.name, auto.height, Proportion(wrong, seen.height))
+
+
+def write_metrics(path: Path, found: Audit) -> None:
+    """The audit as a Prometheus textfile. Raises `StorageError`."""
+    registry = CollectorRegistry()
+    low, high = found.wrong.interval
+    for name, meaning, value in (
+        ("rows", "Rows without a person that the audit drew and a person answered.", found.wrong.of),
+        ("wrong_rows", "Of those, the rows that were wrong.", found.wrong.count),
+        ("wrong_share_low", "Lower end of the 95 % interval of their share.", low),
+        ("wrong_share_high", "Upper end of the 95 % interval of their share.", high),
+        ("target_share", "Share of wrong rows that the threshold is to keep.", found.target),
+        ("target_holds", "1 within the target, 0 above it, -1 too few rows to say.", _as_number(found.holds)),
+    ):
+        Gauge(f"batch_route_audit_{name}", meaning, ["task"], registry=registry).labels(
+            path.name.split(".")[0]
+        ).set(value)
+    write_file(path, generate_latest(registry))
+
+
+def _as_number(holds: bool | None) -> int:
+    return -1 if holds is None else int(holds)

@@ -1,0 +1,112 @@
+"""The loop closed: reviewed rows join the training rows, never those that measure; a new adapter is fitted to
+them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from batch.errors import DatasetError
+from train.config import Config
+from train.dataset import Likeness, Row, load_rows
+from train.doctor import sound
+from train.evaluation.ask import judge
+from train.evaluation.tables import show_measures
+from train.fit.qlora import fit
+from train.release.gates import GateData, gates
+from train.release.promotions import promote as move
+
+
+@dataclasses.dataclass(frozen=True)
+class Extended:
+    """A recipe whose training rows include the reviewed ones, and what became of those."""
+
+    config: Config
+    added: int
+    measuring: int  # left out: nearly a row that measures
+    known: int  # left out: nearly a training row with the same labels
+
+
+def extend(
+    config: Config, reviewed: Sequence[Path], folder: Path, measuring: Iterable[Path] = ()
+) -> Extended:
+    """Write the recipe's training rows and the reviewed ones, each once, to one file in `folder`.
+
+    A reviewed row that is nearly a row of the recipe's other splits, or of `measuring`, is left out: what is
+    trained on must not be what is measured. One that is nearly a training row replaces it where its labels
+    differ, since the person has just decided. Raises `DatasetError`, `ConfigError`.
+    """
+    contract = Contract.load(config.find(config.data.contract))
+    train = load_rows(config.find(config.data.train), contract)
+    splits = [config.data.validation, config.data.test, config.data.calibration]
+    held = [row for name in splits if name for row in load_rows(config.find(name), contract, evaluation=True)]
+    held += [row for path in measuring for row in load_rows(path, contract, evaluation=True)]
+    rows = [row for path in reviewed for row in load_rows(path, contract)]
+    measured, trained = _index(held), _index(train)
+    kept: dict[str, Row] = {row.id: row for row in train}
+    added = left = known = 0
+    for row in rows:
+        if any(measured.near(row.request)) or row.id in {other.id for other in held}:
+            left += 1
+            continue
+        twins = [train[index] for index, _ in trained.near(row.request)]
+        if any(_alike(row, twin, contract) for twin in twins):
+            known += 1
+            continue
+        for twin in twins:
+            kept.pop(twin.id, None)
+        kept[row.id] = row
+        added += 1
+    if not added:
+        raise DatasetError(f"none of {len(rows)} reviewed rows is new to the training rows; review more")
+    text = "".join(json.dumps(_line(row, contract), ensure_ascii=False) + "\n" for row in kept.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"train-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+    path.write_text(text, encoding="utf-8")
+    data = dataclasses.replace(config.data, train=str(path))
+    return Extended(dataclasses.replace(config, data=data), added, left, known)
+
+
+def fit_and_compare(config: Config, console: Console, against: Sequence[Path], promote: bool) -> None:
+    """Fit, print it beside the champion on the recipe's test rows and `against`, promote it if it passes the
+    gates.
+
+    Raises what :func:`train.fit.qlora.fit` raises, and `AdapterError` at a gate that is not passed.
+    """
+    registry = Registry()
+    champion = registry.aliases().get("champion")
+    rows = config.find(config.data.train)
+    bundle = fit(config, registry, Console(stderr=True), functools.partial(sound, rows, console))
+    named = [config.find(config.data.test)] if config.data.test else []
+    datasets = [*named, *against]
+    if champion and champion != bundle.digest and datasets:
+        show_measures(judge(["champion", bundle.digest[:12]], datasets, registry), console)
+    if promote:
+        passed = gates(bundle.digest, registry, GateData(against=datasets[0] if datasets else None))
+        for gate in passed:
+            console.print(str(gate))
+        move(bundle, registry, passed)
+        console.print(f"champion is {bundle.digest[:12]}")
+
+
+def _index(rows: Iterable[Row]) -> Likeness:
+    likeness = Likeness()
+    for row in rows:
+        likeness.add(row.request)
+    return likeness
+
+
+def _alike(row: Row, other: Row, contract: Contract) -> bool:
+    return all(row.answer[field.name] == other.answer[field.name] for field in contract.scored_fields)
+
+
+def _line(row: Row, contract: Contract) -> dict[str, object]:
+    line: dict[str, object] = {"id": row.id, "request": row.request, **row.answer}
+    return line if row.facts is None else {**line, "facts": row.facts}

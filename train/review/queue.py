@@ -1,0 +1,147 @@
+"""Which rows of a scored output a person reads, in which order, and why each is there."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from batch.contract.contract import Contract
+from batch.errors import InputError
+from train.labelling.candidates import most_worth
+
+Order = Literal["worth", "queue"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A request to decide. `answer` and `scores` are the model's; empty for a row in error."""
+
+    id: str
+    request: str
+    answer: Mapping[str, Any]
+    scores: Mapping[str, float]
+    adapter: str | None
+    why: tuple[str, ...]
+    audit: bool = False  # drawn at random from the rows that need no person, to measure them
+    overlap: bool = False  # read blind by a second reviewer
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What of an output goes to people."""
+
+    order: Order = "worth"
+    audit: float = 0.0  # share of the `auto` rows
+    overlap: float = 0.0  # share of the rows that a second reviewer reads blind
+    ids: frozenset[str] | None = None  # these alone, such as the disagreements of two reviewers
+    id_column: str = "id"
+    text_column: str = "request"
+    prefix: str = ""
+
+
+def read_items(path: Path, contract: Contract, selection: Selection, seed: str) -> list[Item]:
+    """The rows of the output at `path` that are for a person, most worth a look first or as they lie there.
+
+    Those with `triage` human (all rows, where the adapter has no threshold), and the audit's share of the
+    others, drawn by `seed` and id: the same rows whenever it is asked. Raises `InputError`.
+    """
+    lines = _read(path, contract, selection)
+    items = [item for line in lines if (item := _item(line, contract, selection, seed)) is not None]
+    if selection.order == "queue":
+        return items
+    ranked = most_worth(
+        [item.scores.get("score") for item in items],
+        [[reason for reason in item.why if reason.startswith("breaks ")] for item in items],
+        novelty=[],
+    )
+    return [items[index] for index in ranked]
+
+
+def drawn(seed: str, name: str, share: float) -> bool:
+    """Whether the row called `name` is among a random `share` (0 to 1): a function of `seed` and
+    name alone.
+    """
+    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _read(path: Path, contract: Contract, selection: Selection) -> list[dict[str, Any]]:
+    """The rows that may be asked for, with the columns that are shown, under their names without
+    the prefix.
+    """
+    prefix, ours = selection.prefix, ["score", "status", "error", "error_code", "adapter", "triage"]
+    for field in contract.fields:
+        ours += [field.name, f"{field.name}_score", f"{field.name}_model"]
+    try:
+        scan = pl.scan_parquet(path)
+        present = scan.collect_schema().names()
+        for name in (selection.id_column, selection.text_column):
+            if name not in present:
+                raise InputError(f"{path}: has no column {name!r}; name it with --id-column or --text-column")
+        for name in ("score", "status", *(field.name for field in contract.fields)):
+            if prefix + name not in present:
+                raise InputError(f"{path}: has no column {prefix + name!r}; give an output of batch-route")
+        columns = [pl.col(prefix + name).alias(name) for name in ours if prefix + name in present]
+        table = scan.select(
+            pl.col(selection.id_column).cast(pl.String).alias("id"),
+            pl.col(selection.text_column).cast(pl.String).alias("request"),
+            *columns,
+        ).collect()
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise InputError(
+            f"{path}: {' '.join(str(error).split())[:200]}; give an output of batch-route"
+        ) from error
+    usable = table.filter(pl.col("request").str.strip_chars().str.len_chars() > 0)
+    if selection.ids is not None:
+        return usable.filter(pl.col("id").is_in(list(selection.ids))).to_dicts()
+    if "triage" in table.columns and not selection.audit:
+        usable = usable.filter(pl.col("triage") == "human")
+    return usable.to_dicts()
+
+
+def _item(line: Mapping[str, Any], contract: Contract, selection: Selection, seed: str) -> Item | None:
+    """`line` as an item, or None where no person need see it."""
+    audit = line.get("triage") == "auto" and drawn(f"audit {seed}", line["id"], selection.audit)
+    if line.get("triage") == "auto" and not audit and selection.ids is None:
+        return None
+    names = [field.name for field in contract.fields]
+    answered = line["status"] == "ok"
+    # What the model said: an enforced rule may have put another value into the column.
+    answer = {name: _first(line.get(f"{name}_model"), line[name]) for name in names} if answered else {}
+    scores = {
+        name: line[column]
+        for name, column in (*((name, f"{name}_score") for name in names), ("score", "score"))
+        if answered and line.get(column) is not None
+    }
+    return Item(
+        id=line["id"],
+        request=line["request"],
+        answer=answer,
+        scores=scores,
+        adapter=line.get("adapter"),
+        why=tuple(_reasons(line, answer, contract, audit)),
+        audit=audit,
+        overlap=drawn(f"overlap {seed}", line["id"], selection.overlap),
+    )
+
+
+def _reasons(
+    line: Mapping[str, Any], answer: Mapping[str, Any], contract: Contract, audit: bool
+) -> Sequence[str]:
+    if not answer:
+        return [f"no answer: {line.get('error') or line.get('error_code') or 'unknown'}"]
+    reasons = [f"breaks {name}" for name in contract.violations(answer, line["request"])]
+    if audit:
+        reasons.append("random check of rows that need no person")
+    elif line["score"] is not None:
+        reasons.append(
+            f"score {line['score']:.2f}" + (" is below the threshold" if line.get("triage") else "")
+        )
+    return reasons
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value

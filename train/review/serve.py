@@ -1,0 +1,150 @@
+"""From the command line's words to a session, and a session on a port of this machine."""
+
+import json
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from batch.errors import AdapterError, DatasetError, InputError
+from batch.storage.manifest import manifest_location, read_manifest
+from train.dataset import Row, load_rows, split_path
+from train.decisions import Decision, parse, settled
+from train.review.app import build_app
+from train.review.session import Session
+
+
+class Task(NamedTuple):
+    """What an output was made under; no bundle where it is not in the registry."""
+
+    contract: Contract
+    bundle: Bundle | None
+
+
+def task_of(scored: Path, contract: str | None, prefix: str = "") -> Task:
+    """The contract named, else that of the adapter that wrote `scored`. Raises `InputError`,
+    `ContractError`.
+    """
+    bundle = _adapter_of(scored, prefix)
+    if contract:
+        return Task(Contract.load(contract), bundle)
+    if bundle is None:
+        raise InputError(f"{scored}: its adapter is not in the registry; name its contract with --contract")
+    return Task(bundle.contract, bundle)
+
+
+def _adapter_of(scored: Path, prefix: str) -> Bundle | None:
+    registry = Registry()
+    try:
+        column = pl.scan_parquet(scored).select(pl.col(prefix + "adapter")).drop_nulls().head(1).collect()
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{scored}: {why}; give an output of batch-route") from error
+    try:
+        return Bundle.open(registry.resolve(column.item())) if column.height else None
+    except AdapterError:
+        return None
+
+
+def seed_of(scored: Path) -> str:
+    """The run's id, by which the audit's rows are drawn; the file's name where the output has no manifest."""
+    manifest = read_manifest(manifest_location(str(scored))) or {}
+    return str(manifest.get("run", {}).get("id") or scored.name)
+
+
+def target_of(task: Task) -> float:
+    """The error target that the adapter's threshold keeps. Raises `InputError` where it has none."""
+    if task.bundle:
+        content = json.loads((task.bundle.path / "calibration.json").read_text(encoding="utf-8"))
+        if content.get("target_error") is not None:
+            return float(content["target_error"])
+    raise InputError("the adapter has no error target; name one with --target-error")
+
+
+def examples_of(task: Task, named: Path | None) -> list[Row]:
+    """Labelled rows to propose facts and texts from: those named, else the adapter's training rows if they
+    are here.
+    """
+    if named:
+        return load_rows(named, task.contract, evaluation=True)
+    try:
+        return load_rows(split_path(task.bundle, "train"), task.contract) if task.bundle else []
+    except DatasetError:
+        return []
+
+
+def ids_in(path: Path) -> frozenset[str]:
+    """The ids in a JSONL file. Raises `InputError`."""
+    try:
+        return frozenset(
+            str(json.loads(line)["id"]) for line in path.read_text(encoding="utf-8").splitlines() if line
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: is not a file of JSON objects with an id ({type(error).__name__}); correct it"
+        ) from error
+
+
+def reviewed(paths: Sequence[Path], contract: Contract, audited: bool = False) -> list[tuple[Row, str]]:
+    """The rows that reviewers labelled in these files together, each with the last reviewer's name; with
+    `audited`, those only that the audit drew. Raises `DatasetError`, where reviewers differ as well.
+    """
+    found: dict[str, tuple[Row, str]] = {}
+    fields = [field.name for field in contract.scored_fields]
+    for path in paths:
+        rows = {row.line: row for row in load_rows(path, contract)}
+        for decision in _decisions(path, fields):
+            row = rows[decision.line]
+            earlier = found.get(row.id)
+            if earlier and any(earlier[0].answer[name] != row.answer[name] for name in fields):
+                raise DatasetError(
+                    f"{row.where}: {earlier[1]} and {decision.reviewer} gave request {row.id!r} "
+                    "different labels; "
+                    "settle it with batch-train agreement and review --only"
+                )
+            if decision.content.get("audit") or not audited:
+                found[row.id] = (row, decision.reviewer)
+    return list(found.values())
+
+
+def _decisions(path: Path, fields: Sequence[str]) -> list[Decision]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    every = [parse(text, str(path), number) for number, text in enumerate(lines, start=1) if text.strip()]
+    if None in every:
+        raise DatasetError(
+            f"{path}: is not a file of reviewers' decisions; give what batch-train review wrote"
+        )
+    decisions = [each for each in every if each]
+    rows, _ = settled(decisions, fields)
+    return [each for each in decisions if each.line in rows]
+
+
+def serve(session: Session, port: int, ready: Callable[[str], Any]) -> None:
+    """Serve the page on 127.0.0.1 until SIGINT or SIGTERM; `ready` is told its address. Raises
+    `InputError`.
+    """
+    import uvicorn
+
+    secret = secrets.token_urlsafe(16)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+    except OSError as error:
+        raise InputError(f"port {port} cannot be used: {error.strerror}; name another one") from error
+    app = build_app(session, secret)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False))
+    ready(f"http://127.0.0.1:{listener.getsockname()[1]}/{secret}/")
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn raises the signal again once it has closed what was open
+    finally:
+        listener.close()
