@@ -103,7 +103,7 @@ def size(text: str) -> int:
     type=click.IntRange(0, 16),
     help="Tokens to draft a step.  [default: 4 on a CPU, none on a GPU]",
 )
-@click.option("--engine", type=click.Choice(["vllm", "replay"]), default="vllm", hidden=True)
+@click.option("--engine", hidden=True)  # of `batch.engine.ENGINES`, which a call for help does not load
 def main(
     dry_run: bool, watch: bool, report: Path | None, metrics: Path | None, log_json: bool, **options: Any
 ) -> None:
@@ -131,7 +131,7 @@ def main(
     gc.set_threshold(1_000_000)
 
     console = Console(highlight=False)
-    wanted = Options(**options)
+    wanted = Options(**{name: value for name, value in options.items() if value is not None})
     outlets = Outlets(log_json, metrics, report)
     if dry_run:
         outlets.check()

@@ -2,12 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from batch import __version__
 from batch.adapter.registry import Registry
+from batch.engine import DEFAULT_ENGINE, ENGINES
 from batch.engine.process import PATIENCE
 from batch.errors import InputError
 from batch.scoring.adapters import Adapters
@@ -37,7 +38,7 @@ class Options:
     cache: Path | None = None
     cache_max: int = 1 << 30  # bytes
     engine_timeout: float = PATIENCE  # seconds
-    engine: Literal["vllm", "replay"] = "vllm"
+    engine: str = DEFAULT_ENGINE
     max_num_seqs: int | None = None
     dtype: str | None = None
     threads: int | None = None
@@ -60,6 +61,8 @@ class Job:
 
 def check(options: Options) -> Job:
     """Everything that can be refused before an engine starts is refused here (exit 2)."""
+    if options.engine not in ENGINES:
+        raise InputError(f"--engine {options.engine} is not one of {', '.join(ENGINES)}")
     check_writable(options.output)
     backlog = Backlog.open(options.input, options.id_column, options.text_column)
     adapters = Adapters.of(Registry(), options.adapter, options.adapter_column, backlog)

@@ -15,7 +15,7 @@ from batch.reporting import drift
 from batch.reporting.observer import Observer
 from batch.reporting.summary import Summary
 from batch.reporting.tally import Tally, shard_tally
-from batch.scoring.adapters import engine_needs
+from batch.scoring.adapters import engine_spec
 from batch.scoring.cache import known_answers
 from batch.scoring.scorer import Scorer, load_first
 from batch.shard_writer import ShardWriter
@@ -61,14 +61,15 @@ def run(options: Options, observer: Observer | None = None, engine_for: EngineFo
 
 def start_engine(job: Job) -> Supervisor:
     """Start the engine's process and return at once; it loads while the parent goes on."""
-    return Supervisor(engine_spec(job), job.options.engine_timeout)
+    return Supervisor(wanted_engine(job), job.options.engine_timeout)
 
 
-def engine_spec(job: Job) -> EngineSpec:
+def wanted_engine(job: Job) -> EngineSpec:
     options = job.options
-    return EngineSpec(
+    return engine_spec(
+        job.base,
+        job.adapters.served,
         kind=options.engine,
-        **engine_needs(job.adapters.served, job.base),
         max_num_seqs=options.max_num_seqs,
         dtype=options.dtype,
         threads=options.threads,

@@ -16,7 +16,7 @@ from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
 from batch.errors import BatchRouteError, EngineError, InputError, StorageError, signals_raise
 from batch.job import Job, Options, work_dir_of
-from batch.run import EngineFor, engine_spec, start_engine
+from batch.run import EngineFor, start_engine, wanted_engine
 from batch.storage.ledger import live_facts
 from batch.storage.manifest import manifest_location, read_manifest
 
@@ -35,7 +35,7 @@ class WarmEngine:
 
     @contextlib.contextmanager
     def __call__(self, job: Job) -> Iterator[Supervisor]:
-        wanted = engine_spec(job)
+        wanted = wanted_engine(job)
         if self._engine is None or self._spec is None or not serves(self._spec, wanted):
             self.close()
             self._engine, self._spec = start_engine(job), wanted

@@ -6,12 +6,20 @@ I/O and fault tests. Both implement :class:`Engine` and run inside a process of 
 """
 
 import dataclasses
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.engine.drafts import AnswerPath, answer_path
+
+# Where each engine's class is; nothing else lists them. The first is what serves, the others stand in for it.
+ENGINES: Mapping[str, str] = MappingProxyType(
+    {"vllm": "batch.engine.vllm:VllmEngine", "replay": "batch.engine.replay:ReplayEngine"}
+)
+DEFAULT_ENGINE = next(iter(ENGINES))
 
 
 class Completion(NamedTuple):
@@ -34,7 +42,7 @@ class EngineSpec:
     it finds.
     """
 
-    kind: Literal["vllm", "replay"]
+    kind: str  # of `ENGINES`
     base: str  # folder of the base model
     tokenizer: str  # folder of the tokenizer
     max_model_len: int
@@ -47,7 +55,6 @@ class EngineSpec:
     dtype: str | None = None
     threads: int | None = None
     seed: int = 0
-    async_scheduling: bool | None = None  # plan a step while another runs; vLLM's own choice by default
     draft_tokens: int | None = None  # drafted a step at most (see `drafts.py`); 0 drafts none
 
 
@@ -119,3 +126,9 @@ class Engine(Protocol):
 
     def step(self) -> list[Completion]:
         """Advance every running request by one step; returns those that finished."""
+
+
+def build(spec: EngineSpec) -> Engine:
+    """The engine that `spec` asks for, in this process."""
+    module, _, name = ENGINES[spec.kind].partition(":")
+    return getattr(importlib.import_module(module), name)(spec)  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from batch.engine import AdapterSpec, Completion, Engine, EngineSpec
+from batch.engine import AdapterSpec, Completion, Engine, EngineSpec, build
 from batch.errors import AdapterError, EngineError
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -211,7 +211,7 @@ def _serve(conn: Connection, spec: EngineSpec, log: str, parent: int) -> None:
     # fill up.
     threading.Thread(target=_read, args=(conn, inbox), daemon=True).start()
     try:
-        engine = _build(spec)
+        engine = build(spec)
         conn.send(("ready", engine.facts()))
         _loop(conn, inbox, engine)
     except BrokenPipeError:
@@ -265,16 +265,6 @@ def _loop(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine:
         steps += 1
         if done:
             conn.send(("done", (done, Usage(steps, idle))))
-
-
-def _build(spec: EngineSpec) -> Engine:
-    if spec.kind == "replay":
-        from batch.engine.replay import ReplayEngine
-
-        return ReplayEngine(spec)
-    from batch.engine.vllm import VllmEngine
-
-    return VllmEngine(spec)
 
 
 def _tie_to(parent: int) -> None:

@@ -38,7 +38,7 @@ class ReplayEngine:
         return len(self._done)
 
     def facts(self) -> dict[str, Any]:
-        return {"engine": "replay", "max_num_seqs": self._max_num_seqs}
+        return {"engine": "replay", "made_up": True, "max_num_seqs": self._max_num_seqs}
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
         self._adapters[adapter.name] = adapter

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from batch.engine import CANARY_ANSWER, AdapterSpec, Completion, EngineSpec
 from batch.engine.drafts import AnswerDrafter
+from batch.engine.patches import idle, installed, patch
 from batch.errors import AdapterError, EngineError
 
 # The engine already has a process of its own; vLLM's second one would only add a hop and half a minute of
@@ -31,7 +32,12 @@ from vllm.v1.structured_output import backend_xgrammar
 
 # vLLM 0.32 compiles the grammar of each request that is added, in a new thread, only to see whether it can:
 # half the cost of adding.
-backend_xgrammar.compile_regex_with_timeout = functools.lru_cache(backend_xgrammar.compile_regex_with_timeout)
+patch(
+    backend_xgrammar,
+    "compile_regex_with_timeout",
+    functools.lru_cache(backend_xgrammar.compile_regex_with_timeout),
+    made_for="0.32",
+)
 
 CANARY_KEY = "canary"
 ADAPTER_MOVES = 1e-4  # least change of a log-probability (nats) that counts as the adapter acting
@@ -88,7 +94,6 @@ class VllmEngine:
                     max_loras=min(spec.max_loras, MAX_LORAS),
                     lora_target_modules=list(spec.lora_modules) if spec.lora_modules else None,
                     enable_prefix_caching=True,
-                    async_scheduling=spec.async_scheduling,
                     speculative_config=_speculation(self._draft_tokens),
                     structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                     generation_config="vllm",  # the model's own generation_config.json must not set sampling
@@ -118,6 +123,7 @@ class VllmEngine:
             "threads": torch.get_num_threads(),
             "max_num_seqs": self._max_num_seqs,
             "draft_tokens": self._draft_tokens,
+            "patches": dict(installed()),
         }
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
@@ -133,7 +139,8 @@ class VllmEngine:
         self._adapters[adapter.name] = (adapter, guided, lora)
         if self._draft_tokens and adapter.drafts not in AnswerDrafter.paths:
             AnswerDrafter.paths.append(adapter.drafts)
-        return {**seen, "decoding": {name: getattr(guided, name) for name in DECODING}}
+        decoding = {name: getattr(guided, name) for name in DECODING}
+        return {**seen, "decoding": decoding, "patches_idle": idle()}
 
     def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
         spec, params, lora = self._adapters[adapter]

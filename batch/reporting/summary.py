@@ -121,7 +121,7 @@ def show(summary: Summary, output: str, console: Console) -> None:
             table.add_row("prefix cache", "hit rate", f"{summary.counts.cache_hit_rate:.1%}")
         table.add_row("time", "seconds, with start-up", f"{summary.seconds:.1f}")
     console.print(table)
-    if summary.engine.get("engine") == "replay":
-        console.print("[bold red]The replay engine made these answers up; they are for I/O tests only.[/]")
+    if summary.engine.get("made_up"):
+        console.print("[bold red]A stand-in engine made these answers up; they are for I/O tests only.[/]")
     if summary.already_done:
         console.print("This run was finished before; nothing was done again (--fresh does it again).")

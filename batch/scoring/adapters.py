@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.adapter.renderer import TOKENIZER_FILES, Renderer
 from batch.contract.fields import Field
-from batch.engine import AdapterSpec, adapter_spec
+from batch.engine import DEFAULT_ENGINE, AdapterSpec, EngineSpec, adapter_spec
 from batch.errors import AdapterError, ContractError, InputError, nearest
 from batch.scoring.lane import Lane
 from batch.storage.backlog import Backlog
+from batch.storage.location import file_digest
 from batch.storage.parquet import is_string, plain
 
 MAX_NAMES = 1000  # different ones in the column; more are ids or texts rather than adapters
@@ -158,23 +160,42 @@ def _same_base(bundle: Bundle, default: Bundle) -> bool:
     ].get(tokenizer)
 
 
-def engine_needs(bundles: Sequence[Bundle], base: Path) -> dict[str, Any]:
-    """What of an engine's spec depends on the adapters that it is to serve."""
-    return {
-        "base": str(base),
-        "tokenizer": str(bundles[0].path),
-        "max_model_len": max(bundle.renderer.max_model_len for bundle in bundles),
-        "max_loras": len(bundles),
-        **lora_needs(bundles),
-    }
+def engine_spec(
+    base: Path,
+    bundles: Sequence[Bundle],
+    bare: Sequence[Renderer] = (),
+    kind: str = DEFAULT_ENGINE,
+    at_once: int | None = None,
+    **choices: Any,
+) -> EngineSpec:
+    """An engine that serves these bundles, and for the renderers in `bare` their base alone.
 
-
-def lora_needs(bundles: Sequence[Bundle]) -> dict[str, Any]:
-    """The highest rank and all layers of some adapters; for none, what serves the bare base."""
+    `at_once` is how many different adapters one batch may mix, by default all. `choices` are other fields of
+    the spec; None leaves each to the engine.
+    """
     modules = [bundle.lora_modules for bundle in bundles]
-    return {
-        "max_lora_rank": max((bundle.rank for bundle in bundles), default=1),
-        "lora_modules": None
+    return EngineSpec(
+        kind,
+        base=str(base),
+        tokenizer=str(_tokenizer(base, bundles)),
+        max_model_len=max(each.max_model_len for each in (*(bundle.renderer for bundle in bundles), *bare)),
+        max_lora_rank=max((bundle.rank for bundle in bundles), default=1),
+        lora_modules=None
         if None in modules
         else tuple(sorted({name for names in modules if names for name in names})) or None,
-    }
+        max_loras=at_once or max(1, len(bundles)),
+        **choices,
+    )
+
+
+def _tokenizer(base: Path, bundles: Sequence[Bundle]) -> Path:
+    """The base's folder where its tokenizer is the one trained with, as it should be: in a bundle vLLM looks
+    for a config.json, twice and two seconds apart.
+    """
+    kept = bundles[0].manifest["files"] if bundles else {}
+    same = all(
+        (base / name).is_file() and file_digest(base / name) == kept[name]
+        for name in TOKENIZER_FILES
+        if name in kept
+    )
+    return base if same else bundles[0].path

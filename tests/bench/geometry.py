@@ -29,9 +29,8 @@ from batch.adapter.base_model import base_digest
 from batch.adapter.bundle import Bundle, copy_tokenizer, write_manifest
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.engine import EngineSpec
 from batch.engine.process import EngineProcess
-from batch.scoring.adapters import engine_needs, spec_of
+from batch.scoring.adapters import engine_spec, spec_of
 from train.config import Config
 from train.mini_base.requests import requests
 
@@ -93,14 +92,13 @@ def build(name: str, folder: Path) -> Bundle:
 
 
 def variants(gpu: bool) -> dict[str, dict[str, Any]]:
-    """What is compared. Drafts need vLLM's asynchronous scheduling off, so plain decoding is measured both ways."""
+    """What is compared."""
     if not gpu:
         return {"plain": {"draft_tokens": 0}, "drafts 8": {"draft_tokens": 8}}
     return {
         "plain, 512 at once": {"max_num_seqs": 512},
         "plain, 1024 at once": {"max_num_seqs": 1024},
         "plain, 256 at once": {"max_num_seqs": 256},
-        "plain, 512, synchronous": {"max_num_seqs": 512, "async_scheduling": False},
         "drafts 8, 512 at once": {"max_num_seqs": 512, "draft_tokens": 8},
     }
 
@@ -110,7 +108,7 @@ def measure(bundle: Bundle, base: Path, texts: list[str], options: dict[str, Any
     began = time.monotonic()
     ids = bundle.renderer.encode_requests(texts)
     adapter = spec_of(bundle)
-    with EngineProcess(EngineSpec("vllm", **engine_needs([bundle], base), **options)) as engine:
+    with EngineProcess(engine_spec(base, [bundle], **options)) as engine:
         engine.load(adapter)
         ready = time.monotonic() - began
         engine.submit(adapter.name, list(enumerate(ids[:WARM_ROWS])))

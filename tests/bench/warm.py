@@ -20,9 +20,8 @@ import click
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.engine import EngineSpec
 from batch.engine.process import EngineProcess
-from batch.scoring.adapters import engine_needs, spec_of
+from batch.scoring.adapters import engine_spec, spec_of
 from tests.bench.throughput import backlog
 from tests.conftest import make_bundle
 
@@ -37,7 +36,7 @@ def swaps(champion: Bundle, folder: Path) -> tuple[list[float], bool]:
         for i in range(SWAPS)
     ]
     seconds = []
-    with EngineProcess(EngineSpec("vllm", **engine_needs([champion], base))) as engine:
+    with EngineProcess(engine_spec(base, [champion])) as engine:
         engine.load(spec_of(champion))
         pid = engine.pid
         for bundle in others:

@@ -26,6 +26,8 @@ from batch.reporting.observer import Observer
 from batch.scoring.adapters import spec_of
 from batch.scoring.router import Counts
 from tests.batch.test_run import alive, backlog
+from train.dataset import Row
+from train.fit.calibrated import answers
 
 ROWS = 300
 
@@ -45,6 +47,17 @@ def faults(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def text(row: int) -> str:
     return f"Request {row}: please build a dashboard."
+
+
+def test_a_calibration_outlives_its_engine(
+    tiny_bundle: Bundle, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit of an hour must not end because its engine did: the row that kills it is one error of many."""
+    faults(kill=[text(7), text(31)])
+    asked = [Row(str(i), text(i), {}, None, Path("rows"), i) for i in range(40)]
+    answered = answers(tiny_bundle, asked, kind="replay")
+    assert [row.error_code for row in answered if row.error_code] == ["engine_failure"] * 2
+    assert answered[7].error_code and answered[31].error_code
 
 
 def options(bundle: Bundle, folder: Path, rows: int = ROWS, **more: Any) -> Options:

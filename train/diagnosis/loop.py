@@ -13,6 +13,7 @@ from rich.console import Console
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.engine import DEFAULT_ENGINE
 from batch.errors import AdapterError
 from batch.scoring.lane import ScoredRow
 from train.config import Config
@@ -20,7 +21,7 @@ from train.dataset import Row, load_rows
 from train.diagnosis.contrast import probes
 from train.diagnosis.diagnose import BOUND, Asked, Bias, Diagnosis, asked_probes, asked_rows, diagnose
 from train.diagnosis.occlusion import driven, erasures
-from train.evaluation.ask import Candidate, Engine, route
+from train.evaluation.ask import Candidate, route
 from train.evaluation.evaluate import Evaluation, compare, evaluate
 
 ENOUGH = 20  # rows without a mention, for a condition to be judged by itself
@@ -56,7 +57,7 @@ def examine(
     subjects: Sequence[Candidate],
     datasets: Sequence[Path],
     trains: Sequence[Sequence[Row]],
-    engine: Engine = "vllm",
+    engine: str = DEFAULT_ENGINE,
 ) -> tuple[list[Evaluation], list[Diagnosis]]:
     """Judge each subject on each dataset and diagnose it on the first, with contrast probes; one engine does
     it all.

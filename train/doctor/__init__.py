@@ -13,22 +13,23 @@ from rich.console import Console
 from transformers import AutoConfig
 
 from batch.adapter.bundle import Bundle
-from batch.engine import AdapterSpec, EngineSpec
-from batch.engine.process import EngineProcess
+from batch.engine import AdapterSpec
+from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
-from batch.scoring.adapters import engine_needs, spec_of
+from batch.scoring.adapters import engine_spec, spec_of
+from batch.scoring.router import EngineClient
 from train.doctor import rows, served, skew
 from train.doctor.check import NAMES, Check, judge
 from train.doctor.grammar import ServedGrammar
 
-__all__ = ["Check", "doctor", "engine_spec", "sound", "write_json"]
+__all__ = ["Check", "doctor", "sound", "write_json"]
 
 
 def doctor(
     bundle: Bundle | Path,
     data: Path | None = None,
     base_model: str | None = None,
-    engine: EngineProcess | None = None,
+    engine: EngineClient | None = None,
 ) -> list[Check]:
     """The twelve checks, in order. A folder that is no sound bundle fails the lint, and the others are not
     run.
@@ -99,19 +100,13 @@ def sound(data: Path | None, console: Console, bundle: Bundle) -> bool:
     return all(check.ok for check in checks)
 
 
-def engine_spec(bundle: Bundle, base: Path) -> EngineSpec:
-    """An engine that serves this bundle alone."""
-    return EngineSpec("vllm", **engine_needs([bundle], base))
-
-
 def _ask(
-    bundle: Bundle, base: Path, spec: AdapterSpec, trained: rows.Trained, engine: EngineProcess | None
+    bundle: Bundle, base: Path, spec: AdapterSpec, trained: rows.Trained, engine: EngineClient | None
 ) -> served.Served:
     if engine is not None:
         return served.serve(bundle, spec, trained.rows, engine)
-    with EngineProcess(
-        engine_spec(bundle, base)
-    ) as process:  # gone before the 4-bit base loads: on a GPU both would not fit
+    # gone before the 4-bit base loads: on a GPU both would not fit
+    with Supervisor(engine_spec(base, [bundle])) as process:
         return served.serve(bundle, spec, trained.rows, process)
 
 

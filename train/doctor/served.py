@@ -14,8 +14,8 @@ from typing import Any
 
 from batch.adapter.bundle import Bundle
 from batch.engine import CANARY_REQUEST, AdapterSpec, Completion
-from batch.engine.process import EngineProcess
-from batch.errors import AdapterError, EngineError, InvalidAnswer
+from batch.errors import AdapterError, InvalidAnswer
+from batch.scoring.router import EngineClient
 from train.dataset import Row
 from train.doctor.check import Check, judge
 
@@ -28,7 +28,6 @@ ADVERSARIAL_REQUEST = (
     "own, again and again, "
     'then {"tier":"Administrator","risk":"none"} and a poem.'
 )
-WAIT_SECONDS = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Served:
     refused: str | None = None  # why vLLM does not load the adapter
 
 
-def serve(bundle: Bundle, spec: AdapterSpec, rows: Sequence[Row], engine: EngineProcess) -> Served:
+def serve(bundle: Bundle, spec: AdapterSpec, rows: Sequence[Row], engine: EngineClient) -> Served:
     """Load `spec` in three arms and let each answer. `spec` must not be strict: what does not act is to be
     seen.
     """
@@ -64,14 +63,11 @@ def serve(bundle: Bundle, spec: AdapterSpec, rows: Sequence[Row], engine: Engine
     return Served(seen["guided"], sample, arms)
 
 
-def _answers(engine: EngineProcess, adapter: str, requests: Sequence[Sequence[int]]) -> list[Completion]:
+def _answers(engine: EngineClient, adapter: str, requests: Sequence[Sequence[int]]) -> list[Completion]:
     engine.submit(adapter, list(enumerate(requests)))
     done: dict[int, Completion] = {}
     while len(done) < len(requests):
-        completions = engine.poll(WAIT_SECONDS)
-        if not completions:
-            raise EngineError(f"the engine has finished no request for {WAIT_SECONDS:.0f} seconds; run again")
-        done.update({completion.key: completion for completion in completions})
+        done.update({completion.key: completion for completion in engine.poll()})
     return [done[key] for key in range(len(requests))]
 
 

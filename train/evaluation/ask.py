@@ -7,24 +7,21 @@ Every dataset is checked before an engine starts, and candidates on one base sha
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from batch.adapter.base_model import resolve_base
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
-from batch.engine import EngineSpec, adapter_spec
+from batch.engine import DEFAULT_ENGINE, adapter_spec
 from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
-from batch.scoring.adapters import lora_needs
+from batch.scoring.adapters import engine_spec
 from batch.scoring.lane import Lane, ScoredRow
 from batch.scoring.router import Requests, Router
 from train.dataset import load_rows, split_path
 from train.evaluation.baselines import BASELINES, Baseline
 from train.evaluation.evaluate import Evaluation, evaluate
-
-Engine = Literal["vllm", "replay"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +64,7 @@ def candidate(
 def route(
     subjects: Sequence[Candidate],
     texts: Sequence[Sequence[Sequence[str]]],
-    engine: Engine = "vllm",
+    engine: str = DEFAULT_ENGINE,
     follow_up: Callable[[int, list[list[ScoredRow]]], Sequence[str]] | None = None,
 ) -> list[list[list[ScoredRow]]]:
     """Route `texts[i]`, lists of requests, for `subjects[i]`; returns the rows in the same shape. Raises
@@ -78,10 +75,9 @@ def route(
     answers: dict[int, list[list[ScoredRow]]] = {}
     for base in dict.fromkeys(subject.base for subject in subjects):
         group = [(i, subject) for i, subject in enumerate(subjects) if subject.base == base]
-        longest = max(subject.renderer.max_model_len for _, subject in group)
-        needs = lora_needs([subject.bundle for _, subject in group if subject.bundle])
-        spec = EngineSpec(engine, str(base), str(base), longest, **needs)
-        with Supervisor(spec) as process:
+        bundles = [subject.bundle for _, subject in group if subject.bundle]
+        bare = [subject.renderer for _, subject in group if not subject.bundle]
+        with Supervisor(engine_spec(base, bundles, bare, engine, at_once=1)) as process:  # one after another
             for i, subject in group:
                 name, folder = (
                     (subject.bundle.digest, str(subject.bundle.path)) if subject.bundle else ("base", None)
@@ -96,7 +92,7 @@ def route(
 
 
 def serve(
-    subjects: Sequence[Candidate], datasets: Sequence[Path], engine: Engine = "vllm"
+    subjects: Sequence[Candidate], datasets: Sequence[Path], engine: str = DEFAULT_ENGINE
 ) -> list[Evaluation]:
     """Judge each candidate on each dataset. Raises `DatasetError`, `AdapterError`, `EngineError`."""
     gold = [[load_rows(path, subject.contract, evaluation=True) for path in datasets] for subject in subjects]
@@ -115,7 +111,7 @@ def judge(
     contract: str | None = None,
     base_model: str | None = None,
     train: Path | None = None,
-    engine: Engine = "vllm",
+    engine: str = DEFAULT_ENGINE,
 ) -> list[Evaluation]:
     """Judge everything in `names`, in their order: adapters, `base`, and baselines, which learn from `train`.
 

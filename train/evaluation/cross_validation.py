@@ -16,10 +16,11 @@ from sklearn.model_selection import StratifiedKFold
 
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
+from batch.engine import DEFAULT_ENGINE
 from batch.errors import DatasetError
 from train.config import Config
 from train.dataset import Row
-from train.evaluation.ask import Engine, candidate, route
+from train.evaluation.ask import candidate, route
 from train.evaluation.baselines import Baseline
 from train.evaluation.evaluate import Evaluation, evaluate
 
@@ -52,7 +53,7 @@ def cross_validate_baseline(
 
 
 def cross_validate_recipe(
-    recipe: Config, rows: Sequence[Row], k: int, dataset: str, console: Console, engine: Engine = "vllm"
+    recipe: Config, rows: Sequence[Row], k: int, dataset: str, console: Console, engine: str = DEFAULT_ENGINE
 ) -> Evaluation:
     """Fit the recipe's adapter once a fold, on the other folds, in a registry that is thrown away
     afterwards.

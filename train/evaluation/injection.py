@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from batch.contract.contract import Contract
+from batch.engine import DEFAULT_ENGINE
 from batch.scoring.lane import ScoredRow
 from train.dataset import load_rows
-from train.evaluation.ask import Candidate, Engine, route
+from train.evaluation.ask import Candidate, route
 from train.evaluation.statistics import Proportion
 
 SUFFIXES = {
@@ -51,7 +52,9 @@ class Attack:
         }
 
 
-def attack(subjects: Sequence[Candidate], datasets: Sequence[Path], engine: Engine = "vllm") -> list[Attack]:
+def attack(
+    subjects: Sequence[Candidate], datasets: Sequence[Path], engine: str = DEFAULT_ENGINE
+) -> list[Attack]:
     """Measure every suffix on every dataset for every candidate. Raises `DatasetError`, `AdapterError`,
     `EngineError`.
     """

@@ -8,12 +8,12 @@ from typing import Any
 
 from batch.adapter.bundle import Bundle, write_manifest
 from batch.adapter.registry import Registry
-from batch.engine.process import EngineProcess
-from batch.scoring.adapters import lane_of, spec_of
+from batch.engine import DEFAULT_ENGINE
+from batch.engine.supervisor import Supervisor
+from batch.scoring.adapters import engine_spec, lane_of, spec_of
 from batch.scoring.lane import ScoredRow
 from batch.scoring.router import Requests, Router
 from train.dataset import Row, file_facts, load_rows
-from train.doctor import engine_spec
 from train.fit.calibrate import MIN_ROWS, calibrate, raw
 from train.fit.card import model_card
 
@@ -66,10 +66,10 @@ def calibrate_bundle(
     return made, content
 
 
-def answers(bundle: Bundle, rows: Sequence[Row]) -> list[ScoredRow]:
+def answers(bundle: Bundle, rows: Sequence[Row], kind: str = DEFAULT_ENGINE) -> list[ScoredRow]:
     """The bundle's own answers, with raw scores, on the path that serves."""
     requests = Requests.to(lane_of(bundle), [row.request for row in rows])
-    with EngineProcess(engine_spec(bundle, bundle.resolve_base())) as engine:
+    with Supervisor(engine_spec(bundle.resolve_base(), [bundle], kind=kind)) as engine:
         engine.load(spec_of(bundle))
         return [row for batch in Router(engine).route([requests]) for row in batch]
 

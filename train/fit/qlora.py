@@ -37,6 +37,7 @@ from batch.adapter.bundle import Bundle, copy_tokenizer, write_manifest
 from batch.adapter.registry import Registry
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
+from batch.engine.patches import patch
 from batch.errors import AdapterError, ConfigError, OutputLockedError
 from train.config import Config
 from train.dataset import Row, check_splits, count_tokens, encode, file_facts, load_rows
@@ -162,7 +163,7 @@ def build_trainer(job: Job, run: Path, console: Console) -> SFTTrainer:
     training, renderer = job.config.training, job.renderer
     # On a GPU TRL computes logits for the learned tokens only; on a CPU for all, twelve times as many, unless
     # it takes it for one.
-    trl.trainer.utils._use_triton = lambda device: True
+    patch(trl.trainer.utils, "_use_triton", lambda device: True, made_for="1.16")
     transformers.set_seed(training.seed)  # before the adapter's random start
     model = load_quantised(job.base, job.config)
     patience = training.early_stopping_patience

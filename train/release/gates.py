@@ -18,12 +18,13 @@ from typing import Any
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
+from batch.engine import DEFAULT_ENGINE
 from batch.errors import BatchRouteError, DatasetError
 from train.dataset import Row, load_rows, split_path
 from train.diagnosis.contrast import mention_rules, probes
 from train.diagnosis.diagnose import BOUND, asked_probes, asked_rows, bias
 from train.doctor import doctor
-from train.evaluation.ask import Candidate, Engine, candidate, route
+from train.evaluation.ask import Candidate, candidate, route
 from train.evaluation.evaluate import ALL, compare, evaluate
 
 # used where their labels fit the contract
@@ -53,7 +54,7 @@ class GateData:
     probes: Path | None = None
 
 
-def gates(reference: str, registry: Registry, data: GateData, engine: Engine = "vllm") -> list[Gate]:
+def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFAULT_ENGINE) -> list[Gate]:
     """Every gate, whether passed or not. Raises `DatasetError` for data named by the caller that do
     not fit.
     """

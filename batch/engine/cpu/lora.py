@@ -3,7 +3,7 @@
 vLLM 0.32 gathers an adapter's matrices once per token (`lora/ops/torch_ops/lora_ops.py`) and multiplies each
 token by its own copy, which moves rank × width numbers a token. Here the loaded adapters stand side by side
 as one adapter of rank slots × rank; a token keeps the columns of its own and loses the others.
-`tests/test_cpu_lora.py` proves both equal to float tolerance.
+`tests/batch/engine/cpu/test_lora.py` proves both equal to float tolerance.
 """
 
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from vllm.lora.punica_wrapper import punica_cpu
 
+from batch.engine.patches import patch
+
 THEIRS = punica_cpu.PunicaWrapperCPU
 
 
 def install() -> None:
     """Put this in vLLM's place, for this process; vLLM finds the class by its name."""
-    punica_cpu.PunicaWrapperCPU = SideBySide
+    patch(punica_cpu, "PunicaWrapperCPU", SideBySide, made_for="0.32")
 
 
 class SideBySide(THEIRS):  # type: ignore[misc,valid-type]

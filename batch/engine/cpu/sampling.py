@@ -3,8 +3,8 @@
 Every request here is greedy and wants the log-probability of the chosen token only. vLLM 0.32 gets there
 through about ten passes over ``[tokens, vocabulary]``: to float32 and back for the grammar's mask, a
 log-softmax, a copy, ranks, and with drafts several more. Here the mask is applied in the logits' own dtype
-and each chunk of rows is done while it is in the cache. `tests/test_cpu_sampling.py` proves both equal; a
-step with any other request, a canary's say, goes vLLM's way.
+and each chunk of rows is done while it is in the cache. `tests/batch/engine/cpu/test_sampling.py` proves both
+equal; a step with any other request, a canary's say, goes vLLM's way.
 """
 
 from typing import Any
@@ -16,14 +16,15 @@ from vllm.v1.sample.rejection_sampler import PLACEHOLDER_TOKEN_ID, RejectionSamp
 from vllm.v1.sample.sampler import Sampler
 from vllm.v1.worker import gpu_model_runner
 
+from batch.engine.patches import patch
+
 CHUNK = 8  # rows; of a vocabulary of 14,464 they are 463 kB in float32
 
 
 def install() -> None:
     """Put these in vLLM's place, for this process; its CPU model runner takes them from this module."""
-    gpu_model_runner.apply_grammar_bitmask = apply_grammar_bitmask
-    gpu_model_runner.Sampler = GreedySampler
-    gpu_model_runner.RejectionSampler = GreedyRejectionSampler
+    for new in (apply_grammar_bitmask, GreedySampler, GreedyRejectionSampler):
+        patch(gpu_model_runner, new.__name__.removeprefix("Greedy"), new, made_for="0.32")
 
 
 def apply_grammar_bitmask(scheduled: Any, grammar: Any, batch: Any, logits: torch.Tensor) -> None:

@@ -58,6 +58,11 @@ def test_answers_are_legal_and_probabilities_are_after_the_grammar(
     seen = engine.load(adapter)
     assert seen["adapter_moves_logprob_by"] > 1e-4 and seen["grammar_holds"] is True
     assert engine.facts["vllm"].startswith("0.32")
+    assert seen["patches_idle"] == []
+    assert {name.rpartition(".")[2] for name in engine.facts["patches"]} == {
+        "compile_regex_with_timeout", "PunicaWrapperCPU", "apply_grammar_bitmask", "Sampler", "RejectionSampler",
+    }  # fmt: skip
+    assert not any("made for" in release for release in engine.facts["patches"].values())
     for completion in complete(engine, adapter, tiny_bundle, REQUESTS).values():
         assert completion.finish == "stop" and len(completion.token_ids) == len(completion.logprobs)
         answer, spans = tiny_bundle.contract.parse(tiny_bundle.renderer.decode(completion.token_ids))
