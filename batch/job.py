@@ -66,7 +66,9 @@ def check(options: Options) -> Job:
     check_writable(options.output)
     backlog = Backlog.open(options.input, options.id_column, options.text_column)
     adapters = Adapters.of(Registry(), options.adapter, options.adapter_column, backlog)
-    base, answers = adapters.default.resolve_base(options.base_model), adapters.answers
+    base = adapters.default.resolve_base(options.base_model)
+    adapters = adapters.fitting(base)
+    answers = adapters.answers
     backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))
     if Location.of(options.output).path in {file.location.path for file in backlog.files}:
         raise InputError(f"output {options.output} is one of the input's files; choose another name")

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from batch.adapter.peft_checks import no_remote_code, read_json
+from batch.adapter.files import no_remote_code, read_json
 from batch.errors import AdapterError
 from batch.storage.location import bundle_digest, file_digest
 

@@ -15,7 +15,9 @@ from typing import Any
 
 from batch.adapter.base_model import base_digest, resolve_base
 from batch.adapter.calibration import Calibration
-from batch.adapter.peft_checks import check_fits, lint, no_remote_code, read_json
+from batch.adapter.files import no_remote_code, read_json
+from batch.adapter.fits import check_fits
+from batch.adapter.peft_checks import LoraModule, highest_rank, lint
 from batch.adapter.renderer import TOKENIZER_FILES, Renderer
 from batch.contract.contract import Contract
 from batch.errors import AdapterError
@@ -40,6 +42,7 @@ class Bundle:
     digest: str  # sha256, 64 hex digits
     contract: Contract
     renderer: Renderer
+    modules: tuple[LoraModule, ...]  # what the adapter changes, as its tensors say
     rank: int
     calibration: Calibration
     manifest: Mapping[str, Any]
@@ -79,11 +82,12 @@ class Bundle:
                     f"{path}: {name} differs from its sha256 in {MANIFEST}; copy the bundle again"
                 )
         no_remote_code(path)
-        rank = lint(path)
+        modules = lint(path)
         contract = Contract.load(path / "contract.json")
         renderer = Renderer.load(path, contract)
         calibration = Calibration.load(path / "calibration.json", contract)
-        return cls(path, bundle_digest(digests), contract, renderer, rank, calibration, manifest)
+        rank = highest_rank(path, modules)
+        return cls(path, bundle_digest(digests), contract, renderer, modules, rank, calibration, manifest)
 
     @property
     def base(self) -> Mapping[str, Any]:
@@ -92,10 +96,9 @@ class Bundle:
         return base
 
     @property
-    def lora_modules(self) -> tuple[str, ...] | None:
-        """Names of the layers that the adapter changes; None where its config gives a pattern."""
-        modules = read_json(self.path / "adapter_config.json", "a PEFT adapter").get("target_modules")
-        return tuple(sorted(modules)) if isinstance(modules, list) else None
+    def lora_modules(self) -> tuple[str, ...]:
+        """Last names of the layers that the adapter changes: what vLLM must make room for."""
+        return tuple(sorted({module.leaf for module in self.modules}))
 
     def resolve_base(self, override: str | None = None) -> Path:
         """Local folder of the base model, checked to be the one trained on. Raises `AdapterError`.
@@ -110,8 +113,16 @@ class Bundle:
                 f"{folder} is not the base model that adapter {self.digest[:12]} was trained on; "
                 "train on this base, or name the right one with --base-model"
             )
-        check_fits(self.path, folder)
+        check_fits(self.path, self.modules, folder)
         return folder
+
+    def fits(self, base: Path) -> bool:
+        """Whether its weights are for `base`, whatever its manifest says."""
+        try:
+            check_fits(self.path, self.modules, base)
+        except AdapterError:
+            return False
+        return True
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> str:

@@ -3,28 +3,38 @@
     prompt     = system and user turns in the base model's own chat template, up to where the assistant speaks
     example    = prompt + answer ids + end-of-turn id
 
-The request is encoded apart from the template, by a copy of the tokenizer that knows no added token, and the
+The request is encoded apart from the template, by a copy of the tokenizer that knows no control token, and
+the
 ids are joined. So no string in a request can become a control token, and the ids in front of it are the same
 for every row, which is what the engine's prefix cache needs.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
+from batch.adapter.chat_template import DATE, NAMED_TOKENS, ChatTemplate, Style, Turns, token_text
+from batch.adapter.files import read_json
+from batch.adapter.vocabulary import Vocabulary
 from batch.contract.contract import Contract
+from batch.contract.fields import compact_json
 from batch.errors import AdapterError
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_SLOT = "\ue000request\ue001"  # private-use characters: stands for the request while the template is rendered
+# What a bundle keeps of a base, where it is there.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "special_tokens_map.json",
+)
+PROBES = ("Apply", "query 7 rows", "zebra", "My List")  # requests that begin and end in different tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,54 +47,36 @@ class Renderer:
     end_of_turn_id: int
     pad_id: int
     fingerprint: str  # sha256 (hex) over the tokenizer's and template's files
-    _tokenizer: Tokenizer = dataclasses.field(repr=False, compare=False)
-    _plain: Tokenizer = dataclasses.field(repr=False, compare=False)  # the same without added tokens
+    style: Style  # how the template takes a conversation
+    template: ChatTemplate = dataclasses.field(repr=False, compare=False)
+    _vocabulary: Vocabulary = dataclasses.field(repr=False, compare=False)
+    _requests: "_Requests" = dataclasses.field(repr=False, compare=False)
 
     @classmethod
     def load(cls, folder: str | Path, contract: Contract) -> "Renderer":
         """Read the tokenizer files in `folder` (a base model's or a bundle's). Raises `AdapterError`."""
         folder = Path(folder)
-        try:
-            content = (folder / "tokenizer.json").read_text(encoding="utf-8")
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            template_file = folder / "chat_template.jinja"
-            template = (
-                template_file.read_text(encoding="utf-8")
-                if template_file.exists()
-                else config.get("chat_template")
-            )
-            tokenizer = Tokenizer.from_str(content)
-        except FileNotFoundError as error:
-            raise AdapterError(f"no {Path(error.filename).name} in {folder}; is it a model folder?") from None
-        except Exception as error:  # `tokenizers` raises bare Exception for a malformed file
-            raise AdapterError(
-                f"{folder}: cannot read the tokenizer: {error}; copy the folder again"
-            ) from error
-        if not template:
-            raise AdapterError(f"{folder}: the tokenizer has no chat template; use an instruct model")
-        special = json.loads(content)
-        special["added_tokens"] = []
-        plain = Tokenizer.from_str(json.dumps(special))
-        for encoder in (tokenizer, plain):
-            encoder.no_padding()
-            encoder.no_truncation()
-        head, tail = _render(template, config, contract.system_prompt, folder)
-        end_id = tokenizer.token_to_id(_token(config.get("eos_token")))
-        pad_id = tokenizer.token_to_id(_token(config.get("pad_token") or config.get("eos_token")))
-        if end_id is None or pad_id is None:
-            raise AdapterError(
-                f"{folder}: eos_token or pad_token of tokenizer_config.json is not in the vocabulary"
-            )
-        return cls(
+        config = tokenizer_config(folder)
+        vocabulary = Vocabulary.read(folder)
+        template = ChatTemplate.read(folder, config)
+        turns = template.turns(contract.system_prompt, folder)
+        eos, pad = (_named_id(config, f"{name}_token", vocabulary, folder) for name in ("eos", "pad"))
+        end = _end_of_turn(turns, vocabulary, eos, folder)
+        prefix, suffix, requests = _join(turns, vocabulary)
+        renderer = cls(
             contract=contract,
-            prefix_ids=tuple(tokenizer.encode(head, add_special_tokens=False).ids),
-            suffix_ids=tuple(tokenizer.encode(tail, add_special_tokens=False).ids),
-            end_of_turn_id=end_id,
-            pad_id=pad_id,
-            fingerprint=_fingerprint(content, template, end_id),
-            _tokenizer=tokenizer,
-            _plain=plain,
+            prefix_ids=tuple(prefix),
+            suffix_ids=tuple(suffix),
+            end_of_turn_id=end,
+            pad_id=end if pad is None else pad,
+            fingerprint=_fingerprint(vocabulary, template, end),
+            style=turns.style,
+            template=template,
+            _vocabulary=vocabulary,
+            _requests=requests,
         )
+        renderer._check_answers(folder)
+        return renderer
 
     @property
     def max_answer_tokens(self) -> int:
@@ -102,12 +94,15 @@ class Renderer:
         """The longest sequence that any accepted row can need, in tokens."""
         return self.max_prompt_tokens + self.max_answer_tokens
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that a row can hold, control tokens that no row holds apart."""
+        own = (*self.prefix_ids, *self.suffix_ids, self.end_of_turn_id, self.pad_id)
+        return max(*own, *(token for token, _ in self.vocabulary()))
+
     def encode_requests(self, requests: Sequence[str]) -> list[list[int]]:
         """Ids of the request texts alone, without any control token. Uses all cores."""
-        return [
-            encoding.ids
-            for encoding in self._plain.encode_batch_fast(list(requests), add_special_tokens=False)
-        ]
+        return self._requests.encode(requests)
 
     def prompt(self, request_ids: Sequence[int]) -> list[int]:
         return [*self.prefix_ids, *request_ids, *self.suffix_ids]
@@ -122,7 +117,7 @@ class Renderer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a piece of an answer's text, as the answer alone would have them."""
-        return self._plain.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+        return self._vocabulary.continuing.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def encode_example(self, request: str, answer: dict[str, Any]) -> tuple[list[int], list[int]]:
         """Prompt ids and completion ids of one labelled request; training learns the completion ids only."""
@@ -130,72 +125,121 @@ class Renderer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token of an answer stands for; empty for a control token."""
-        return self._token_bytes[token_id]
+        return self._vocabulary.table[token_id]
 
     def vocabulary(self) -> Iterator[tuple[int, bytes]]:
         """Each token id that is no control token, with its bytes."""
-        return ((token, text) for token, text in enumerate(self._token_bytes) if text)
+        return self._vocabulary.entries()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer's ids. Raises `UnicodeDecodeError` where they are not valid UTF-8."""
-        table = self._token_bytes
+        table = self._vocabulary.table
         return b"".join([table[i] for i in ids]).decode()
 
-    @functools.cached_property
-    def _token_bytes(self) -> list[bytes]:
-        to_byte = {char: byte for byte, char in _byte_level_alphabet().items()}
-        table = [b""] * self._tokenizer.get_vocab_size(with_added_tokens=True)
-        controls = self._tokenizer.get_added_tokens_decoder()  # some vocabularies list them as well
-        for token, token_id in self._plain.get_vocab(with_added_tokens=False).items():
-            if token_id in controls:
-                continue
-            if token_id >= len(table):
-                table.extend([b""] * (token_id + 1 - len(table)))
-            table[token_id] = bytes(to_byte[char] for char in token)
-        return table
+    def conversation(self, request: str, answer: str | None = None) -> list[dict[str, Any]]:
+        """The turns as the template takes them, for who renders it by other means."""
+        return self.style.conversation(self.contract.system_prompt, request, answer)
+
+    def save(self, base: Path, bundle: Path) -> None:
+        """Snapshot the tokenizer and the template of `base` into a bundle, as they are used here."""
+        shutil.copyfile(base / "tokenizer.json", bundle / "tokenizer.json")
+        config = tokenizer_config(base)
+        config.pop("chat_template", None)
+        config["eos_token"] = self._vocabulary.whole.id_to_token(self.end_of_turn_id)  # what ends an answer
+        if self.template.date:
+            config[DATE] = self.template.date
+        content = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (bundle / "tokenizer_config.json").write_text(content, encoding="utf-8")
+        (bundle / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
+
+    def _check_answers(self, folder: Path) -> None:
+        """That the vocabulary can spell every label and a few whole answers, as they are and not
+        normalised.
+        """
+        values = [compact_json(value) for field in self.contract.fields for value in field.values]
+        answers = [self.contract.serialise(answer) for answer in self.contract.sample_answers()]
+        encoded = self._vocabulary.continuing.encode_batch_fast([*values, *answers], add_special_tokens=False)
+        for text, encoding in zip([*values, *answers], encoded, strict=True):
+            read = b"".join(self._vocabulary.table[i] for i in encoding.ids).decode(errors="replace")
+            if read != text:
+                raise AdapterError(
+                    f"{folder}: the tokenizer makes {read[:100]!a} of the contract's {text[:100]!a}; "
+                    "write it as the "
+                    "tokenizer does (most want Unicode's composed form, NFC) or use another base model"
+                )
 
 
-def _render(template: str, config: dict[str, Any], system: str, folder: Path) -> tuple[str, str]:
-    """The rendered conversation in front of and behind the request."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    # The names that transformers gives to chat templates, but for `strftime_now`: a prompt that changes with
-    # the date would differ between training and serving.
-    environment.globals["raise_exception"] = _raise
-    environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": _SLOT}]
-    tokens = {
-        name: _token(config.get(name)) for name in ("bos_token", "eos_token", "pad_token") if config.get(name)
-    }
-    absent = {"tools": None, "documents": None}  # as transformers passes them: None, not undefined
-    try:
-        text = environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, **absent, **tokens
+@dataclasses.dataclass(frozen=True)
+class _Requests:
+    """Encodes requests as they stand in the prompt."""
+
+    encoder: Tokenizer
+    lead: str = ""  # spaces of the template right in front of the request, which make one token with its word
+
+    def encode(self, requests: Sequence[str]) -> list[list[int]]:
+        texts = [self.lead + request for request in requests] if self.lead else list(requests)
+        return [encoding.ids for encoding in self.encoder.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _join(turns: Turns, vocabulary: Vocabulary) -> tuple[list[int], list[int], _Requests]:
+    """Ids in front of and behind the request, and how it is encoded between them.
+
+    Of the ways to do it the first is taken that gives, on a few probes, the ids of the conversation encoded
+    as
+    one text; that is what the base model has read. Where none does, the text simply goes on.
+    """
+    head = turns.head.rstrip(" ")
+    ways = [
+        (head, _Requests(vocabulary.continuing, lead=turns.head[len(head) :])),
+        (turns.head, _Requests(vocabulary.opening)),
+    ]
+
+    def ids(text: str) -> list[int]:
+        return vocabulary.whole.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+
+    whole = [ids(turns.head + probe + turns.tail) for probe in PROBES]
+    for before, requests in ways:
+        prefix = ids(before)
+        starts = [[*prefix, *request] for request in requests.encode(PROBES)]
+        suffix = whole[0][len(starts[0]) :]
+        if whole == [[*start, *suffix] for start in starts]:
+            return prefix, suffix, requests
+    return ids(turns.head), ids(turns.tail), _Requests(vocabulary.continuing)
+
+
+def _end_of_turn(turns: Turns, vocabulary: Vocabulary, eos: int | None, folder: Path) -> int:
+    """The control token that the template puts behind an answer; where it puts none, the `eos_token`."""
+    if turns.closing is not None:
+        closing = vocabulary.whole.encode(turns.closing.lstrip(), add_special_tokens=False).ids
+        if closing and closing[0] in vocabulary.controls:
+            return int(closing[0])
+    if eos is None:
+        raise AdapterError(
+            f"{folder}: neither its chat template nor an eos_token ends an answer; use an instruct model"
         )
-    except Exception as error:  # a template is a program: it can fail in any way
-        raise AdapterError(f"{folder}: the chat template fails: {error}; use an instruct model's") from error
-    if text.count(_SLOT) != 1:
-        raise AdapterError(f"{folder}: the chat template does not hold the request exactly once")
-    head, tail = text.split(_SLOT)
-    return head, tail
+    return eos
 
 
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _named_id(config: Mapping[str, Any], name: str, vocabulary: Vocabulary, folder: Path) -> int | None:
+    """Id of the token that the tokenizer's config gives this name; None where it gives it to none."""
+    text = token_text(config, name, folder)
+    found: int | None = vocabulary.whole.token_to_id(text) if text else None
+    if text and found is None:
+        raise AdapterError(f"{folder}: its {name} {text!r} is not in the vocabulary; copy the folder again")
+    return found
 
 
-def _token(entry: Any) -> str:
-    return entry["content"] if isinstance(entry, dict) else str(entry)
+def tokenizer_config(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, with the tokens that only an older `special_tokens_map.json` names."""
+    config = read_json(folder / "tokenizer_config.json", "a model folder")
+    older = folder / "special_tokens_map.json"
+    if older.exists():
+        named = read_json(older, "a model folder")
+        known = (*NAMED_TOKENS, "additional_special_tokens")
+        config |= {name: named[name] for name in known if config.get(name) is None and name in named}
+    return config
 
 
-def _fingerprint(content: str, template: str, end_id: int) -> str:
-    return hashlib.sha256("\0".join([content, template, str(end_id)]).encode()).hexdigest()
-
-
-@functools.cache
-def _byte_level_alphabet() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte, the alphabet of every byte-level BPE vocabulary."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(others)}}
+def _fingerprint(vocabulary: Vocabulary, template: ChatTemplate, end_id: int) -> str:
+    values = [vocabulary.sha256, template.source, str(end_id), *([template.date] if template.date else [])]
+    return hashlib.sha256("\0".join(values).encode()).hexdigest()

@@ -72,7 +72,9 @@ class AdapterSpec:
     suffix_ids: tuple[int, ...]  # and behind it
     drafts: AnswerPath
     canary_ids: tuple[int, ...]  # a request on which the adapter and the grammar prove that they act
-    canary_answer_id: int  # the token of `CANARY_ANSWER`
+    canary_answer_ids: tuple[
+        int, ...
+    ]  # the tokens of `CANARY_ANSWER`: a vocabulary may have it as a byte as well
     samples: tuple[tuple[int, ...], ...] = ()  # legal answers' ids, from which the replay engine chooses
     strict: bool = (
         True  # refuse an adapter or a grammar that does not act; False only reports what the canary showed
@@ -97,7 +99,7 @@ def adapter_spec(name: str, path: str | None, contract: Contract, renderer: Rend
         suffix_ids=renderer.suffix_ids,
         drafts=answer_path(contract, renderer),
         canary_ids=tuple(renderer.encode_requests([CANARY_REQUEST])[0]),
-        canary_answer_id=renderer.encode_text(CANARY_ANSWER)[0],
+        canary_answer_ids=tuple(i for i, text in renderer.vocabulary() if text == CANARY_ANSWER.encode()),
         samples=tuple(tuple(renderer.encode_answer(answer)[:-1]) for answer in contract.sample_answers()),
     )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batch.engine import AdapterSpec, Completion, Engine, EngineSpec, build
-from batch.errors import AdapterError, EngineError
+from batch.errors import AdapterError, BatchRouteError, EngineError
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STOP_SECONDS = 5
@@ -80,8 +80,6 @@ class EngineProcess:
             kind, value = self._receive()
             if kind == "loaded":
                 return value  # type: ignore[no-any-return]
-            if kind == "refused":
-                raise AdapterError(value)
             self._note(kind, value)
 
     def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None:
@@ -140,6 +138,8 @@ class EngineProcess:
         elif kind == "done":
             done, self.usage = value
             self._buffer.extend(done)
+        elif kind == "refused":
+            raise AdapterError(value)
         elif kind == "failed":
             raise EngineError(value)
 
@@ -216,6 +216,12 @@ def _serve(conn: Connection, spec: EngineSpec, log: str, parent: int) -> None:
         _loop(conn, inbox, engine)
     except BrokenPipeError:
         pass  # the parent is gone
+    except (
+        BatchRouteError
+    ) as error:  # told as what it is: a base that no rerun can serve is none to try again
+        with contextlib.suppress(OSError):
+            conn.send(("failed" if isinstance(error, EngineError) else "refused", str(error)))
+        raise
     except BaseException as error:
         with contextlib.suppress(OSError):
             conn.send(

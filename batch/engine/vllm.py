@@ -1,17 +1,21 @@
 """The vLLM engine: LoRA hot-loading, guided JSON decoding, greedy, token ids in, log-probabilities out."""
 
+import contextlib
 import functools
 import itertools
 import json
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from batch.adapter.peft_checks import lint
 from batch.engine import CANARY_ANSWER, AdapterSpec, Completion, EngineSpec
 from batch.engine.drafts import AnswerDrafter
 from batch.engine.patches import idle, installed, patch
-from batch.errors import AdapterError, EngineError
+from batch.errors import AdapterError, BatchRouteError, EngineError
 
 # The engine already has a process of its own; vLLM's second one would only add a hop and half a minute of
 # start-up.
@@ -24,6 +28,7 @@ import psutil
 import torch
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.config.lora import MaxLoRARanks
+from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
@@ -79,7 +84,7 @@ class VllmEngine:
             sampling.install()
         if spec.threads:
             torch.set_num_threads(spec.threads)
-        try:
+        with _refusals(f"vLLM cannot serve {spec.base}"):
             self._engine = LLMEngine.from_engine_args(
                 EngineArgs(
                     model=spec.base,
@@ -104,8 +109,6 @@ class VllmEngine:
                     kv_cache_memory_bytes=_cpu_cache_bytes(spec, self._max_num_seqs) if cpu else None,
                 )
             )
-        except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
-            raise EngineError(f"vLLM cannot serve {spec.base}: {_one_line(error)}") from error
 
     @property
     def in_flight(self) -> int:
@@ -130,12 +133,13 @@ class VllmEngine:
         lora = None
         if adapter.path is not None:
             lora = LoRARequest(adapter.name, next(self._lora_ids), str(Path(adapter.path).resolve()))
-            try:  # by itself: in a step, a refusal would take the requests that run with it
+            # By itself: in a step, a refusal would take the requests that run with it.
+            with _refusals(f"vLLM refuses adapter {adapter.name[:12]}"):
                 self._engine.add_lora(lora)
-            except (ValueError, RuntimeError, OSError) as error:
-                raise AdapterError(f"vLLM refuses adapter {adapter.name[:12]}: {_one_line(error)}") from error
+            self._refuse_partial(adapter, lora)
         guided = self._sampling(adapter, adapter.grammar, logprobs=0, max_tokens=adapter.max_tokens)
-        seen = self._prove(adapter, lora)
+        with _refusals(f"vLLM refuses the canary of adapter {adapter.name[:12]}"):
+            seen = self._prove(adapter, lora)
         self._adapters[adapter.name] = (adapter, guided, lora)
         if self._draft_tokens and adapter.drafts not in AnswerDrafter.paths:
             AnswerDrafter.paths.append(adapter.drafts)
@@ -148,7 +152,7 @@ class VllmEngine:
             self._engine.add_request(
                 str(key), {"prompt_token_ids": spec.prompt(request_ids)}, params, lora_request=lora
             )
-        except ValueError:  # a request that vLLM refuses is that row's problem
+        except (ValueError, VLLMClientError):  # a request that vLLM refuses is that row's problem
             self._done.append(Completion(key, [], [], "error"))
         else:
             self._requests[str(key)] = key
@@ -192,6 +196,17 @@ class VllmEngine:
             **options,
         )
 
+    def _refuse_partial(self, adapter: AdapterSpec, lora: LoRARequest) -> None:
+        """vLLM leaves out, without a word, what it has no place for: every pair of matrices must have one."""
+        wanted = [module for module in lint(Path(lora.lora_path)) if not module.in_tower]
+        for served in self._engine.collective_rpc(_placed_pairs, args=(lora.lora_int_id,)):
+            if served != len(wanted):
+                raise AdapterError(
+                    f"vLLM serves {served} of the {len(wanted)} layers that adapter {adapter.name[:12]} "
+                    "changes; "
+                    "it was trained on another kind of base model, name that one"
+                )
+
     def _prove(self, adapter: AdapterSpec, lora: LoRARequest | None) -> dict[str, Any]:
         """An adapter can load and do nothing, and a grammar can be ignored, both without an error: look."""
         seen: dict[str, Any] = {}
@@ -200,9 +215,12 @@ class VllmEngine:
         if lora is not None:
             base = self._first_token(prompt, free, None)
             tuned = self._first_token(prompt, free, lora)
+            for whose, seen_there in (("the base model", base), (f"adapter {adapter.name[:12]}", tuned)):
+                if not all(map(math.isfinite, seen_there.values())):
+                    raise AdapterError(f"{whose} overflows: a log-probability of the canary is not a number")
             shared = base.keys() & tuned.keys()
             moved = max((abs(base[i] - tuned[i]) for i in shared), default=float("inf"))
-            if moved < ADAPTER_MOVES and adapter.strict:
+            if not moved >= ADAPTER_MOVES and adapter.strict:
                 raise AdapterError(
                     f"adapter {adapter.name[:12]} loads but changes nothing: on the canary no "
                     "log-probability moved by "
@@ -213,7 +231,7 @@ class VllmEngine:
             return seen
         # A model that has learned the contract would not start an answer so: only a grammar can make it.
         other = self._sampling(adapter, CANARY_ANSWER, logprobs=0, max_tokens=1)
-        seen["grammar_holds"] = set(self._first_token(prompt, other, lora)) == {adapter.canary_answer_id}
+        seen["grammar_holds"] = set(self._first_token(prompt, other, lora)) <= set(adapter.canary_answer_ids)
         if not seen["grammar_holds"] and adapter.strict:
             raise AdapterError(
                 "guided decoding does not act: the canary's answer ignored its grammar; check the "
@@ -235,6 +253,33 @@ class VllmEngine:
         flat = output.outputs[0].logprobs
         first = slice(flat.start_indices[0], flat.end_indices[0])
         return dict(zip(flat.token_ids[first], flat.logprobs[first], strict=True))
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """vLLM's own errors, told apart: what the machine lacks may be there the next time (75), the rest would
+    be
+    refused again (2).
+    """
+    try:
+        yield
+    except BatchRouteError:
+        raise
+    except Exception as error:
+        lacking = isinstance(error, OSError | MemoryError) or re.search("memory|CUDA error", str(error), re.I)
+        kind = EngineError if lacking else AdapterError
+        raise kind(f"{what}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _placed_pairs(worker: Any, lora_id: int) -> int:
+    """How many pairs of matrices of a loaded adapter lie in a layer of the worker's model."""
+    manager = worker.model_runner.lora_manager._adapter_manager
+    adapter, pairs = manager.get_adapter(lora_id), 0
+    for name in manager.modules:
+        if weights := manager._get_lora_layer_weights(adapter, name):
+            parts = weights.lora_a if isinstance(weights.lora_a, list) else [weights.lora_a]
+            pairs += sum(part is not None for part in parts)
+    return pairs
 
 
 def _speculation(tokens: int) -> dict[str, Any] | None:

@@ -49,10 +49,18 @@ class Adapters:
         for name in _names(backlog, column):
             try:
                 bundle = default if name is None else Bundle.open(registry.resolve(name))
-            except AdapterError:
+            except (AdapterError, ContractError):
                 bundle = None
             named[name] = bundle if bundle and _same_base(bundle, default) else None
         return cls(default, column, named)
+
+    def fitting(self, base: Path) -> "Adapters":
+        """Those whose weights fit `base`; rows that name another get an error. The default was checked."""
+        named = {
+            name: bundle if bundle is self.default or (bundle and bundle.fits(base)) else None
+            for name, bundle in self.named.items()
+        }
+        return dataclasses.replace(self, named=named)
 
     @property
     def served(self) -> tuple[Bundle, ...]:

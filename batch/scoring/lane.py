@@ -3,6 +3,7 @@ answers say.
 """
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -104,8 +105,11 @@ class Lane:
         read = self._read(tuple(completion.token_ids))
         if read is None:
             return ScoredRow(None, None, (), "invalid_output")
+        scores = span_scores(read.spans, completion.logprobs)
+        if any(map(math.isnan, scores.values())):  # overflow in the weights: such an answer is no choice
+            return ScoredRow(None, None, (), "engine_failure")
         violations = tuple(rule.name for rule in read.rules if not rule.allows(read.answer, text))
-        return ScoredRow(read.answer, span_scores(read.spans, completion.logprobs), violations)
+        return ScoredRow(read.answer, scores, violations)
 
     def _read_answer(self, token_ids: tuple[int, ...]) -> _Read | None:
         try:

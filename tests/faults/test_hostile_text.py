@@ -99,10 +99,10 @@ def renderer(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Re
 
 @pytest.fixture(scope="module")
 def controls(renderer: Renderer) -> set[int]:
-    ids = {renderer._tokenizer.token_to_id(token) for token in QWEN}
+    ids = {renderer._vocabulary.whole.token_to_id(token) for token in QWEN}
     assert None not in ids and len(ids) == len(QWEN)
-    assert [renderer._tokenizer.encode(token).ids for token in QWEN] == [
-        [renderer._tokenizer.token_to_id(token)] for token in QWEN
+    assert [renderer._vocabulary.whole.encode(token).ids for token in QWEN] == [
+        [renderer._vocabulary.whole.token_to_id(token)] for token in QWEN
     ]
     return ids
 
@@ -119,7 +119,7 @@ def leaks(renderer: Renderer, controls: set[int], texts: list[str]) -> list[str]
 
 
 def test_no_added_token_leaks(renderer: Renderer, controls: set[int]) -> None:
-    """Each token, each piece of it, each pair, one inside another. Fails when requests are encoded by `_tokenizer`,
+    """Each token, each piece of it, each pair, one inside another. Fails when requests are encoded by the whole tokenizer,
     and with `split_special_tokens`' rule: its copy keeps the tokens that are not marked special."""
     pieces = [
         token[start:end]

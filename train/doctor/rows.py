@@ -124,7 +124,7 @@ def turn_end_problems(trained: Trained, bundle: Bundle, spec: AdapterSpec) -> li
     """
     end = bundle.renderer.end_of_turn_id
     problems = []
-    if after := _closing(bundle.path, end):
+    if after := _closing(bundle, end):
         problems.append(
             f"the chat template does not end an answer with the end of turn, but with {after}; use "
             "the base's template"
@@ -139,16 +139,13 @@ def turn_end_problems(trained: Trained, bundle: Bundle, spec: AdapterSpec) -> li
     return problems
 
 
-def _closing(folder: Path, end: int) -> str | None:
+def _closing(bundle: Bundle, end: int) -> str | None:
     """What the chat template puts behind an assistant's answer, if that is not the end of turn (read by
     transformers).
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    turns = [
-        {"role": role, "content": text}
-        for role, text in (("system", "s"), ("user", "u"), ("assistant", SLOT))
-    ]
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(SLOT)[2]
+    tokenizer = AutoTokenizer.from_pretrained(bundle.path, local_files_only=True)
+    turns = bundle.renderer.conversation("u", SLOT)
+    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(SLOT)[2].lstrip()
     ids = tokenizer.encode(after, add_special_tokens=False)
     return None if ids[:1] == [end] else repr(after[:20])
 

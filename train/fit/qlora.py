@@ -33,7 +33,7 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from batch.adapter.base_model import base_digest, resolve_base
-from batch.adapter.bundle import Bundle, copy_tokenizer, write_manifest
+from batch.adapter.bundle import Bundle, write_manifest
 from batch.adapter.registry import Registry
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
@@ -258,7 +258,7 @@ def write_bundle(job: Job, trainer: SFTTrainer, folder: Path) -> Path:
     metrics = measure(job, trainer)
     save_adapter(_peft(trainer), folder)
     (folder / "contract.json").write_text(job.contract.to_json(), encoding="utf-8")
-    copy_tokenizer(job.base, folder)
+    job.renderer.save(job.base, folder)
     _write_json(folder / "metrics.json", metrics)
     calibration = raw("scores are the model's own probabilities")
     _write_json(folder / "calibration.json", calibration)

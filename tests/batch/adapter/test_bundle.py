@@ -27,17 +27,23 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def weights(prefix: str = "base_model.model.model.layers") -> dict[str, np.ndarray]:
+    """A LoRA pair for each of MODULES in both layers of `tiny_base`, filled with ones."""
+    outputs = {"q_proj": 64, "v_proj": 32}
+    return {
+        f"{prefix}.{layer}.self_attn.{module}.lora_{side}.weight": np.ones(
+            (4, 64) if side == "A" else (outputs[module], 4), dtype=np.float32
+        )
+        for layer in (0, 1)
+        for module in MODULES
+        for side in "AB"
+    }
+
+
 def unsealed(folder: Path, base: Path, contract: Contract, note: str = "a card") -> Path:
     """Everything of a bundle but its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [
-        f"base_model.model.model.layers.0.self_attn.{module}.lora_{side}.weight"
-        for module in MODULES
-        for side in "AB"
-    ]
-    save_file(
-        {name: np.ones((4, 4), dtype=np.float32) for name in names}, folder / "adapter_model.safetensors"
-    )
+    save_file(weights(), folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
     (folder / "contract.json").write_text(contract.to_json(), encoding="utf-8")
     (folder / "metrics.json").write_text("{}")
@@ -177,8 +183,17 @@ def test_a_broken_manifest_is_refused(folder: Path, content: bytes) -> None:
         ({"r": "16"}, "r is outside"),
         ({"r": None}, "r is outside"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map names remote code"),
-        ({"target_modules": [*MODULES, "k_proj"]}, "target module 'k_proj' has no weights"),
-        ({"r": 8}, "is of shape [4, 4], not of rank 8"),
+        ({"target_modules": ["q_proj"]}, "does not name model.layers.0.self_attn.v_proj, which has weights"),
+        ({"target_modules": None}, "target_modules names no module"),
+        ({"target_modules": []}, "target_modules names no module"),
+        ({"target_modules": "(("}, "is no regular expression"),
+        ({"r": 8}, "self_attn.q_proj is of rank 4, not 8"),
+        ({"rank_pattern": {"v_proj": 2}}, "self_attn.v_proj is of rank 4, not 2"),
+        ({"rank_pattern": {"v_proj": "2"}}, "rank_pattern holds a rank outside"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is not a number"),
+        ({"lora_alpha": None}, "lora_alpha is not a number"),
+        ({"alpha_pattern": {"v_proj": True}}, "alpha_pattern holds a value"),
+        ({"lora_alpha": 1e300}, "the update of model.layers.0.self_attn.q_proj overflows"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights changes the base"),
         ({"lora_bias": True}, "lora_bias trains biases"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices trains embeddings"),
@@ -221,18 +236,12 @@ def test_modules_that_the_base_does_not_have_are_refused(
 ) -> None:
     """vLLM loads such an adapter and leaves the base as it was. Checked against a `resolve_base` without `check_fits`."""
     folder = unsealed(tmp_path / "bundle", tiny_base, contract)
-    names = [
-        f"base_model.model.transformer.h.0.attn.{module}.lora_{side}.weight"
-        for module in MODULES
-        for side in "AB"
-    ]
-    save_file(
-        {name: np.ones((4, 4), dtype=np.float32) for name in names}, folder / "adapter_model.safetensors"
-    )
+    foreign = weights("base_model.model.transformer.h")
+    save_file(foreign, folder / "adapter_model.safetensors")
     write_manifest(folder, facts(tiny_base))
     with pytest.raises(
         AdapterError,
-        match=r"its module transformer\.h\.0\.attn\.q_proj is not in the base model .*; it was trained on",
+        match=r"its module transformer\.h\.0\.self_attn\.q_proj is not in the base model .*; it was trained on",
     ):
         Bundle.open(folder).resolve_base()
 

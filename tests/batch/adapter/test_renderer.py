@@ -62,7 +62,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def test_golden_prompt(renderer: Renderer, contract: Contract) -> None:
-    text = renderer._tokenizer.decode(renderer.encode_prompt(SQL), skip_special_tokens=False)
+    text = renderer._vocabulary.whole.decode(renderer.encode_prompt(SQL), skip_special_tokens=False)
     assert text == (
         f"<|im_start|>system\n{contract.system_prompt}<|im_end|>\n<|im_start|>user\n{SQL}<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -137,7 +137,7 @@ def test_the_bound_is_reached_by_single_bytes(renderer: Renderer, contract: Cont
 
 @pytest.fixture(scope="session")
 def controls(renderer: Renderer) -> set[int]:
-    ids = {renderer._tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
+    ids = {renderer._vocabulary.whole.token_to_id(token) for token in CONTROL_TOKENS}
     assert None not in ids and len(ids) == len(CONTROL_TOKENS)
     return ids
 
@@ -183,7 +183,9 @@ def test_control_tokens_in_an_answer_stay_text(
 
 
 def test_token_bytes_cover_the_vocabulary(renderer: Renderer, controls: set[int]) -> None:
-    table = [renderer.token_bytes(token_id) for token_id in range(renderer._tokenizer.get_vocab_size())]
+    table = [
+        renderer.token_bytes(token_id) for token_id in range(renderer._vocabulary.whole.get_vocab_size())
+    ]
     assert {token_id for token_id, content in enumerate(table) if not content} == controls
     assert {content for content in table if len(content) == 1} == {bytes([byte]) for byte in range(256)}
     with pytest.raises(UnicodeDecodeError):
@@ -218,9 +220,11 @@ def test_the_fingerprint_covers_tokenizer_template_and_end(folder: Path, contrac
     assert Renderer.load(folder, contract).fingerprint == first
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE + " ")
     second = Renderer.load(folder, contract).fingerprint
-    edit(folder / "tokenizer_config.json", lambda config: config.update(eos_token="<|endoftext|>"))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>"))
     third = Renderer.load(folder, contract).fingerprint
-    assert len({first, second, third}) == 3
+    edit(folder / "tokenizer.json", lambda content: content.update(truncation=None))
+    fourth = Renderer.load(folder, contract).fingerprint
+    assert len({first, second, third, fourth}) == 4
 
 
 def test_the_template_may_be_in_the_config(folder: Path, contract: Contract) -> None:
@@ -235,11 +239,23 @@ def test_the_template_may_be_in_the_config(folder: Path, contract: Contract) -> 
     ("template", "message"),
     [
         (None, "has no chat template; use an instruct model"),
-        ("{{ messages[0].content }}", "does not hold the request exactly once"),
+        ("{{ messages[0].content }}", "ends with the request"),
         ("{{ messages[1].content }}{{ messages[1].content }}", "does not hold the request exactly once"),
         ("{{ raise_exception('no system turns') }}", "the chat template fails: no system turns"),
         ("{% for %}", "the chat template fails"),
-        ("{{ strftime_now('%Y') }}{{ messages[1].content }}", "the chat template fails.*strftime_now"),
+        ("{{ strftime_now('%Y') }}{{ messages[1].content }}x", "does not hold the instructions"),
+        ("{{ messages[0].content }}{{ messages[1].content }}", "ends with the request"),
+        ("{{ messages[0].content }}{{ messages[1].content }} \n", "ends with the request"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "more than 5 seconds",
+        ),
+        ("{% for a in range(99999) %}{{ messages[0].content }}{% endfor %}", "makes more than .* characters"),
+        (
+            "{% set ns = namespace(a='xxxxxxxx') %}{% for i in range(40) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}",
+            "more than 512 MB",
+        ),
+        ("{{ 'x' * 10**12 }}", "fails"),
         ("{{ messages[1].content + 1 }}", "the chat template fails"),
         ("{{ messages[1].content.__class__.__mro__ }}", "the chat template fails"),
     ],
@@ -255,18 +271,49 @@ def test_a_wrong_template_is_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("eos", [None, "<|nowhere|>", ""])
-def test_a_missing_end_of_turn_is_refused(folder: Path, contract: Contract, eos: str | None) -> None:
-    edit(folder / "tokenizer_config.json", lambda config: config.update(eos_token=eos))
-    with pytest.raises(AdapterError, match=r"eos_token or pad_token .* is not in the vocabulary"):
+@pytest.mark.parametrize("name", ["eos_token", "pad_token"])
+@pytest.mark.parametrize("token", ["<|nowhere|>", 7, ["<|im_end|>"], {"content": 3}])
+def test_a_token_that_is_none_is_refused(folder: Path, contract: Contract, name: str, token: Any) -> None:
+    edit(folder / "tokenizer_config.json", lambda config: config.update({name: token}))
+    with pytest.raises(AdapterError, match=rf"{name} .* is not in the vocabulary|{name} is .*, not a text"):
         Renderer.load(folder, contract)
+
+
+# What ends a turn in the wild, beside an eos_token that says another: Qwen base, Phi 3, Llama 3, Llama 2 (a space before it).
+@pytest.mark.parametrize("eos", [None, "<|endoftext|>", "<think>", {"content": "<|im_start|>"}])
+@pytest.mark.parametrize("space", ["", " ", "\n"])
+def test_the_end_of_turn_is_read_off_the_template(
+    folder: Path, contract: Contract, eos: Any, space: str
+) -> None:
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<|im_end|>", space + "<|im_end|>"))
+    edit(folder / "tokenizer_config.json", lambda config: config.update(eos_token=eos))
+    renderer = Renderer.load(folder, contract)
+    assert renderer._vocabulary.whole.id_to_token(renderer.end_of_turn_id) == "<|im_end|>"
+    bundle = folder / "bundle"
+    bundle.mkdir()
+    renderer.save(folder, bundle)
+    assert json.loads((bundle / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
+    assert Renderer.load(bundle, contract) == renderer
+
+
+def test_without_one_in_the_template_it_is_the_eos_token(folder: Path, contract: Contract) -> None:
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}assistant:"
+    (folder / "chat_template.jinja").write_text(plain)
+    renderer = Renderer.load(folder, contract)
+    assert renderer._vocabulary.whole.id_to_token(renderer.end_of_turn_id) == "<|im_end|>"
+    edit(folder / "tokenizer_config.json", lambda config: config.pop("eos_token"))
+    with pytest.raises(AdapterError, match="neither its chat template nor an eos_token ends an answer"):
+        Renderer.load(folder, contract)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
+    assert Renderer.load(folder, contract).end_of_turn_id == renderer.end_of_turn_id
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_missing_and_broken_files_are_refused(folder: Path, contract: Contract, name: str) -> None:
-    (folder / name).write_text("{")
-    with pytest.raises(AdapterError, match="cannot read the tokenizer"):
-        Renderer.load(folder, contract)
+    for content in ("{", "[]", '{"a":' * 50_000, ""):
+        (folder / name).write_text(content)
+        with pytest.raises(AdapterError, match="copy the folder again"):
+            Renderer.load(folder, contract)
     (folder / name).unlink()
-    with pytest.raises(AdapterError, match=f"no {name} in"):
+    with pytest.raises(AdapterError, match=f"it has no {name}"):
         Renderer.load(folder, contract)

@@ -1,0 +1,211 @@
+"""A base model's tokenizer, three ways: whole, and two copies that no text can make spell a control token.
+
+Served are the two kinds of vocabulary that can spell every text: byte-level BPE (GPT-2, Llama 3, Qwen) and
+SentencePiece with bytes to fall back on (Llama 2, Mistral, Gemma, Phi 3). Which one it is, is read off its
+file.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from batch.adapter.files import read_json
+from batch.errors import AdapterError
+from batch.storage.location import file_digest
+
+MAX_ID = 1 << 22  # of a token; the largest vocabularies have a sixteenth of that
+MAX_GROWTH = 64  # times that normalisers may lengthen a text; real ones replace a character by one
+SPACE = "\u2581"  # SentencePiece's stand-in for a space
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    whole: Tokenizer  # knows the control tokens
+    opening: Tokenizer  # knows none; encodes a text as one that stands first, or behind a control token
+    continuing: Tokenizer  # knows none; encodes a text as one that goes on, so puts no space in front
+    controls: frozenset[int]
+    spaces: Mapping[int, bytes]  # added tokens that are ordinary white space
+    byte_level: bool
+    sha256: str  # of its file
+
+    @classmethod
+    def read(cls, folder: Path) -> "Vocabulary":
+        """Read `tokenizer.json`. Raises `AdapterError` for a kind that is not served, or that is not safe."""
+        content = read_json(folder / "tokenizer.json", "a model folder with a fast tokenizer")
+        try:
+            _check_bounds(content, folder)
+            byte_level = _is_byte_level(content, folder)
+            whole = Tokenizer.from_str(json.dumps(content))
+            controls, spaces = _added(content)
+            _forget(content, controls)
+            opening = continuing = Tokenizer.from_str(json.dumps(content))
+            if _drop_prefix(content):
+                continuing = Tokenizer.from_str(json.dumps(content))
+        except AdapterError:
+            raise
+        except Exception as error:  # `tokenizers` raises bare Exception for a malformed file
+            said = " ".join(str(error).split())[:200]
+            raise AdapterError(
+                f"{folder}: cannot read the tokenizer: {said}; copy the folder again"
+            ) from error
+        for each in (whole, opening, continuing):
+            each.no_padding()
+            each.no_truncation()
+        found = cls(
+            whole,
+            opening,
+            continuing,
+            frozenset(controls.values()),
+            spaces,
+            byte_level,
+            file_digest(folder / "tokenizer.json"),
+        )
+        found._check_controls(list(controls), folder)
+        return found
+
+    @functools.cached_property
+    def table(self) -> list[bytes]:
+        """The bytes that each token of a text stands for; empty for a control token."""
+        spelt = self.continuing.get_vocab(with_added_tokens=False)
+        table = [b""] * (max((*spelt.values(), *self.controls, *self.spaces), default=0) + 1)
+        to_byte = {char: byte for byte, char in _byte_level_alphabet().items()}
+        for token, token_id in spelt.items():
+            if token_id in self.controls:
+                continue
+            if self.byte_level:
+                table[token_id] = bytes(to_byte[char] for char in token)
+            elif found := BYTE.fullmatch(token):
+                table[token_id] = bytes.fromhex(found[1])
+            else:
+                table[token_id] = token.replace(SPACE, " ").encode()
+        for token_id, text in self.spaces.items():
+            table[token_id] = text
+        return table
+
+    def entries(self) -> Iterator[tuple[int, bytes]]:
+        """Each token id that is no control token, with its bytes."""
+        return ((token, text) for token, text in enumerate(self.table) if text)
+
+    def _check_controls(self, controls: list[str], folder: Path) -> None:
+        """That no text spells a control token: each one's own text, alone and among others."""
+        texts = [made for text in controls for made in (text, f" {text} ", f"x{text}x", text + text)]
+        for encoder in (self.opening, self.continuing):
+            for text, encoding in zip(
+                texts, encoder.encode_batch_fast(texts, add_special_tokens=False), strict=True
+            ):
+                if not self.controls.isdisjoint(encoding.ids):
+                    raise AdapterError(
+                        f"{folder}: the tokenizer makes a control token of the text {text.strip()!r}, "
+                        "so a request "
+                        "could; use another base model"
+                    )
+
+
+def _check_bounds(content: Mapping[str, Any], folder: Path) -> None:
+    """Before a tokenizer is built of it: a file of a few bytes can ask for gigabytes."""
+    vocab = content["model"]["vocab"]
+    ids = [
+        *(vocab.values() if isinstance(vocab, dict) else [len(vocab)]),
+        *(t["id"] for t in content["added_tokens"]),
+    ]
+    if not all(type(each) is int and 0 <= each < MAX_ID for each in ids):
+        raise AdapterError(
+            f"{folder}: the tokenizer has an id outside 0 to {MAX_ID - 1}; copy the folder again"
+        )
+    growth = 1
+    for part in _parts(content.get("normalizer"), "normalizers"):
+        growth *= 1 + len(part.get("content") or part.get("prepend") or "")
+    if growth > MAX_GROWTH:
+        raise AdapterError(
+            f"{folder}: the tokenizer makes a text up to {growth} times as long; copy the folder again"
+        )
+
+
+def _is_byte_level(content: Mapping[str, Any], folder: Path) -> bool:
+    decoders = {part.get("type") for part in _parts(content.get("decoder"), "decoders")}
+    model, pieces = content["model"], content["model"]["vocab"]
+    known = pieces if isinstance(pieces, dict) else {piece for piece, _ in pieces}
+    if "ByteLevel" in decoders:
+        alphabet = set(_byte_level_alphabet().values())
+        added = {token["content"] for token in content["added_tokens"]}
+        if alphabet <= set(known) and all(
+            alphabet.issuperset(piece) for piece in known if piece not in added
+        ):
+            return True
+    elif model.get("byte_fallback") and all(f"<0x{byte:02X}>" in known for byte in range(256)):
+        return False
+    raise AdapterError(
+        f"{folder}: the tokenizer ({model.get('type', 'of an unknown kind')}) cannot spell every text; "
+        "served are "
+        "byte-level BPE and SentencePiece with byte fallback"
+    )
+
+
+def _added(content: Mapping[str, Any]) -> tuple[dict[str, int], dict[int, bytes]]:
+    """The added tokens: control tokens by text, and the runs of white space that are ordinary text, by id."""
+    controls, spaces = {}, {}
+    for token in content["added_tokens"]:
+        text = token["content"].replace(SPACE, " ")
+        if token["special"] or text.strip():
+            controls[token["content"]] = token["id"]
+        else:
+            spaces[token["id"]] = text.encode()
+    return controls, spaces
+
+
+def _forget(content: dict[str, Any], controls: Mapping[str, int]) -> None:
+    """Take the control tokens out of a tokenizer's JSON, from a BPE's own vocabulary as well."""
+    content["added_tokens"] = []
+    model = content["model"]
+    unknown = model.get("unk_token")
+    known = (
+        {text for text in controls if text in model["vocab"]} - {unknown}
+        if model.get("type", "BPE") == "BPE"
+        else set()
+    )
+    if known:
+        model["vocab"] = {token: number for token, number in model["vocab"].items() if token not in known}
+        pairs = ((merge, merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"])
+        model["merges"] = [
+            merge for merge, pair in pairs if known.isdisjoint(pair) and "".join(pair) not in known
+        ]
+
+
+def _drop_prefix(content: dict[str, Any]) -> bool:
+    """Have no space put in front of a text; whether one was."""
+    dropped = False
+    normalizer = content.get("normalizer")
+    kept = [part for part in _parts(normalizer, "normalizers") if part.get("type") != "Prepend"]
+    if len(kept) < len(list(_parts(normalizer, "normalizers"))):
+        content["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+        dropped = True
+    for part in _parts(content.get("pre_tokenizer"), "pretokenizers"):
+        for key, never in (("add_prefix_space", False), ("prepend_scheme", "never")):
+            if part.get(key, never) != never:
+                part[key] = never
+                dropped = True
+    return dropped
+
+
+def _parts(component: Any, nested: str) -> list[dict[str, Any]]:
+    """A component of a tokenizer's JSON as a flat list: one, or a sequence of them, or none."""
+    if not component:
+        return []
+    if component.get("type") != "Sequence":
+        return [component]
+    return [part for each in component[nested] for part in _parts(each, nested)]
+
+
+@functools.cache
+def _byte_level_alphabet() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte, the alphabet of every byte-level BPE vocabulary."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(others)}}
