@@ -2,11 +2,18 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from batch.adapter.files import no_remote_code, read_json
+from batch.adapter.fits import linear_shapes
+from batch.adapter.renderer import Renderer
 from batch.errors import AdapterError
 from batch.storage.location import bundle_digest, file_digest
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")  # canonical names
 
 
 def resolve_base(ref: str, revision: str | None = None, near: Path | None = None) -> Path:
@@ -51,6 +58,36 @@ def _checked_base(folder: Path) -> Path:
             f"{folder}: holds no safetensors; convert the weights, other formats are never loaded"
         )
     return folder
+
+
+def check_holds(folder: Path, renderer: Renderer) -> None:
+    """Refuse a base that has no embedding for a token of the rows, or no position for the longest of them."""
+    shapes = linear_shapes(folder)
+    rows = next((shapes[name][0] for name in EMBEDDINGS if name in shapes), None)
+    if rows is not None and renderer.largest_id >= rows:
+        raise AdapterError(
+            f"{folder}: its tokenizer has a token {renderer.largest_id}, its embedding only {rows} "
+            "rows; use the "
+            "tokenizer that the model was trained with"
+        )
+    room = positions(read_json(folder / "config.json", "a model folder"))
+    if room is not None and renderer.max_model_len > room:
+        raise AdapterError(
+            f"{folder}: prompt, longest request and longest answer take {renderer.max_model_len} "
+            "tokens, the base "
+            f"holds {room}; lower [input] max_tokens in the contract"
+        )
+
+
+def positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a base model can read, by its `config.json`; None where it does not say."""
+    nested = config.get("text_config")  # of a model that also sees
+    text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else config
+    found = next((text[name] for name in POSITIONS if isinstance(text.get(name), int)), None)
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
+    stretched = kind in ("linear", "dynamic", "yarn") and isinstance(rope.get("factor"), int | float)
+    return int(found * rope["factor"]) if found and stretched else found
 
 
 def base_digest(folder: Path) -> str:

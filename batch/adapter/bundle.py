@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batch.adapter.base_model import base_digest, resolve_base
+from batch.adapter.base_model import base_digest, check_holds, resolve_base
 from batch.adapter.calibration import Calibration
 from batch.adapter.files import no_remote_code, read_json
 from batch.adapter.fits import check_fits
@@ -114,6 +114,7 @@ class Bundle:
                 "train on this base, or name the right one with --base-model"
             )
         check_fits(self.path, self.modules, folder)
+        check_holds(folder, self.renderer)
         return folder
 
     def fits(self, base: Path) -> bool:

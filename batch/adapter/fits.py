@@ -18,7 +18,7 @@ def check_fits(adapter: Path, modules: tuple[LoraModule, ...], base: Path) -> No
     """Every layer that the adapter changes must be one of the base's, of its shape, and none may be
     missing.
     """
-    shapes = _linear_shapes(base)
+    shapes = linear_shapes(base)
     for module in modules:
         shape = shapes.get(_canonical(module.name))
         if shape is None:
@@ -43,7 +43,7 @@ def check_fits(adapter: Path, modules: tuple[LoraModule, ...], base: Path) -> No
         )
 
 
-def _linear_shapes(base: Path) -> dict[str, tuple[int, ...]]:
+def linear_shapes(base: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each matrix of a base model, by its canonical name."""
     return {
         _canonical(name.removesuffix(".weight")): tensor.shape

@@ -51,10 +51,8 @@ def doctor(
     base = bundle.resolve_base(base_model)
     trained = rows.read(bundle, base, data)
     spec = dataclasses.replace(spec_of(bundle), strict=False)
-    config = AutoConfig.from_pretrained(base, local_files_only=True)
-    grammar = ServedGrammar(
-        bundle.path, bundle.contract.grammar, bundle.renderer.end_of_turn_id, config.vocab_size
-    )
+    vocabulary = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config().vocab_size
+    grammar = ServedGrammar(bundle.path, bundle.contract.grammar, bundle.renderer.end_of_turn_id, vocabulary)
     found = [
         *rows.check_prompts(trained, bundle, spec),
         rows.check_nothing_cut(trained, bundle),

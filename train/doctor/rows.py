@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
+from batch.adapter.base_model import positions
 from batch.adapter.bundle import Bundle
+from batch.adapter.files import read_json
 from batch.adapter.renderer import Renderer
 from batch.engine import AdapterSpec
 from batch.errors import AdapterError, DatasetError, InvalidAnswer
@@ -147,7 +149,8 @@ def _closing(bundle: Bundle, end: int) -> str | None:
     turns = bundle.renderer.conversation("u", SLOT)
     after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(SLOT)[2].lstrip()
     ids = tokenizer.encode(after, add_special_tokens=False)
-    return None if ids[:1] == [end] else repr(after[:20])
+    text_follows = not ids or bundle.renderer.token_bytes(ids[0])  # then the eos_token ends an answer
+    return None if text_follows or ids[0] == end else repr(after[:20])
 
 
 def check_nothing_cut(trained: Trained, bundle: Bundle) -> Check:
@@ -222,8 +225,8 @@ def check_settings(
             f"the longest legal answer may take {bundle.contract.max_answer_bytes + 1} tokens, "
             f"max_tokens is {spec.max_tokens}"
         )
-    room = AutoConfig.from_pretrained(base, local_files_only=True).max_position_embeddings
-    if bundle.renderer.max_model_len > room:
+    room = positions(read_json(base / "config.json", "a model folder"))
+    if room is not None and bundle.renderer.max_model_len > room:
         problems.append(
             f"prompt, longest request and longest answer take {bundle.renderer.max_model_len} "
             f"tokens, the base holds {room}; "

@@ -15,7 +15,8 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from batch.errors import AdapterError, ConfigError
+from batch.adapter.peft_checks import TOWERS
+from batch.errors import AdapterError, ConfigError, EngineError
 from train.config import Config, Lora, Quantisation, Shape
 
 
@@ -26,9 +27,14 @@ def compute_dtype(quantisation: Quantisation) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
-def lora_config(lora: Lora, base_ref: str) -> LoraConfig:
-    """PEFT's config. `base_ref` goes into `adapter_config.json` as given, so that no local path gets out."""
+def lora_config(lora: Lora, base_ref: str, model: PreTrainedModel) -> LoraConfig:
+    """PEFT's config. `base_ref` goes into `adapter_config.json` as given, so that no local path gets out.
+
+    Of a model that also sees or hears, only the layers that a text passes through are trained.
+    """
+    wrapped = model.config.get_text_config() is not model.config
     return LoraConfig(
+        exclude_modules=rf"(.*\.)?({'|'.join(sorted(TOWERS))})\..*" if wrapped else None,
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -48,7 +54,7 @@ def load_quantised(folder: Path, config: Config) -> PeftModel:
         use_gradient_checkpointing=config.training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )
-    return get_peft_model(base, lora_config(config.lora, config.base.model))
+    return get_peft_model(base, lora_config(config.lora, config.base.model, base))
 
 
 def load_trained(folder: Path, quantisation: Quantisation, adapter: Path) -> PeftModel:
@@ -76,7 +82,11 @@ def _load_base(folder: Path, quantisation: Quantisation) -> PreTrainedModel:
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except torch.OutOfMemoryError as error:
+        raise EngineError(
+            f"{folder}: the GPU has too little memory for the base; free some, run again"
+        ) from error
+    except Exception as error:  # torch, safetensors and bitsandbytes each have their own
         raise AdapterError(
             f"{folder}: the base model does not load: {_first_line(error)}; copy it again"
         ) from error
@@ -122,7 +132,7 @@ def on_meta(shape: Shape | Path, lora: Lora) -> PeftModel:
         # initialising a tensor without storage does nothing, and torch says so
         warnings.simplefilter("ignore")
         base: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-        return get_peft_model(base, lora_config(lora, ""))
+        return get_peft_model(base, lora_config(lora, "", base))
 
 
 def count_parameters(model: PeftModel) -> dict[str, int]:

@@ -14,6 +14,7 @@ from batch.contract.contract import Contract
 from batch.errors import AdapterError, ConfigError
 from train.config import Config, Training
 from train.dataset import Row, check_splits, count_tokens, encode, load_rows
+from train.fit.base_checks import check_base
 from train.fit.model import compute_dtype, count_parameters, on_meta
 
 GIB = 1 << 30
@@ -54,10 +55,13 @@ def make_plan(config: Config) -> Plan:
         if config.base.shape is None:
             raise ConfigError(f"{config.path}: {error}; or give its shape under [base.shape]") from error
         base = None
+    renderer = Renderer.load(base, contract) if base else None
+    if base and renderer:
+        check_base(base, renderer)
     model = on_meta(base or config.base.shape, config.lora)  # type: ignore[arg-type]
     counts = count_parameters(model)
-    if base:
-        examples = encode(rows, Renderer.load(base, contract))
+    if renderer:
+        examples = encode(rows, renderer)
         lengths = [len(example["labels"]) for example in examples]
         supervised = count_tokens(examples)["supervised"]
     else:
@@ -84,7 +88,7 @@ def steps_per_epoch(rows: int, training: Training) -> int:
 
 def estimate_memory(model: PeftModel, config: Config, longest: int) -> dict[str, tuple[float, str]]:
     """Bytes by part, each with its formula, for a batch of the longest rows; without the CUDA context."""
-    shape, training = model.config, config.training
+    shape, training = model.config.get_text_config(), config.training
     output = model.get_output_embeddings()
     linear = [m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear and m is not output]
     adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -96,8 +100,10 @@ def estimate_memory(model: PeftModel, config: Config, longest: int) -> dict[str,
     tokens = training.batch_size * longest
     # Kept for the backward pass in each layer: inputs of two norms and of seven projections, and the
     # products' halves.
-    heads = shape.num_attention_heads + 2 * shape.num_key_value_heads
-    per_layer = 6 * shape.hidden_size + 4 * heads * shape.head_dim + 5 * shape.intermediate_size
+    own_heads, hidden = shape.num_attention_heads, shape.hidden_size
+    heads = own_heads + 2 * (getattr(shape, "num_key_value_heads", None) or own_heads)
+    head_size = getattr(shape, "head_dim", None) or hidden // own_heads
+    per_layer = 6 * hidden + 4 * heads * head_size + 5 * getattr(shape, "intermediate_size", 4 * hidden)
     if training.gradient_checkpointing:
         kept = shape.num_hidden_layers * shape.hidden_size + per_layer
         formula = (

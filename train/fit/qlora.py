@@ -41,6 +41,7 @@ from batch.engine.patches import patch
 from batch.errors import AdapterError, ConfigError, OutputLockedError
 from train.config import Config
 from train.dataset import Row, check_splits, count_tokens, encode, file_facts, load_rows
+from train.fit.base_checks import check_base
 from train.fit.calibrate import raw
 from train.fit.calibrated import calibrate_folder, summary
 from train.fit.card import model_card
@@ -112,6 +113,7 @@ def prepare(config: Config) -> Job:
     contract = Contract.load(config.find(config.data.contract))
     base = resolve_base(config.base.model, config.base.revision, near=config.path)
     renderer = Renderer.load(base, contract)
+    check_base(base, renderer)
     references = {
         "train": config.data.train,
         "validation": config.data.validation,
