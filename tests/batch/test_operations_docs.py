@@ -1,6 +1,7 @@
 """docs/: the unit files and the CronJob are what systemd and Kubernetes take, and the page says what the code does."""
 
 import configparser
+import copy
 import re
 import shlex
 import shutil
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -29,7 +31,10 @@ KNOWN = {
     "Service": {
         "Type", "User", "WorkingDirectory", "ExecStart", "Restart", "RestartSec", "SuccessExitStatus", "RestartPreventExitStatus",
         "KillMode", "TimeoutStopSec", "TimeoutStartSec", "CacheDirectory", "Environment", "NoNewPrivileges", "PrivateTmp", "ProtectHome",
-        "ProtectSystem", "ReadWritePaths",
+        "ProtectSystem", "ReadWritePaths", "UMask", "CapabilityBoundingSet", "LockPersonality", "ProtectClock", "ProtectControlGroups",
+        "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "ProtectProc", "RemoveIPC",
+        "RestrictAddressFamilies", "RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID", "SystemCallArchitectures",
+        "SystemCallFilter",
     },
     "Timer": {"OnCalendar", "RandomizedDelaySec", "Persistent"},
     "Install": {"WantedBy"},
@@ -117,6 +122,45 @@ def cronjob() -> dict[str, Any]:
 
     (document,) = yaml.load_all((DOCS / "cronjob.yaml").read_text(), Strict)
     return document  # type: ignore[no-any-return]
+
+
+def test_kubernetes_own_schema_takes_the_manifests(cronjob: dict[str, Any]) -> None:
+    """The API's published OpenAPI schema, read strictly."""
+    assert kubernetes_validate.validate(cronjob, "1.31", strict=True) == "1.31"
+    cronjob = copy.deepcopy(cronjob)
+    cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(cronjob, "1.31", strict=True)
+
+
+def test_the_pod_needs_no_privilege_and_finds_what_it_needs(cronjob: dict[str, Any]) -> None:
+    pod = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    image = (DOCS / "Dockerfile").read_text()
+    assert pod["securityContext"]["runAsNonRoot"] and f"USER {pod['securityContext']['runAsUser']}" in image
+    own = container["securityContext"]
+    assert (
+        own["readOnlyRootFilesystem"]
+        and not own["allowPrivilegeEscalation"]
+        and own["capabilities"] == {"drop": ["ALL"]}
+    )
+    mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
+    written = [
+        value
+        for value in re.findall(r"=(/\S+)", image.split("ENV ")[1].split("USER")[0])
+        if value.startswith("/cache")
+    ]
+    assert written and mounts["/cache"] is mounts["/data"] is mounts["/tmp"] is False
+    assert mounts["/models"] and mounts["/adapters"]
+
+
+def test_dockerfile_lints_clean() -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([program, DOCS / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for line in re.findall(r"^COPY (?!--)(.+) \S+$", (DOCS / "Dockerfile").read_text(), re.M):
+        for name in line.replace("${STACK}", "cuda").split():
+            assert (ROOT / name).exists(), name
 
 
 def test_cronjob_has_the_shape_that_kubernetes_takes(cronjob: dict[str, Any]) -> None:
