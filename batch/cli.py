@@ -73,7 +73,7 @@ def size(text: str) -> int:
     "--work-dir",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="For unfinished work.  [default: beside OUTPUT]",
+    help="Folder for unfinished work; outputs may share it.  [default: beside OUTPUT]",
 )
 @click.option(
     "--cache",

@@ -16,6 +16,7 @@ from batch.storage.backlog import Backlog
 from batch.storage.location import Location, check_writable
 from batch.storage.output import output_columns, output_schema
 from batch.storage.parquet import IdDigest
+from batch.storage.workdir import work_dir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,4 @@ def check(options: Options) -> Job:
 
 
 def work_dir_of(options: Options) -> Path:
-    """By default beside the output, and hidden, so that a directory read as input does not include it."""
-    path = Path(options.output)
-    return options.work_dir or path.with_name(f".{path.name}.work")
+    return work_dir(options.output, options.work_dir)

@@ -5,7 +5,6 @@ Such a run reads the finished output in the input's place and goes through the s
 proof. The old output and its manifest stay until the new ones replace them.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Self
@@ -13,14 +12,16 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batch.contract.json_text import as_json
 from batch.errors import InputError
 from batch.job import Job, work_dir_of
 from batch.scoring.lane import TEXT_ERRORS
 from batch.scoring.scorer import Chunk
-from batch.storage.ledger import RETRY_OF, changes, live_facts
+from batch.storage.ledger import RETRY_OF, changes
 from batch.storage.location import Location
 from batch.storage.manifest import finished, manifest_location, read_manifest
 from batch.storage.parquet import ParquetSource
+from batch.storage.workdir import job_in
 
 
 class Retry:
@@ -47,9 +48,9 @@ class Retry:
             errors = manifest["run"]["tally"]["errors"]
             asks = sum(count for code, count in errors.items() if code not in TEXT_ERRORS)
             return cls(job, manifest, manifest["output"]["sha256"], asks, feed_rows)
-        live = live_facts(work_dir_of(job.options)) or {}
+        live = job_in(work_dir_of(job.options)) or {}
         sha256 = live.pop(RETRY_OF, None)
-        if sha256 is None or live != json.loads(json.dumps(job.facts)):
+        if sha256 is None or live != as_json(job.facts):
             raise InputError(
                 f"--retry-errors needs the finished output of this same job: {_why(output, job.facts)}; "
                 "run without it"
@@ -106,5 +107,5 @@ def _why(output: str, job: dict[str, Any]) -> str:
     manifest = read_manifest(manifest_location(output))
     if manifest is None:
         return f"{name} has no manifest"
-    other = changes(manifest["job"], json.loads(json.dumps(job)))
+    other = changes(manifest["job"], as_json(job))
     return f"{name} is another's ({other})" if other else f"{name} is not as its manifest says"

@@ -20,7 +20,7 @@ from batch.scoring.cache import known_answers
 from batch.scoring.scorer import Scorer, load_first
 from batch.shard_writer import ShardWriter
 from batch.source import Source, source_of
-from batch.storage.ledger import Ledger
+from batch.storage.ledger import Ledger, changes
 from batch.storage.lock import lock_output
 from batch.storage.manifest import Proof, write_manifest
 from batch.storage.output import assemble
@@ -46,7 +46,9 @@ def run(options: Options, observer: Observer | None = None, engine_for: EngineFo
                 Ledger.open(work_dir_of(options), job.facts, fresh=True).finish()
             return observer.summary.adopt(manifest)
         earlier = drift.baseline(options.output, job.facts)  # before its manifest is replaced
-        with Ledger.open(work_dir_of(options), source.facts, options.fresh, options.output) as ledger:
+        with Ledger.open(work_dir_of(options), source.facts, options.fresh) as ledger:
+            if other := ledger.work.other:
+                observer.emit("other job set aside", level="warning", changes=changes(other, source.facts))
             observer.resumed(sum(map(shard_tally, ledger.shards), Tally()), source.asks, source.repeats)
             if ledger.done_rows < job.rows:
                 with (engine_for or start_engine)(job) as engine:

@@ -17,8 +17,8 @@ from batch.engine.supervisor import Supervisor
 from batch.errors import BatchRouteError, EngineError, InputError, StorageError, signals_raise
 from batch.job import Job, Options, work_dir_of
 from batch.run import EngineFor, start_engine, wanted_engine
-from batch.storage.ledger import live_facts
 from batch.storage.manifest import manifest_location, read_manifest
+from batch.storage.workdir import job_in
 
 POLL = 1.0  # seconds between two looks at the folder
 PAUSE = 30.0  # seconds after the engine or the machine failed
@@ -126,7 +126,5 @@ def done(output: Path, stamp: Stamp) -> bool:
 def _for_file(options: Options, path: Path, output: Path) -> Options:
     """One file's own run; one that was begun is ended with the adapter that it was begun with."""
     options = dataclasses.replace(options, input=str(path), output=str(output))
-    if options.work_dir:
-        options = dataclasses.replace(options, work_dir=options.work_dir / path.name)
-    begun = live_facts(work_dir_of(options))
+    begun = job_in(work_dir_of(options))
     return dataclasses.replace(options, adapter=begun["adapter"]) if begun else options

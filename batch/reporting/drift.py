@@ -9,12 +9,13 @@ Validation 14(4), 2020); `by_chance` is its 95 % quantile, so that a small backl
 drift.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from batch.contract.json_text import as_json
+from batch.errors import BatchRouteError
 from batch.reporting.tally import SCORE_BINS, Tally
 from batch.storage.location import Location
 from batch.storage.manifest import manifest_location, read_manifest
@@ -54,9 +55,9 @@ def compare(baseline: Baseline | None, tally: Tally) -> dict[str, Any] | None:
     """The manifest's `drift`: a measure for each field's label mix and for its and the product's score
     deciles.
     """
-    if baseline is None:
+    before = _tally_of(baseline)
+    if baseline is None or before is None:
         return None
-    before = Tally.from_json(baseline["tally"])
     measures = []
     for field in (name for name in tally.values if name in before.values):
         labels = sorted({*tally.values[field], *before.values[field]})
@@ -78,8 +79,9 @@ def baseline(output: str, job: Mapping[str, Any]) -> Baseline | None:
     """
     own = read_manifest(manifest_location(output))
     if own is not None:
-        if own["job"] == json.loads(json.dumps(job)):
-            redone: Baseline | None = (own.get("drift") or {}).get("previous")
+        if own["job"] == as_json(job):
+            earlier = own.get("drift")
+            redone: Baseline | None = earlier.get("previous") if isinstance(earlier, dict) else None
             return redone
         return _as_baseline(own, output) if _comparable(own, job) else None
     location = Location.of(output)
@@ -89,11 +91,14 @@ def baseline(output: str, job: Mapping[str, Any]) -> Baseline | None:
         :NEIGHBOURS
     ]
     for path in others:
-        manifest = read_manifest(Location.of(path))
+        try:
+            manifest = read_manifest(Location.of(path))
+        except BatchRouteError:  # somebody's file: a comparison must not cost the run
+            continue
         if (
             manifest is not None
             and _comparable(manifest, job)
-            and manifest["job"]["contract"] == job["contract"]
+            and manifest["job"].get("contract") == job["contract"]
         ):
             return _as_baseline(manifest, path.name.removesuffix(".manifest.json"))
     return None
@@ -101,9 +106,15 @@ def baseline(output: str, job: Mapping[str, Any]) -> Baseline | None:
 
 def _comparable(manifest: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
     """Whether a manifest has a tally that can be compared, of answers that the same kind of engine made."""
-    return manifest["job"].get("engine") == job["engine"] and "values" in manifest.get("run", {}).get(
-        "tally", {}
-    )
+    return manifest["job"].get("engine") == job["engine"] and _tally_of(manifest.get("run")) is not None
+
+
+def _tally_of(run: Any) -> Tally | None:
+    """The tally of a file that need not be ours."""
+    try:
+        return Tally.from_json(run["tally"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _as_baseline(manifest: Mapping[str, Any], output: str) -> Baseline:

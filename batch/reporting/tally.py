@@ -49,14 +49,15 @@ class Tally:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` for what is no tally."""
         return cls(
-            rows=content["rows"],
-            errors=Counter(content["errors"]),
-            values={name: Counter(values) for name, values in content["values"].items()},
-            violations=Counter(content["violations"]),
-            score_sum=content["score_sum"],
-            scores={name: Counter(bins) for name, bins in content.get("scores", {}).items()},
-            triage=Counter(content.get("triage", {})),
+            rows=int(content["rows"]),
+            errors=_counts(content["errors"]),
+            values={name: _counts(values) for name, values in content["values"].items()},
+            violations=_counts(content["violations"]),
+            score_sum=float(content["score_sum"]),
+            scores={name: _counts(bins) for name, bins in content.get("scores", {}).items()},
+            triage=_counts(content.get("triage", {})),
         )
 
     @property
@@ -71,6 +72,10 @@ class Tally:
     def mean_score(self) -> float | None:
         answered = self.rows - self.error_rows
         return self.score_sum / answered if answered else None
+
+
+def _counts(content: Mapping[str, Any]) -> Counter[str]:
+    return Counter({name: int(count) for name, count in content.items()})
 
 
 def _added(left: dict[str, Counter[str]], right: dict[str, Counter[str]]) -> dict[str, Counter[str]]:

@@ -1,64 +1,43 @@
-"""What is done: a work directory that holds the job's fingerprint, its finished shards and a lock.
+"""What is done: finished shards in the folder of a job's unfinished work.
 
-    WORK_DIR/lock                          held while the run lives; the kernel frees it when the run dies
-    WORK_DIR/job.json                      the facts that must not change between a run and its resumption
-    WORK_DIR/shards/00000000-<sha>.parquet rows in input order, each shard named by the sha256 of its bytes
-    WORK_DIR/answers/                      answers to texts that the input repeats
+    shards/00000000-<sha>.parquet    rows in input order, each shard named by the sha256 of its bytes
+    answers/                         answers to texts that the input repeats
 
 A shard counts if its bytes still have the digest in its name and all before it count. What does not is done
 again.
 """
 
-import contextlib
 import hashlib
-import json
-import shutil
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch.errors import InputError
-from batch.storage.location import Location, storage_error, write_file
-from batch.storage.lock import Lock
-from batch.storage.manifest import finished
+from batch.storage.location import storage_error, write_file
 from batch.storage.output import encode_shard
+from batch.storage.workdir import ANSWERS, MADE, SHARDS, WorkDir
 
-JOB = "job.json"
 RETRY_OF = "retry_of"  # fact of a job that retries errors: sha256 of the output that they are in
 
 
 class Ledger:
     """The finished part of a run. Build it with :meth:`open`; use it as a context manager, or close it."""
 
-    def __init__(self, work_dir: Path, lock: Lock) -> None:
-        self.work_dir = work_dir
+    def __init__(self, work: WorkDir) -> None:
         self.shards: list[Path] = []
         self.done_rows = 0
-        self._lock = lock
+        self.work = work
 
     @classmethod
-    def open(
-        cls, work_dir: Path, facts: dict[str, Any], fresh: bool = False, output: str | None = None
-    ) -> "Ledger":
-        """Lock `work_dir` and pick up what an earlier run of the same job finished there.
+    def open(cls, work_dir: Path, facts: dict[str, Any], fresh: bool = False) -> Self:
+        """Lock `work_dir` and pick up what an earlier run of the same job, by its `facts`, finished there.
 
-        Raises `OutputLockedError` if another run holds it, `InputError` if its unfinished job has other
-        `facts` (JSON values), unless `fresh`. Where that job is known from the manifest of `output` to be
-        finished after all, its leftovers are cleared away.
+        Raises what :meth:`WorkDir.open` raises.
         """
-        work_dir = Path(work_dir)
+        ledger = cls(WorkDir.open(Path(work_dir), facts, fresh))
         try:
-            ledger = cls(work_dir, Lock.take(work_dir / "lock", str(work_dir)))
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise InputError(
-                f"cannot work in {work_dir}: {error.strerror}; choose another --work-dir"
-            ) from error
-        except OSError as error:
-            raise storage_error(str(work_dir), error) from error
-        try:
-            ledger._resume(json.loads(json.dumps(facts)), fresh, output)
+            ledger._verify()
         except OSError as error:
             ledger.close()
             raise storage_error(str(work_dir), error) from error
@@ -79,17 +58,11 @@ class Ledger:
 
     def finish(self) -> None:
         """Remove the work directory, once the manifest is there. Raises `StorageError`."""
-        try:
-            self._clear()
-            shutil.rmtree(self.work_dir)
-        except OSError as error:
-            raise storage_error(str(self.work_dir), error) from error
-        finally:
-            self.close()
+        self.work.finish()
 
     def close(self) -> None:
         """Let go of the lock; what is finished stays."""
-        self._lock.release()
+        self.work.close()
 
     def __enter__(self) -> Self:
         return self
@@ -100,39 +73,16 @@ class Ledger:
     @property
     def answers(self) -> Path:
         """Folder for answers that the run asks for again; it goes with the job."""
-        return self.work_dir / "answers"
+        return self.work.path / ANSWERS
 
     @property
     def _folder(self) -> Path:
-        return self.work_dir / "shards"
-
-    @property
-    def _job(self) -> Path:
-        return self.work_dir / JOB
-
-    def _resume(self, facts: dict[str, Any], fresh: bool, output: str | None) -> None:
-        live = None if fresh else live_facts(self.work_dir)
-        if live is not None and live != facts:
-            # A retry (--retry-errors) of a finished output keeps nothing that the output lacks: it may be
-            # forgotten.
-            job = {name: value for name, value in live.items() if name != RETRY_OF}
-            if output is None or finished(output, job) is None:
-                what = changes(live, facts)
-                raise InputError(
-                    f"the unfinished run in {self.work_dir} was another: {what}; forget it with --fresh"
-                )
-            live = None
-        if live != facts:
-            self._clear()
-            write_file(self._job, json.dumps(facts, ensure_ascii=False, indent=2).encode())
-        self._folder.mkdir(exist_ok=True)
-        Location.of(self._folder).sync_folder()
-        self._verify()
+        return self.work.path / SHARDS
 
     def _verify(self) -> None:
         for path in self._folder.glob(".*.partial"):
             path.unlink()  # of a commit that was cut short
-        found = sorted(self._folder.iterdir())
+        found = sorted(path for path in self._folder.iterdir() if MADE[SHARDS].fullmatch(path.name))
         for path in found:
             data = path.read_bytes()
             if path.name != f"{len(self.shards):08d}-{_digest(data)}.parquet":
@@ -141,28 +91,6 @@ class Ledger:
             self.shards.append(path)
         for path in found[len(self.shards) :]:
             path.unlink()
-
-    def _clear(self) -> None:
-        """Forget the job first: without job.json, shards are leftovers."""
-        self._job.unlink(missing_ok=True)
-        Location.of(self._job).sync_folder()
-        for folder in (self._folder, self.answers):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(folder)
-        self.shards, self.done_rows = [], 0
-
-
-def live_facts(work_dir: Path) -> dict[str, Any] | None:
-    """The facts of the unfinished job in `work_dir`, None where there is none. Raises `InputError` where they
-    are damaged.
-    """
-    try:
-        facts: dict[str, Any] = json.loads((work_dir / JOB).read_bytes())
-        return facts
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{work_dir / JOB} is damaged; forget the unfinished run with --fresh") from error
 
 
 def _digest(data: bytes | pa.Buffer) -> str:

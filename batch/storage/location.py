@@ -22,6 +22,10 @@ from batch.errors import BatchRouteError, InputError, StorageError
 
 CHUNK = 1 << 20  # bytes read at a time
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LASTING = {  # what a rerun would meet again: a person has to change something
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL, errno.ENXIO,
+}  # fmt: skip
 
 
 def shown(name: str) -> str:
@@ -44,6 +48,17 @@ def storage_error(name: str, error: BaseException) -> StorageError:
     return StorageError(
         f"cannot write {shown(name)}: {reason(error)}; correct that, then run again to resume"
     )
+
+
+def refused_or_failed(what: str, error: OSError, remedy: str) -> InputError | StorageError:
+    """An `OSError` from before any work, by its cause: exit code 2 for what a rerun would meet again, 75 for
+    the rest.
+    """
+    if not error.errno or error.errno in LASTING:
+        return InputError(f"{shown(what)}: {reason(error)}; {remedy}")
+    if error.errno in FULL:
+        return StorageError(f"{shown(what)}: no space left; free some space, then run again")
+    return StorageError(f"{shown(what)}: {reason(error)}; run again")
 
 
 @dataclasses.dataclass(frozen=True)

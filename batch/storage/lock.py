@@ -3,14 +3,16 @@
 import contextlib
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 from typing import Self
 
-from batch.errors import InputError, OutputLockedError
-from batch.storage.location import Location, reason
+from batch.errors import OutputLockedError
+from batch.storage.location import Location, refused_or_failed
 
 LOCK_PATIENCE = 1.0  # seconds: a run that ends just now lets go within them
+HOLDER = re.compile(rb"[0-9]{0,19}")  # what a lock file holds; a file that holds more is somebody else's
 _held: set[int] = set()  # descriptors of locks
 
 
@@ -35,43 +37,47 @@ class Lock:
         """Lock `path`, which holds the holder's process id meanwhile.
 
         Raises `OutputLockedError` where another process works on `what`, `OSError` where there can be no such
-        file.
+        file: its folder is missing, or somebody laid a link or a file of their own at its name.
         """
         deadline = time.monotonic() + LOCK_PATIENCE
         while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            except FileNotFoundError:
-                continue  # a run that finished took the directory away just now
+            if path.is_symlink():
+                raise FileExistsError(0, f"{path.name} is a symbolic link; move it away")
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                holder = os.pread(descriptor, 20, 0)
+                if os.fstat(descriptor).st_nlink > 1 or not HOLDER.fullmatch(holder):
+                    raise FileExistsError(0, f"{path.name} is there already and is no lock; move it away")
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                     os.truncate(descriptor, 0)
-                    os.write(descriptor, str(os.getpid()).encode())
+                    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
                     _held.add(descriptor)
                     return cls(path, descriptor)
-            except FileNotFoundError:
-                pass  # locked, but its holder had removed the file: lock the one that takes its place
+                os.close(descriptor)  # its holder had removed it: lock the one that takes its place
             except BlockingIOError as error:
+                holder = os.pread(descriptor, 20, 0)
+                os.close(descriptor)
                 if time.monotonic() > deadline:
-                    holder = os.read(descriptor, 20).decode(errors="replace")
-                    os.close(descriptor)
-                    message = f"another run (process {holder}) works on {what}; wait for it to end"
+                    process = f"process {holder.decode(errors='replace')}"
+                    message = f"another run ({process}) works on {what}; wait for it to end"
                     raise OutputLockedError(message) from error
                 time.sleep(0.05)
-            os.close(descriptor)
+            except FileNotFoundError:
+                os.close(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
 
     @property
     def held(self) -> bool:
         return self._descriptor in _held
 
-    def release(self, remove: bool = False) -> None:
-        """Let go, and `remove` the file. Once is enough; again does nothing."""
+    def release(self) -> None:
+        """Remove the file and let go. Once is enough; again does nothing."""
         if self.held:
-            if remove:
-                with contextlib.suppress(OSError):
-                    self.path.unlink()
+            with contextlib.suppress(OSError):
+                self.path.unlink()
             _held.discard(self._descriptor)
             os.close(self._descriptor)
 
@@ -79,7 +85,7 @@ class Lock:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.release(remove=True)
+        self.release()
 
 
 def lock_output(output: str) -> contextlib.AbstractContextManager[object]:
@@ -90,10 +96,7 @@ def lock_output(output: str) -> contextlib.AbstractContextManager[object]:
     if not location.local:
         return contextlib.nullcontext()
     folder, name = os.path.split(location.path)
-    path = Path(os.path.realpath(folder), f".{name}.lock")
     try:
-        # Not Lock.take's own mkdir: a folder that is not there is a slip of the pen.
-        os.stat(folder)
-        return Lock.take(path, location.name)
+        return Lock.take(Path(os.path.realpath(folder), f".{name}.lock"), location.name)
     except OSError as error:
-        raise InputError(f"cannot write {location.name}: {reason(error)}; choose another output") from error
+        raise refused_or_failed(f"cannot write {location.name}", error, "choose another output") from error

@@ -1,13 +1,15 @@
 """OUTPUT.manifest.json: written last, so where it exists, the run is complete."""
 
 import dataclasses
-import json
 from typing import Any
 
 import pyarrow as pa
 
-from batch.errors import StorageError
-from batch.storage.location import Location, storage_error, write_file
+from batch.contract.json_text import as_json, parse_json, pretty_json
+from batch.errors import BatchRouteError, StorageError
+from batch.storage.location import Location, reason, refused_or_failed, storage_error, write_file
+
+MOST_BYTES = 64 << 20  # a file that holds more is no manifest of ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +32,7 @@ def write_manifest(output: str, job: dict[str, Any], proof: Proof, **facts: Any)
     Raises `StorageError`.
     """
     manifest = {"job": job, "output": dataclasses.asdict(proof), **facts}
-    write_file(
-        manifest_location(output), (json.dumps(manifest, ensure_ascii=False, indent=2) + "\n").encode()
-    )
+    write_file(manifest_location(output), pretty_json(manifest))
 
 
 def remove_manifest(output: str) -> None:
@@ -49,7 +49,7 @@ def finished(output: str, job: dict[str, Any]) -> dict[str, Any] | None:
     recorded.
     """
     manifest = read_manifest(manifest_location(output))
-    if manifest is None or manifest["job"] != json.loads(json.dumps(job)):
+    if manifest is None or manifest["job"] != as_json(job):
         return None
     location = Location.of(output)
     try:
@@ -57,25 +57,34 @@ def finished(output: str, job: dict[str, Any]) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"cannot read {location.name}: {error}; run again to resume") from error
+        raise _unreadable(location, error) from error
 
 
 def read_manifest(location: Location) -> dict[str, Any] | None:
     """The manifest that lies there, or None where there is none of ours: a run starts and replaces it.
 
-    Raises `StorageError`.
+    Raises `InputError`, `StorageError`.
     """
     try:
-        with location.filesystem.open_input_stream(location.path) as stream:
-            manifest = json.loads(stream.read())
-        known = (
-            all(isinstance(manifest[part], dict) for part in ("job", "output"))
-            and "sha256" in manifest["output"]
-        )
-        return manifest if known else None
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
+        with location.filesystem.open_input_file(location.path) as stream:
+            return _ours(parse_json(stream.read())) if stream.size() <= MOST_BYTES else None
+    except (FileNotFoundError, ValueError):
         return None
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"cannot read {location.name}: {error}; run again to resume") from error
+        raise _unreadable(location, error) from error
+
+
+def _ours(content: Any) -> dict[str, Any] | None:
+    """`content` if it has a manifest's parts, each of its kind."""
+    if not isinstance(content, dict):
+        return None
+    job, output, run = (content.get(part) for part in ("job", "output", "run"))
+    whole = isinstance(job, dict) and isinstance(output, dict) and isinstance(output.get("sha256"), str)
+    return content if whole and (run is None or isinstance(run, dict)) else None
+
+
+def _unreadable(location: Location, error: BaseException) -> BatchRouteError:
+    what, remedy = f"cannot read {location.name}", "move it away, or choose another output"
+    if isinstance(error, OSError):
+        return refused_or_failed(what, error, remedy)
+    return StorageError(f"{what}: {reason(error)}; run again to resume")

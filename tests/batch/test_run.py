@@ -153,21 +153,24 @@ def test_interrupted_run_resumes_to_the_same_bytes(
     assert output.read_bytes() == whole.read_bytes()
 
 
-def test_changed_options_against_an_unfinished_run_are_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_another_nights_unfinished_run_does_not_stop_tonights(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Killed before its first shard or behind it, then other options or a rewritten input: nobody is asked."""
     source, output = backlog(tmp_path / "in.parquet"), tmp_path / "out.parquet"
 
     def stop(counts: object, total: int) -> None:
         raise Interrupted(signal.SIGINT)
 
-    with pytest.raises(Interrupted):
-        run.run(
-            Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"),
-            Observer(progress=stop),
-        )
-    result = route(tiny_bundle, source, output, "--limit", "5")
-    assert result.exit_code == 2 and "limit" in result.output and "--fresh" in result.output
-    assert route(tiny_bundle, source, output, "--limit", "5", "--fresh").exit_code == 0
-    assert pq.read_metadata(output).num_rows == 5
+    for more in (["--limit", "5"], ["--prefix", "ai_"]):
+        with pytest.raises(Interrupted):
+            run.run(
+                Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"),
+                Observer(progress=stop),
+            )
+        assert (tmp_path / ".out.parquet.work").exists()
+        result = route(tiny_bundle, source, output, *more)
+        assert result.exit_code == 0, result.output
+        backlog(source)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
 def test_zero_rows(tiny_bundle: Bundle, tmp_path: Path) -> None:

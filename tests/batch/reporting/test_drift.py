@@ -95,7 +95,12 @@ def test_the_run_that_is_compared_with(tmp_path: Path) -> None:
     assert baseline(str(output), job) is None
     manifest(tmp_path / "other-contract.parquet", "d")
     manifest(tmp_path / "made-up.parquet", "c", engine="replay")
-    (tmp_path / "broken.parquet.manifest.json").write_text("[]")
+    for index, content in enumerate(("[]", "[" * 200_000, '{"job": {"contract": "c"}, "output": 5}')):
+        (tmp_path / f"broken{index}.parquet.manifest.json").write_text(content)
+    for index, wrong in enumerate(({"rows": "many"}, {"values": [1]}, {"errors": {"x": "y"}}, 5)):
+        told = {**tally({"a": 1}, {}).as_json(), **wrong} if isinstance(wrong, dict) else wrong
+        manifest(tmp_path / f"wrong{index}.parquet", "c", run={"tally": told})
+    (tmp_path / "folder.parquet.manifest.json").mkdir()
     assert baseline(str(output), job) is None
     manifest(tmp_path / "last-night.parquet", "c")
     assert baseline(str(output), job)["output"] == "last-night.parquet"  # type: ignore[index]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch.errors import InputError, OutputLockedError
-from batch.storage.ledger import Ledger
+from batch.storage.ledger import Ledger, changes
 from batch.storage.manifest import Proof, finished, remove_manifest, write_manifest
+from batch.storage.workdir import KEPT, work_dir
 
 FACTS = {"input": {"size": 10, "files": ["a", "b"]}, "adapter": "0" * 64}
 ROOT = Path(__file__).parents[3]
@@ -95,26 +97,112 @@ def test_every_flipped_byte_of_a_shard_is_noticed(tmp_path: Path) -> None:
             assert ledger.done_rows == 0
 
 
-def test_changed_facts_are_named(tmp_path: Path) -> None:
-    fill(tmp_path / "work")
-    changed = {"input": {"size": 11, "files": ["a"]}, "adapter": "1" * 64}
-    with pytest.raises(InputError) as refused:
-        Ledger.open(tmp_path / "work", changed)
-    message = str(refused.value)
-    for part in (
-        "input.size 10 → 11",
-        "input.files.1 b → nothing",
-        "adapter 0000000000000000…00000000 →",
-        "--fresh",
-    ):
-        assert part in message
-    assert "\n" not in message
-    with Ledger.open(tmp_path / "work", FACTS) as ledger:
-        assert ledger.done_rows == 9  # the refusal touched nothing
-    with Ledger.open(tmp_path / "work", changed, fresh=True) as ledger:
+def test_another_job_sets_the_work_aside_and_does_not_lose_it(tmp_path: Path) -> None:
+    """Tonight's job starts at once, whatever another left; that one finds its work again until one is finished."""
+    work = tmp_path / "work"
+    fill(work)
+    tonight = {"input": {"size": 11, "files": ["a"]}, "adapter": "1" * 64}
+    with Ledger.open(work, tonight) as ledger:
+        assert ledger.done_rows == 0 and ledger.work.other is not None
+        said = changes(ledger.work.other, tonight)
+        ledger.commit(rows(0, 5))
+    for part in ("input.size 10 → 11", "input.files.1 b → nothing", "adapter 0000000000000000…00000000 →"):
+        assert part in said
+    with Ledger.open(work, FACTS) as ledger:
+        assert ledger.done_rows == 9
+    with Ledger.open(work, tonight) as ledger:
+        assert ledger.done_rows == 5
+        ledger.finish()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("leave", ["no shard", "job.json damaged", "job.json nested", "job.json missing"])
+def test_what_cannot_be_resumed_is_collected(tmp_path: Path, leave: str) -> None:
+    """Killed before the first shard, or its fingerprint is lost: nobody is asked, nothing is kept."""
+    work = tmp_path / "work"
+    fill(work, () if leave == "no shard" else (3, 2))
+    match leave:
+        case "job.json damaged":
+            (work / "job.json").write_text("{")
+        case "job.json nested":
+            (work / "job.json").write_text("[" * 200_000)
+        case "job.json missing":
+            (work / "job.json").unlink()
+    with Ledger.open(work, {"input": 1}) as ledger:
         assert ledger.done_rows == 0
-    with Ledger.open(tmp_path / "work", changed) as ledger:
-        assert ledger.shards == []
+        assert sorted(os.listdir(tmp_path)) == ["work", "work.lock"] and not os.listdir(work / "shards")
+
+
+def test_only_so_many_other_jobs_are_kept(tmp_path: Path) -> None:
+    for night in range(6):
+        with Ledger.open(tmp_path / "work", {"night": night}) as ledger:
+            ledger.commit(rows(0, 1))
+    assert len(os.listdir(tmp_path)) == 1 + KEPT
+    Ledger.open(tmp_path / "work", {"night": 5}, fresh=True).close()
+    assert os.listdir(tmp_path) == ["work"] and not os.listdir(tmp_path / "work/shards")
+
+
+def test_only_what_a_run_made_is_removed(tmp_path: Path) -> None:
+    """Somebody's files in the folder stay, through another job, --fresh and the end."""
+    work = tmp_path / "work"
+    theirs = [work / "thesis.txt", work / "shards/a", work / "shards/1.parquet", work / "answers/notes.md"]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    fill(work)
+    with Ledger.open(work, FACTS) as ledger:
+        assert ledger.done_rows == 9
+    with Ledger.open(work, FACTS, fresh=True) as ledger:
+        assert ledger.done_rows == 0
+        ledger.commit(rows(0, 4))
+        ledger.finish()
+    assert all(path.read_text() == "mine" for path in theirs)
+    assert sorted(path for path in work.rglob("*") if path.is_file()) == sorted(theirs)
+
+
+@pytest.mark.parametrize("name", ["work", "work/shards", "work.lock"])
+def test_links_at_fixed_names_are_not_followed(tmp_path: Path, name: str) -> None:
+    """A link to a victim's folder or file, or to nothing: a line at once, and the victim is as it was."""
+    victim = tmp_path / "home"
+    (victim / "shards").mkdir(parents=True)
+    (victim / "shards/00000000-0123456789abcdef.parquet").write_text("precious")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    for target in (victim, tmp_path / "nowhere/x"):
+        (tmp_path / name).symlink_to(target)
+        before = time.monotonic()
+        with pytest.raises(InputError, match="symbolic link"):
+            Ledger.open(tmp_path / "work", FACTS, fresh=True)
+        assert time.monotonic() - before < 1
+        (tmp_path / name).unlink()
+    assert (victim / "shards/00000000-0123456789abcdef.parquet").read_text() == "precious"
+
+
+@pytest.mark.parametrize("leave", ["text", "hard link", "folder"])
+def test_somebodys_file_is_no_lock(tmp_path: Path, leave: str) -> None:
+    lock, victim = tmp_path / "work.lock", tmp_path / "victim"
+    victim.write_text("12" if leave == "hard link" else "precious")
+    match leave:
+        case "text":
+            victim.rename(lock)
+            victim = lock
+        case "hard link":
+            os.link(victim, lock)
+        case "folder":
+            lock.mkdir()
+    before = victim.read_text()
+    with pytest.raises(InputError):
+        Ledger.open(tmp_path / "work", FACTS)
+    assert victim.read_text() == before and lock.exists()
+
+
+def test_one_folder_for_many_outputs(tmp_path: Path) -> None:
+    """`--work-dir` is shared: each output's work has a folder of its own in it, that only this user can enter."""
+    folders = {work_dir(str(tmp_path / f"{place}/out.parquet"), tmp_path) for place in "ab"}
+    folders.add(work_dir(str(tmp_path / ("x" * 240 + "é.parquet")), tmp_path))
+    assert len(folders) == 3
+    for folder in folders:
+        with Ledger.open(folder, FACTS):
+            assert folder.parent == tmp_path and stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_facts_that_json_rewrites_still_match(tmp_path: Path) -> None:
@@ -122,23 +210,11 @@ def test_facts_that_json_rewrites_still_match(tmp_path: Path) -> None:
         Ledger.open(tmp_path / "work", {"a": (1, 2), 3: None}).close()
 
 
-def test_a_damaged_job_file_is_refused(tmp_path: Path) -> None:
-    fill(tmp_path / "work")
-    (tmp_path / "work" / "job.json").write_text("{")
-    with pytest.raises(InputError, match="--fresh"):
-        Ledger.open(tmp_path / "work", FACTS)
-    Ledger.open(tmp_path / "work", FACTS, fresh=True).close()
+@pytest.mark.parametrize("place", ["file", "file/x"])
+def test_where_no_folder_can_be(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--work-dir"):
-        Ledger.open(tmp_path / "work" / "job.json", FACTS)
-    with pytest.raises(InputError, match="--work-dir"):
-        Ledger.open(tmp_path / "work" / "job.json" / "x", FACTS)
-
-
-def test_shards_without_a_job_are_leftovers(tmp_path: Path) -> None:
-    fill(tmp_path / "work")
-    (tmp_path / "work" / "job.json").unlink()
-    with Ledger.open(tmp_path / "work", FACTS) as ledger:
-        assert ledger.done_rows == 0
+        Ledger.open(tmp_path / place / "work", FACTS)
 
 
 HOLDER = """
@@ -210,14 +286,3 @@ def test_finished_only_for_the_same_job_and_the_same_bytes(tmp_path: Path) -> No
     assert finished(str(output), FACTS) is None
     remove_manifest(str(output))
     assert not os.listdir(tmp_path)
-
-
-def test_what_a_finished_run_left_does_not_refuse_the_next_night(tmp_path: Path) -> None:
-    output = tmp_path / "out.parquet"
-    fill(tmp_path / "work")  # killed between the manifest and finish()
-    finish_run(output, FACTS)
-    tonight = {**FACTS, "adapter": "1"}
-    with pytest.raises(InputError):
-        Ledger.open(tmp_path / "work", tonight)
-    with Ledger.open(tmp_path / "work", tonight, output=str(output)) as ledger:
-        assert ledger.done_rows == 0

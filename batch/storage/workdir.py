@@ -1,0 +1,169 @@
+"""The folder of a job's unfinished work, and who may touch what in it.
+
+    .NAME.work/            beside OUTPUT, or in --work-dir under OUTPUT's name and a hash of its path
+      job.json             the job's fingerprint: facts that must not change between a run and its resumption
+      shards/, answers/    what is done
+    .NAME.work-<hash>/     unfinished work of another job for the same OUTPUT, kept under its fingerprint
+    .NAME.work.lock        held while the run lives
+
+Tonight's job never waits for a person because of what another left: that is set aside, taken up again if its
+own job comes back, and removed when a job of this OUTPUT is finished. Only files that a run made are ever
+removed, and no symbolic link is followed.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, Self
+
+from batch.contract.json_text import as_json, parse_json, pretty_json
+from batch.errors import InputError
+from batch.storage.location import Location, refused_or_failed, storage_error, write_file
+from batch.storage.lock import Lock
+
+JOB, SHARDS, ANSWERS = "job.json", "shards", "answers"
+MADE = {  # the names that a run gives to its files, by folder
+    "": re.compile(rf"{re.escape(JOB)}|\..*\.partial"),
+    SHARDS: re.compile(r"\d{8}-[0-9a-f]{16}\.parquet|\..*\.partial"),
+    ANSWERS: re.compile(r"answers\.sqlite.*"),
+}
+KEPT = 2  # other jobs' unfinished work for one output: the newest
+
+Facts = dict[str, Any]
+
+
+def work_dir(output: str, within: Path | None) -> Path:
+    """The folder for unfinished work on `output`: beside it, hidden from a directory read as input, or
+    in the folder `within`, which several outputs may share.
+    """
+    location = Location.of(output)
+    name = Path(location.path).name
+    if within is None:
+        return Path(location.path).with_name(f".{name}.work")
+    place = location.path if not location.local else os.path.realpath(location.path)
+    short = os.fsencode(name)[:200].decode(errors="ignore")
+    return within / f"{short}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.work"
+
+
+class WorkDir:
+    """One job's folder, locked. Build it with :meth:`open`; use it as a context manager, or close it."""
+
+    def __init__(self, path: Path, lock: Lock) -> None:
+        self.path = path
+        self.other: Facts | None = None  # of the job whose unfinished work was set aside
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, facts: Facts, fresh: bool = False) -> Self:
+        """Lock the folder and bring it to what an earlier run of the job with these `facts` (JSON values)
+        left, or, with `fresh`, to nothing.
+
+        Raises `OutputLockedError` if another run holds it, `InputError` where there can be no such folder.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            work = cls(path, Lock.take(path.with_name(f"{path.name}.lock"), str(path)))
+        except OSError as error:
+            raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
+        try:
+            work._take_up(as_json(facts), fresh)
+        except OSError as error:
+            work.close()
+            raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
+        except BaseException:
+            work.close()
+            raise
+        return work
+
+    def finish(self) -> None:
+        """Remove all unfinished work on this output, once its manifest is there. Raises `StorageError`."""
+        try:
+            for path in (self.path, *self._others()):
+                _remove(path)
+        except OSError as error:
+            raise storage_error(str(self.path), error) from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the lock; what is finished stays."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _take_up(self, facts: Facts, fresh: bool) -> None:
+        _own_folder(self.path)
+        if fresh:
+            for path in (self.path, *self._others()):
+                _remove(path)
+        elif (live := job_in(self.path)) != facts:
+            if live is not None and any((self.path / SHARDS).glob("*.parquet")):
+                self.other = live
+                _remove(self._aside(live))
+                self.path.rename(self._aside(live))
+            else:
+                _remove(self.path)  # nothing was finished, or its job is not known any more
+            if job_in(self._aside(facts)) == facts and not self.path.exists():
+                self._aside(facts).rename(self.path)
+            for path in self._others()[:-KEPT]:
+                _remove(path)
+        for name in ("", SHARDS, ANSWERS):
+            _own_folder(self.path / name)
+        if job_in(self.path) != facts:
+            write_file(self.path / JOB, pretty_json(facts))
+        for path in (self.path / SHARDS, self.path, self.path.parent):
+            Location.of(path / "x").sync_folder()
+
+    def _aside(self, facts: Facts) -> Path:
+        fingerprint = hashlib.sha256(pretty_json(facts)).hexdigest()[:7]
+        return self.path.with_name(f"{self.path.name}-{fingerprint}")
+
+    def _others(self) -> list[Path]:
+        """Folders of other jobs, the newest last."""
+        named = re.compile(re.escape(self.path.name) + "-[0-9a-f]{7}")
+        found = [path for path in self.path.parent.iterdir() if named.fullmatch(path.name)]
+        return sorted(found, key=lambda path: path.lstat().st_mtime_ns)
+
+
+def job_in(path: Path) -> Facts | None:
+    """The facts of the unfinished job in a folder; None where there is none, or none that can be read."""
+    try:
+        facts = parse_json((path / JOB).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def _own_folder(path: Path) -> None:
+    """Make a folder that only this user may enter, or find it there."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    if not stat.S_ISDIR(path.lstat().st_mode):
+        raise InputError(f"{path} is a symbolic link or a file; move it away, or choose another --work-dir")
+
+
+def _remove(path: Path) -> None:
+    """Remove what a run made in a folder, and the folder if nothing else is in it. The job goes first:
+    without it, the rest are leftovers.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return
+    for name, made in MADE.items():
+        folder = path / name
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        for file in sorted(folder.iterdir()):
+            if made.fullmatch(file.name) and not file.is_dir():
+                file.unlink()
+        if not name:
+            Location.of(folder / "x").sync_folder()
+    for name in sorted(MADE, reverse=True):
+        with contextlib.suppress(OSError):  # holds somebody's files, or was not there
+            (path / name).rmdir()
