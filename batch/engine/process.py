@@ -4,12 +4,14 @@ meanwhile.
 
 import contextlib
 import ctypes
+import json
 import multiprocessing
 import os
 import queue
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -30,6 +32,11 @@ LAST_LINES = 3  # of a dead engine's log, in its error
 # requests that the engine is given at most, in multiples of what it runs at once; the others wait in its
 # process
 AHEAD = 1.5
+# What the new interpreter runs: it finds this package where the parent found it, whatever the directory.
+BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from batch.engine.process import serve; serve(*sys.argv[2:])"
+)
 
 
 class Usage(NamedTuple):
@@ -47,19 +54,24 @@ class EngineProcess:
     """
 
     def __init__(self, spec: EngineSpec, patience: float = PATIENCE) -> None:
-        # spawn, not fork: the parent has threads (Arrow's, the tokenizer's) and a forked CUDA context would
-        # be broken.
-        context = multiprocessing.get_context("spawn")
-        self._conn, child = context.Pipe()
+        # A new interpreter, not a fork: the parent has threads (Arrow's, the tokenizer's), and a forked CUDA
+        # context would be broken. Not `multiprocessing` either: it runs the caller's script again, which
+        # would need a main guard.
+        self._conn, child = multiprocessing.Pipe()
         descriptor, name = tempfile.mkstemp(prefix="batch-route-engine-", suffix=".log")
         os.close(descriptor)
         self._log = Path(name)
-        self._process = context.Process(
-            target=_serve, args=(child, spec, name, os.getpid()), name="engine", daemon=True
+        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
+        words = [str(child.fileno()), name, str(parent)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), *words],
+            pass_fds=[child.fileno()],
+            stdin=subprocess.DEVNULL,
         )
-        self._process.start()
         child.close()
         _bound(self._conn, patience)
+        with contextlib.suppress(OSError):  # it is gone already: the next call says why
+            self._conn.send(spec)
         self._buffer: list[Completion] = []
         self._patience = patience
         self.facts: dict[str, Any] = {}
@@ -67,7 +79,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        return self._process.pid or 0
+        return self._process.pid
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
         """Hot-load an adapter: no restart. Returns what its canary showed. Raises `AdapterError` if it does
@@ -115,14 +127,14 @@ class EngineProcess:
         _bound(self._conn, STOP_SECONDS)
         with contextlib.suppress(OSError):
             self._conn.send(("stop", None))
-        self._process.join(STOP_SECONDS)
+        self._join()
         self.kill()
 
     def kill(self) -> None:
         """End the process whatever it does, and remove its log."""
-        if self._process.is_alive():
+        if self._process.poll() is None:
             self._process.kill()
-            self._process.join(STOP_SECONDS)
+            self._join()
         self._conn.close()
         self._log.unlink(missing_ok=True)
 
@@ -131,6 +143,10 @@ class EngineProcess:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _join(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
 
     def _note(self, kind: str, value: Any) -> None:
         if kind == "ready":
@@ -175,8 +191,8 @@ class EngineProcess:
         with contextlib.suppress(EOFError, OSError):
             while self._conn.poll(0):
                 self._note(*self._conn.recv())  # raises what it said, if it could
-        self._process.join(STOP_SECONDS)
-        code = self._process.exitcode
+        self._join()
+        code = self._process.returncode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         with contextlib.suppress(OSError):
             lines = [
@@ -199,13 +215,22 @@ def _bound(conn: Connection, seconds: float) -> None:
         pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def _serve(conn: Connection, spec: EngineSpec, log: str, parent: int) -> None:
-    """Body of the engine process."""
-    _tie_to(parent)
+def serve(descriptor: str, log: str, parent: str) -> None:
+    """Body of the engine process, given the number of its end of the pipe, its log, and its parent's id.
+
+    The parent's id is 0 where a thread started it: the kernel would take the thread's end for the parent's.
+    """
+    if parent != "0":
+        _tie_to(int(parent))
+    conn = Connection(int(descriptor))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    try:
+        spec: EngineSpec = conn.recv()
+    except (EOFError, OSError):
+        return  # the parent is gone
     inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     # Reading goes on while the engine computes or sends: were both sides to send at once, both pipes could
     # fill up.

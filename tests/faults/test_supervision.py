@@ -137,16 +137,16 @@ def test_a_hung_engine_is_replaced(tiny_bundle: Bundle, tmp_path: Path, faults: 
     """It is stopped outright, so it reads nothing either. Fails when nothing bounds how long a write may block."""
     faults(stop=[text(100)])
     started = time.monotonic()
-    run.run(options(tiny_bundle, tmp_path, engine_timeout=1.0))
+    run.run(options(tiny_bundle, tmp_path, engine_timeout=3.0))
     assert codes(tmp_path) == {100: "engine_failure"}
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120
 
 
 def test_a_full_pipe_to_a_stopped_engine_does_not_block(
     tiny_bundle: Bundle, tmp_path: Path, faults: Any
 ) -> None:
     """Fails without SO_SNDTIMEO: the second write waits for ever."""
-    with Supervisor(EngineSpec("replay", "", "", 1000, 4), patience=1.0) as engine:
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4), patience=3.0) as engine:
         engine.load(spec_of(tiny_bundle))
         os.kill(engine.pid, signal.SIGSTOP)
         work = [(key, [1] * 1000) for key in range(1000)]
@@ -185,7 +185,9 @@ def engines() -> list[int]:
     """Process ids of this process's engines."""
     children = map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
     return [
-        pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(pid)
+        pid
+        for pid in children
+        if b"engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(pid)
     ]
 
 
