@@ -20,6 +20,7 @@ where they enter, with ``raise … from``; the command line prints the message a
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -86,7 +87,13 @@ def nearest(name: str, known: list[str]) -> str:
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Interrupted`, once: a second one must not cut the last commit."""
+    """SIGINT and SIGTERM raise `Interrupted`, once: a second one must not cut the last commit.
+
+    In another thread than the main one nothing changes: Python lets only that one handle signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in previous:

@@ -1,0 +1,125 @@
+"""One warm engine with one adapter, for tables that are in memory already."""
+
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import pyarrow as pa
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.engine.supervisor import Supervisor
+from batch.errors import InputError, nearest
+from batch.scoring.adapters import Answers, engine_spec, lane_of, spec_of
+from batch.scoring.output_rows import output_batch
+from batch.scoring.router import Requests, Router
+from batch.storage.output import output_columns, output_schema
+from batch.storage.parquet import is_string, plain
+
+Table = TypeVar("Table")  # pyarrow.Table, polars.DataFrame or pandas.DataFrame
+FEED_ROWS = 256
+WINDOW = 4  # requests with the engine at most, in multiples of what it runs at once
+
+
+class Scorer:
+    """Scores tables with an adapter. Use it as a context manager: its engine is a process that holds the GPU.
+
+    with Scorer("champion") as scorer:
+        scored = scorer.score(frame, text_column="body")
+    """
+
+    def __init__(
+        self,
+        adapter: str = "champion",
+        *,
+        base_model: str | None = None,
+        dtype: str | None = None,
+        threads: int | None = None,
+        max_num_seqs: int | None = None,
+        engine: str = "vllm",
+    ) -> None:
+        """Open the adapter (a bundle's folder, digest or alias) and start its engine, which loads meanwhile.
+
+        Raises `AdapterError` for a bundle or base that is refused.
+        """
+        self._bundle = Bundle.open(Registry().resolve(adapter))
+        base = self._bundle.resolve_base(base_model)
+        choices: dict[str, Any] = {"dtype": dtype, "threads": threads, "max_num_seqs": max_num_seqs}
+        self._answers = Answers.of([self._bundle])
+        self._lane = lane_of(self._bundle)
+        self._engine = Supervisor(engine_spec(base, [self._bundle], kind=engine, **choices))
+        self._router: Router | None = None
+
+    @property
+    def adapter(self) -> str:
+        """The bundle's digest: what the output's column `adapter` holds."""
+        return self._bundle.digest
+
+    def score(self, table: Table, *, text_column: str = "request", prefix: str = "") -> Table:
+        """`table` with the columns that `batch-route` adds, of the same kind as it came: Arrow, Polars or
+        pandas.
+
+        Rows keep their order. A row that cannot be scored has `status` error and its `error_code`; nothing is
+        raised for it. Raises `InputError` for a table without that column or with one of the new columns,
+        `EngineError` when the engine does not get well.
+        """
+        kind = type(table).__module__.partition(".")[0]
+        if kind == "polars":
+            import polars as pl
+
+            return pl.from_arrow(self._score(table.to_arrow(), text_column, prefix))  # type: ignore[attr-defined,return-value]
+        if kind == "pandas":
+            arrow = pa.Table.from_pandas(table)  # the index travels in the schema's metadata
+            made = self._score(arrow, text_column, prefix)
+            return made.replace_schema_metadata(arrow.schema.metadata).to_pandas()  # type: ignore[no-any-return]
+        if isinstance(table, pa.Table):
+            return self._score(table, text_column, prefix)  # type: ignore[no-any-return]
+        raise InputError(f"cannot score a {type(table).__name__}; give a table of Arrow, Polars or pandas")
+
+    def _score(self, table: pa.Table, text_column: str, prefix: str) -> pa.Table:
+        self._refuse(table, text_column, prefix)
+        if self._router is None:
+            self._engine.load(spec_of(self._bundle))
+            self._router = Router(self._engine, WINDOW * self._engine.facts["max_num_seqs"])
+        schema = output_schema(table.schema, self._answers, prefix, self._answers.triage)
+        batches = [_one_chunk(table.slice(start, FEED_ROWS)) for start in range(0, table.num_rows, FEED_ROWS)]
+        requests = (
+            Requests(plain(batch.column(text_column)).to_pylist(), [self._lane] * batch.num_rows)
+            for batch in batches
+        )
+        made = [
+            output_batch(batch, rows, [self._bundle] * batch.num_rows, self._answers, schema)
+            for batch, rows in zip(batches, self._router.route(requests), strict=True)
+        ]
+        return pa.Table.from_batches(made, schema)
+
+    def _refuse(self, table: pa.Table, text_column: str, prefix: str) -> None:
+        names = table.schema.names
+        if text_column not in names:
+            raise InputError(
+                f"the table has no column {text_column!r}{nearest(text_column, names)}; name one "
+                "with text_column="
+            )
+        kind = table.schema.field(text_column).type
+        if not is_string(kind.value_type if pa.types.is_dictionary(kind) else kind):
+            raise InputError(
+                f"column {text_column!r} holds {kind}, not texts; name another with text_column="
+            )
+        added = output_columns(self._answers, prefix, self._answers.triage)
+        if taken := [name for name in added if name in names]:
+            raise InputError(f"the table has a column {taken[0]!r} already; give a prefix= for the new ones")
+
+    def close(self) -> None:
+        """End the engine."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _one_chunk(table: pa.Table) -> pa.RecordBatch:
+    return table.combine_chunks().to_batches()[0]
