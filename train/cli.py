@@ -74,7 +74,3 @@ for command in (
     *(review.review, review.agreement, review.apply_reviews, review.audit, review.improve),
 ):
     main.add_command(command)
-
-
-if __name__ == "__main__":
-    main()
