@@ -1,7 +1,6 @@
 """The vLLM engine: LoRA hot-loading, guided JSON decoding, greedy, token ids in, log-probabilities out."""
 
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -14,7 +13,7 @@ from typing import Any, get_args
 from batch.adapter.peft_checks import lint
 from batch.engine import CANARY_ANSWER, AdapterSpec, Completion, EngineSpec
 from batch.engine.drafts import AnswerDrafter
-from batch.engine.patches import idle, installed, patch
+from batch.engine.patches import idle, installed
 from batch.errors import AdapterError, BatchRouteError, EngineError
 
 # The engine already has a process of its own; vLLM's second one would only add a hop and half a minute of
@@ -33,16 +32,8 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-from vllm.v1.structured_output import backend_xgrammar
 
-# vLLM 0.32 compiles the grammar of each request that is added, in a new thread, only to see whether it can:
-# half the cost of adding.
-patch(
-    backend_xgrammar,
-    "compile_regex_with_timeout",
-    functools.lru_cache(backend_xgrammar.compile_regex_with_timeout),
-    made_for="0.32",
-)
+from batch.engine import vllm_guide
 
 CANARY_KEY = "canary"
 ADAPTER_MOVES = 1e-4  # least change of a log-probability (nats) that counts as the adapter acting
@@ -82,6 +73,7 @@ class VllmEngine:
 
             lora.install()
             sampling.install()
+        vllm_guide.install()
         if spec.threads:
             torch.set_num_threads(spec.threads)
         with _refusals(f"vLLM cannot serve {spec.base}"):
@@ -137,6 +129,8 @@ class VllmEngine:
             with _refusals(f"vLLM refuses adapter {adapter.name[:12]}"):
                 self._engine.add_lora(lora)
             self._refuse_partial(adapter, lora)
+        if adapter.grammar is not None:
+            vllm_guide.automaton_of(adapter.grammar)  # here a refusal has its reason
         guided = self._sampling(adapter, adapter.grammar, logprobs=0, max_tokens=adapter.max_tokens)
         with _refusals(f"vLLM refuses the canary of adapter {adapter.name[:12]}"):
             seen = self._prove(adapter, lora)

@@ -1,21 +1,10 @@
-"""`batch-train lint` and `candidates`: help with labelling."""
+"""`batch-train lint` and `candidates`: help with labelling. Click only, imports inside."""
 
-import dataclasses
-import json
 from pathlib import Path
 
 import click
 
-from batch.adapter.registry import Registry
-from batch.contract.contract import Contract
-from batch.errors import DatasetError
-from batch.storage.location import write_file
-from train.commands.options import PATH, json_option, writable
-from train.dataset import load_rows
-from train.evaluation.from_scored import contract_of, read_scored
-from train.files import write_json
-from train.labelling.candidates import candidates as choose
-from train.labelling.lint import lint as look
+PATH = click.Path(path_type=Path)
 
 
 @click.command()
@@ -23,20 +12,27 @@ from train.labelling.lint import lint as look
 @click.option(
     "--contract", default="data/contract.toml", show_default=True, help="The contract of the labels."
 )
-@json_option
+@click.option("--json", "json_path", type=PATH, help="Write the findings here.")
 def lint(datasets: tuple[Path, ...], contract: str, json_path: Path | None) -> None:
-    """Look for what is wrong with labelled requests.
-
-    Give the splits together, the training rows first.
+    """Look for what is wrong, or may be wrong, with labelled requests; give the splits together, the training
+    rows first.
 
     Labels that the policy refuses, requests that leak from one split into another (exit 2); requests that are
     nearly the same, values that are rare, and labels that the other rows contradict (hints).
     """
+    import dataclasses
+
+    from batch.contract.contract import Contract
+    from batch.errors import DatasetError
+    from train.commands.judge import check_folder, write
+    from train.labelling.lint import lint as look
+
+    check_folder(json_path)
     found = look(datasets, Contract.load(contract))
     for finding in found:
         click.echo(str(finding))
     if json_path:
-        write_json(json_path, [dataclasses.asdict(finding) for finding in found])
+        write(json_path, [dataclasses.asdict(finding) for finding in found])
     errors = sum(finding.error for finding in found)
     if errors:
         raise DatasetError(f"{errors} lines that training refuses; correct them")
@@ -51,7 +47,7 @@ def lint(datasets: tuple[Path, ...], contract: str, json_path: Path | None) -> N
 @click.option(
     "--labelled", multiple=True, type=PATH, help="Rows that have labels already; may be given more than once."
 )
-@click.option("--out", type=PATH, callback=writable, help="Write the rows here.  [default: print them]")
+@click.option("--out", type=PATH, help="Write the rows here.  [default: print them]")
 @click.option(
     "--contract",
     help="Their contract.  [default: that of the adapter that wrote SCORED, else data/contract.toml]",
@@ -67,12 +63,23 @@ def candidates(
     id_column: str,
     text_column: str,
 ) -> None:
-    """Choose the rows most worth labelling next.
+    """Choose the rows of SCORED, an output of `batch-route`, that are most worth labelling next, as JSONL to
+    fill in.
 
-    Reads SCORED, an output of `batch-route`, and writes JSONL to fill in. Low scores, answers that break a
-    rule and requests unlike any labelled one take turns. The model's own answer stands under `suggested`, the
-    reasons under `why`; a row is a dataset row once its nulls are filled in.
+    Low scores, answers that break a rule and requests unlike any labelled one take turns. The model's own
+    answer stands under `suggested`, the reasons under `why`; a row is a dataset row once its nulls are filled
+    in.
     """
+    import json
+
+    from batch.adapter.registry import Registry
+    from batch.storage.location import write_file
+    from train.commands.judge import check_folder
+    from train.dataset import load_rows
+    from train.evaluation.from_scored import contract_of, read_scored
+    from train.labelling.candidates import candidates as choose
+
+    check_folder(out)
     table = read_scored(scored, id_column)
     rules = contract_of(table, Registry(), contract)
     rows = [row for path in labelled for row in load_rows(path, rules, evaluation=True)]

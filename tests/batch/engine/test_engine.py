@@ -63,7 +63,7 @@ def test_answers_are_legal_and_probabilities_are_after_the_grammar(
     assert engine.facts["vllm"].startswith("0.32")
     assert seen["patches_idle"] == []
     assert {name.rpartition(".")[2] for name in engine.facts["patches"]} == {
-        "compile_regex_with_timeout", "PunicaWrapperCPU", "apply_grammar_bitmask", "Sampler", "RejectionSampler",
+        "XgrammarBackend", "validate_xgrammar_grammar", "PunicaWrapperCPU", "apply_grammar_bitmask", "Sampler", "RejectionSampler",
     }  # fmt: skip
     assert not any("made for" in release for release in engine.facts["patches"].values())
     for completion in complete(engine, adapter, tiny_bundle, REQUESTS).values():
@@ -237,22 +237,3 @@ def test_a_base_that_vllm_cannot_serve_is_one_clear_error(tiny_bundle: Bundle, t
     ):
         process.load(spec_of(tiny_bundle))
     assert refused.value.exit_code == 2 and "\n" not in str(refused.value)
-
-
-def test_a_grammar_is_checked_once_and_not_for_each_request(
-    contract: Contract, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import xgrammar
-    from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
-    from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
-
-    import batch.engine.vllm  # noqa: F401  # installs it
-
-    checked = []
-    monkeypatch.setattr(xgrammar.Grammar, "from_regex", checked.append)
-    for _ in range(3):
-        validate_xgrammar_grammar(
-            SamplingParams(structured_outputs=StructuredOutputsParams(regex=contract.grammar))
-        )
-    assert checked == [contract.grammar]

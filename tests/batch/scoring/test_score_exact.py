@@ -75,7 +75,7 @@ class Walker:
         """log P(next token | legal, the answer so far), over the vocabulary."""
         with torch.inference_mode():
             logits = self.model(torch.tensor([[*self.prompt, *ids]])).logits[0, -1].float()
-        allowed = torch.from_numpy(self.grammar.allows_after(ids))
+        allowed = torch.from_numpy(self.grammar.masks([*ids, 0])[-1])  # in place of any token
         return torch.log_softmax(
             logits[: len(allowed)].double().masked_fill(~allowed, -torch.inf), dim=-1
         ).numpy()  # type: ignore[no-any-return]

@@ -1,0 +1,99 @@
+"""Guides in vLLM's structured output, in the place of xgrammar's matchers."""
+
+import dataclasses
+import functools
+import threading
+from pathlib import Path
+
+import torch
+from vllm.v1 import structured_output
+from vllm.v1.structured_output import backend_xgrammar
+from vllm.v1.structured_output.backend_types import (
+    StructuredOutputBackend,
+    StructuredOutputGrammar,
+    StructuredOutputOptions,
+)
+
+from batch.adapter.vocabulary import Vocabulary
+from batch.engine.automaton import DEAD, Automaton
+from batch.engine.guide import ENDED, Guide, TokenTree
+from batch.engine.patches import patch
+
+# One automaton an expression; an engine's adapters rarely have more contracts, and a tree is a vocabulary's.
+automaton_of = functools.lru_cache(64)(Automaton)
+
+
+def install() -> None:
+    """Have vLLM decode by guides. What it would check of each request, `automaton_of` checks at load."""
+    patch(structured_output, "XgrammarBackend", GuideBackend, made_for="0.32")
+    patch(backend_xgrammar, "validate_xgrammar_grammar", lambda params: None, made_for="0.32")
+
+
+@dataclasses.dataclass
+class GuideBackend(StructuredOutputBackend):
+    def __post_init__(self) -> None:
+        folder = Path(self.vllm_config.model_config.tokenizer)
+        self._tree = TokenTree(Vocabulary.read(folder).table, self.vocab_size)
+        self._guides: dict[tuple[str, frozenset[int]], Guide] = {}
+        self._lock = threading.Lock()  # vLLM asks from threads of its own
+
+    def compile_grammar(
+        self,
+        request_type: StructuredOutputOptions,
+        grammar_spec: str,
+        stop_token_ids: set[int] | None = None,
+    ) -> "GuidedAnswer":
+        if request_type != StructuredOutputOptions.REGEX:
+            raise ValueError(f"guides are for regular expressions, not {request_type}")
+        key = grammar_spec, frozenset(stop_token_ids or ())
+        with self._lock:
+            if key not in self._guides:
+                self._guides[key] = Guide(automaton_of(grammar_spec), self._tree, key[1])
+        return GuidedAnswer(self._guides[key])
+
+    def allocate_token_bitmask(self, max_num_seqs: int) -> torch.Tensor:
+        return torch.full((max_num_seqs, self._tree.words), -1, dtype=torch.int32)
+
+    def destroy(self) -> None:
+        """Nothing outlives the process."""
+
+
+class GuidedAnswer(StructuredOutputGrammar):
+    """Where one request's answer has got to."""
+
+    def __init__(self, guide: Guide) -> None:
+        self._guide = guide
+        self._states = [0]  # in front of each token, and behind the last
+
+    def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
+        """Go on by these tokens, as far as the end of the answer; whether all were legal."""
+        for token in tokens:
+            if self.is_terminated():
+                break
+            state = self._guide.step(self._states[-1], token)
+            if state == DEAD:
+                return False
+            self._states.append(state)
+        return True
+
+    def validate_tokens(self, tokens: list[int]) -> list[int]:
+        """The legal beginning of `tokens`."""
+        state = self._states[-1]
+        for count, token in enumerate(tokens):
+            state = self._guide.step(state, token)
+            if state == DEAD:
+                return tokens[:count]
+        return tokens
+
+    def rollback(self, num_tokens: int) -> None:
+        if num_tokens:
+            del self._states[-num_tokens:]
+
+    def fill_bitmask(self, bitmask: torch.Tensor, batch_index: int) -> None:
+        self._guide.fill(self._states[-1], bitmask.numpy()[batch_index])
+
+    def is_terminated(self) -> bool:
+        return self._states[-1] == ENDED
+
+    def reset(self) -> None:
+        del self._states[1:]
