@@ -54,8 +54,9 @@ doctor: setup ## is the champion served as it was trained? twelve checks, exit 2
 test: setup ## every test, in two processes: most of the time goes to starts of engines, which use one core
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-faults: setup ## 200 kills at random moments over the commit path; the other fault injections run with the tests
+faults: setup ## 200 kills over the commit path, 200 signals over a run's life; short forms of these run with the tests
 	$(BIN)/python -m tests.faults.kill_storm --kills 200
+	$(BIN)/python -m tests.faults.signal_storm --signals 200
 
 bench: setup ## batch-route beside its peers, three rounds (about an hour), a warm engine, 2,000,000 rows of file work
 	$(BIN)/pip install --quiet --no-deps -r .ci/bench.lock

@@ -1,4 +1,10 @@
-from batch.cli import main
+"""`batch-route`, as a program."""
 
-if __name__ == "__main__":  # the engine's process imports this module again
+from batch.errors import signals_exit
+
+signals_exit()  # first: a signal while the rest is loaded ends in its exit code too, and in no traceback
+
+from batch.cli import main  # noqa: E402
+
+if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from batch.cli_errors import ErrorCommand
-from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, Interrupted
+from batch.errors import EXIT_TOO_MANY_ERRORS, ours
 
 
 def size(text: str) -> int:
@@ -143,9 +143,9 @@ def main(
     try:
         with nullcontext() if log_json else ProgressLine() as progress:
             result = run(wanted, Observer(outlets, progress))
-    except (BatchRouteError, Interrupted) as error:
+    except BaseException as error:
         if log_json:  # it was logged
-            raise SystemExit(error.exit_code) from error
+            raise SystemExit(ours(error).exit_code) from error
         raise
     summary.show(result, wanted.output, console)
     if result.tally.error_rate > wanted.max_error_rate:

@@ -1,4 +1,4 @@
-"""What both command lines share: an error that a user can meet is one line on stderr and its exit code."""
+"""What both command lines share: however a command ends, it is one line on stderr and an exit code."""
 
 import contextlib
 import errno
@@ -7,9 +7,7 @@ from typing import IO, Any
 
 import click
 
-from batch.errors import BatchRouteError, StorageError
-
-INTERRUPTED = 130  # 128 + SIGINT
+from batch.errors import BatchRouteError, Interrupted, ours
 
 
 class Failure(click.ClickException):
@@ -25,19 +23,21 @@ class Failure(click.ClickException):
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn `BatchRouteError`, a full or broken disk and Ctrl-C into a line and an exit code."""
+    """Turn every exception into a line and an exit code."""
     try:
         yield
-    except BatchRouteError as error:
-        raise Failure(error) from error
-    except KeyboardInterrupt as error:
-        click.echo("Interrupted; run again to resume", err=True)
-        raise SystemExit(getattr(error, "exit_code", INTERRUPTED)) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+    except (click.ClickException, click.Abort, click.exceptions.Exit):
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit) and not isinstance(error, Interrupted):
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        raise Failure(StorageError(f"{error.strerror}{where}; make room and run again")) from error
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            raise  # who read our output has enough: click ends quietly
+        end = ours(error)
+        if isinstance(end, Interrupted):
+            click.echo("Interrupted; run again to resume", err=True)
+            raise SystemExit(end.exit_code) from None
+        raise Failure(end) from error
 
 
 class ErrorCommand(click.Command):

@@ -6,31 +6,48 @@
     ├── ContractError                   2    the contract is refused
     ├── DatasetError                    2    a labelled dataset is refused, with file and line
     ├── AdapterError                    2    an adapter bundle or a base model is refused
+    ├── InstallationError               2    a package is missing
     ├── OutputLockedError               4    another run holds this output
     ├── EngineError                    75    the engine failed; run again to resume
     └── StorageError                   75    the machine failed (disk full, …); run again to resume
 
-    KeyboardInterrupt
-    └── Interrupted              130, 143    SIGINT or SIGTERM; no fault, so no `except Exception` takes it
-    for one
+    KeyboardInterrupt, SystemExit
+    └── Interrupted                 128 + n  signal n; no fault, so no `except Exception` takes it for one
 
 Each message is one line that says what is wrong and what to do about it. Foreign exceptions are translated
-where they enter, with ``raise … from``; the command line prints the message and exits with the code.
+where they enter, with ``raise … from``; what nobody foresaw is translated by :func:`ours` where a command
+ends.
 """
 
 import contextlib
+import errno
+import re
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 EXIT_TOO_MANY_ERRORS = 3  # no error: the output is complete, but more of its rows are errors than allowed
+
+
+# Control characters, which a terminal obeys; marks that turn the direction of writing; halves of characters.
+_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """`text` of whatever origin as it may be shown: on one line, nothing in it obeyed by a terminal."""
+    return _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], text.replace("\n", " "))
 
 
 class BatchRouteError(Exception):
     """Base of all errors that end a command with one line and an exit code."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class InputError(BatchRouteError):
@@ -53,6 +70,10 @@ class AdapterError(BatchRouteError):
     pass
 
 
+class InstallationError(BatchRouteError):
+    pass
+
+
 class OutputLockedError(BatchRouteError):
     exit_code = 4
 
@@ -65,12 +86,17 @@ class StorageError(BatchRouteError):
     exit_code = 75
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM: what is done is kept, the exit code is 128 + the signal's number."""
+class Interrupted(KeyboardInterrupt, SystemExit):
+    """A signal asked for the end: what is done is kept. Where nothing takes it, the process exits with 128 +
+    the signal's number and without a traceback.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__("interrupted; run again to resume")
-        self.exit_code = 128 + number
+        self.exit_code = self.code = 128 + number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class InvalidAnswer(ValueError):
@@ -85,26 +111,79 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+# Those that end a process from outside: Ctrl-C, a stop, a closed terminal, Ctrl-\, too much processor time.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
+_received: list[int] = []
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    _received.append(number)
+    raise Interrupted(number)
+
+
+def signals_exit() -> None:
+    """From now on each of `ENDING` raises `Interrupted`, once: a second one must not cut the last commit. For
+    a program's first line. SIGHUP stays ignored where it is (nohup).
+    """
+    for number in ENDING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Interrupted`, once: a second one must not cut the last commit.
+    """The same within the block, for a program that did not begin with :func:`signals_exit`.
 
     In another thread than the main one nothing changes: Python lets only that one handle signals.
     """
-    if threading.current_thread() is not threading.main_thread():
+    previous = {number: signal.getsignal(number) for number in ENDING}
+    in_main = threading.current_thread() is threading.main_thread()
+    if _received or _interrupt in previous.values() or not in_main:
         yield
         return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for number in previous:
-            signal.signal(number, interrupt)
+        signals_exit()
         yield
     finally:
+        _received.clear()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def ours(error: BaseException) -> BatchRouteError | Interrupted:
+    """What a command ends with, whatever stopped it: where a signal asked for the end, that is the reason,
+    whatever a library made of it. Of a foreign exception only the type and the place are told: its words may
+    be a request's.
+    """
+    if _received:
+        return Interrupted(_received[0])
+    if isinstance(error, BatchRouteError | Interrupted):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(signal.SIGINT)
+    if isinstance(error, ModuleNotFoundError):
+        what = f"the package {error.name} is not installed"
+        remedy = "run `make setup`, or pip install 'batch-route[engine,train,review]'"
+        return InstallationError(f"{what}; {remedy}")
+    if isinstance(error, ImportError):
+        what = f"the package {error.name or 'that is needed'} cannot be loaded ({type(error).__name__})"
+        return InstallationError(f"{what}; run `make setup` again")
+    if isinstance(error, MemoryError):
+        return StorageError("out of memory; free some, or give the run more, then run again to resume")
+    if isinstance(error, OSError):
+        where = f" at {error.filename}" if error.filename else ""
+        if error.errno in FULL:
+            return StorageError(f"no space left{where}; free some space, then run again to resume")
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return StorageError("too many open files; raise `ulimit -n`, then run again to resume")
+        why = error.strerror or type(error).__name__
+        return StorageError(f"{why}{where}; correct that, then run again to resume")
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "-packages" not in frame.filename]
+    place = f" at {'/'.join(Path(own[-1].filename).parts[-2:])}:{own[-1].lineno}" if own else ""
+    what = f"{type(error).__name__}{place}: this is a bug, please report it"
+    return StorageError(f"{what}; run again to resume")

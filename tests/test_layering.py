@@ -1,9 +1,9 @@
 """Imports flow one way, and the command line starts without loading what only a run needs."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,16 +54,21 @@ def top_level(path: Path) -> set[str]:
 CHAIN = {
     "batch": ("errors", "events", "contract", "storage", "adapter", "engine", "scoring", "reporting"),
     "train": (
+        "files",
         "config",
         "dataset",
+        "decisions",
         "evaluation",
+        "labelling",
         "fit",
         "doctor",
-        "labelling",
         "diagnosis",
         "release",
         "report",
+        "review",
         "commands",
+        "cli",
+        "mini_base",
     ),
 }
 
@@ -79,7 +84,7 @@ def layer(module: str) -> int:
 def test_packages_form_a_straight_chain() -> None:
     """No module imports from a package above its own: so there is no circle of packages either."""
     upward = []
-    for package in ("batch",):
+    for package in CHAIN:
         for path in modules(package):
             own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             upward += [
@@ -138,15 +143,17 @@ def test_importing_batch_is_light(statement: str, allowed: set[str]) -> None:
     assert loaded(statement) & HEAVY <= allowed
 
 
-def test_help_is_quick() -> None:
-    """0.3 s on an idle machine; the bound here leaves room for a busy one."""
-    script = Path(sys.executable).with_name("batch-route")
+@pytest.mark.parametrize("program", ["batch-route", "batch-train"])
+def test_help_is_quick(program: str) -> None:
+    """0.3 s on an idle machine, of the processor's time: a busy one makes it wait, not work."""
+    script = Path(sys.executable).with_name(program)
     seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-        assert "INPUT OUTPUT" in done.stdout and not done.stderr
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert f"Usage: {program}" in done.stdout and not done.stderr
         if seconds[-1] < 0.3:
             break
-    assert min(seconds) < 0.9, f"best of five: {min(seconds):.2f} s"
+    assert min(seconds) < 0.45, f"best of three: {min(seconds):.2f} s"

@@ -1,80 +1,63 @@
-"""`batch-train`: click only. Whatever loads torch is imported inside the command that needs it."""
+"""`batch-train`: a table of commands. Each lives in `train/commands/` and is imported when it is named."""
 
-import functools
-from pathlib import Path
+import importlib
+from typing import NamedTuple
 
 import click
 
 from batch.cli_errors import ErrorGroup
-from train.commands import bundle, judge, label, registry, review
 
 
-@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
+class Entry(NamedTuple):
+    """Where a command is (module of `train.commands`, name in it), and the first line of its help."""
+
+    module: str
+    name: str
+    summary: str
+
+
+COMMANDS = {
+    "fit": Entry("fit", "fit", "Train the adapter that CONFIG describes."),
+    "plan": Entry("fit", "plan", "Print what CONFIG will train, without loading a model."),
+    "eval": Entry("evaluate", "evaluate", "Judge adapters and baselines on labelled requests."),
+    "diagnose": Entry("diagnose", "diagnose", "Say why ADAPTER is wrong where it is wrong."),
+    "loop": Entry("loop", "loop", "Fit versions of the data and show what changed."),
+    "doctor": Entry("doctor", "doctor", "Check that ADAPTER is served as it was trained."),
+    "calibrate": Entry("calibrate", "calibrate", "Fit ADAPTER's scores to labelled requests."),
+    "report": Entry("report", "report", "Write one HTML file on ADAPTER."),
+    "adapters": Entry("adapters", "adapters", "List the adapters there are."),
+    "promote": Entry("promote", "promote", "Make ADAPTER the champion if it passes the gates."),
+    "rollback": Entry("promote", "rollback", "Take the last promotion back."),
+    "lint": Entry("label", "lint", "Look for what is wrong with labelled requests."),
+    "candidates": Entry("label", "candidates", "Choose the rows most worth labelling next."),
+    "review": Entry("review", "review", "Decide on a local page what is left to people."),
+    "agreement": Entry("review", "agreement", "Measure how far two reviewers agree."),
+    "apply-reviews": Entry("review", "apply_reviews", "Write people's answers into a copy of SCORED."),
+    "audit": Entry("review", "audit", "Count errors among the rows that needed no person."),
+    "improve": Entry("improve", "improve", "Fit CONFIG again with the reviewed rows."),
+}
+
+
+class LazyGroup(ErrorGroup):
+    """Imports a command when it runs or shows its own help; the list of all needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        entry = COMMANDS[cmd_name]
+        command: click.Command = getattr(
+            importlib.import_module(f"train.commands.{entry.module}"), entry.name
+        )
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Train adapter bundles from labelled requests, and judge them."""
-
-
-@main.command()
-@click.argument("config", type=click.Path(path_type=Path))
-@click.option(
-    "--target-error",
-    metavar="F",
-    type=bundle.SHARE,
-    help="Errors allowed without a person.  [default: the recipe's]",
-)
-def fit(config: Path, target_error: float | None) -> None:
-    """Train the adapter that CONFIG describes, and let the doctor look at it; an interrupted run is resumed.
-
-    The new bundle gets the alias `latest`, and `champion` where there is none yet and the doctor finds it
-    sound.
-    """
-    from train.config import Config
-
-    recipe = Config.load(config)  # before torch is loaded: a misspelt key is known at once
-    if target_error:
-        recipe = recipe.with_target_error(target_error)
-    from rich.console import Console
-
-    from batch.adapter.registry import Registry
-    from train.doctor import sound
-    from train.fit.qlora import fit as train
-
-    adapters = Registry()
-    trained = train(
-        recipe,
-        adapters,
-        Console(stderr=True),
-        functools.partial(sound, recipe.find(recipe.data.train), Console()),
-    )
-    names = ", ".join(alias for alias, digest in adapters.aliases().items() if digest == trained.digest)
-    click.echo(f"{trained.path}  ({names})")
-
-
-@main.command()
-@click.argument("config", type=click.Path(path_type=Path))
-def plan(config: Path) -> None:
-    """Print what CONFIG will train: parameters, steps, tokens, memory. Downloads nothing."""
-    from train.config import Config
-
-    recipe = Config.load(config)
-    from rich.console import Console
-
-    from train.fit.plan import make_plan, tables
-
-    console = Console(highlight=False)
-    for table in tables(make_plan(recipe), recipe):
-        console.print(table)
-
-
-for command in (
-    *(bundle.doctor, bundle.calibrate, bundle.report),
-    *(judge.evaluate, judge.diagnose, judge.loop),
-    *(label.lint, label.candidates),
-    *(registry.promote, registry.rollback, registry.adapters),
-    *(review.review, review.agreement, review.apply_reviews, review.audit, review.improve),
-):
-    main.add_command(command)
-
-
-if __name__ == "__main__":
-    main()

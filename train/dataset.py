@@ -50,6 +50,11 @@ class Row:
     def where(self) -> str:
         return f"{self.path}:{self.line}"
 
+    def as_json(self) -> dict[str, Any]:
+        """The row as a line of a dataset holds it."""
+        facts = {} if self.facts is None else {"facts": self.facts}
+        return {"id": self.id, "request": self.request, **self.answer, **facts}
+
 
 def load_rows(path: str | Path, contract: Contract, *, evaluation: bool = False) -> list[Row]:
     """Read and check a JSONL file. Raises `DatasetError` for the first line that is wrong.

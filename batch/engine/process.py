@@ -17,18 +17,18 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from batch.engine import AdapterSpec, Completion, Engine, EngineSpec, build
-from batch.errors import AdapterError, BatchRouteError, EngineError
+from batch.errors import ENDING, AdapterError, BatchRouteError, EngineError, ours
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STOP_SECONDS = 5
 PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
-LAST_LINES = 3  # of a dead engine's log, in its error
+LAST_LINES = 3  # of a dead engine's log, in its error, of
+LOG_TAIL = 1 << 16  # bytes
 # requests that the engine is given at most, in multiples of what it runs at once; the others wait in its
 # process
 AHEAD = 1.5
@@ -58,16 +58,17 @@ class EngineProcess:
         # context would be broken. Not `multiprocessing` either: it runs the caller's script again, which
         # would need a main guard.
         self._conn, child = multiprocessing.Pipe()
-        descriptor, name = tempfile.mkstemp(prefix="batch-route-engine-", suffix=".log")
-        os.close(descriptor)
-        self._log = Path(name)
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
-        words = [str(child.fileno()), name, str(parent)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), *words],
-            pass_fds=[child.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
+        with _signals_wait():  # the child inherits that until it can ignore them
+            # without a name: it is gone with who holds it, however that died
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), str(child.fileno()), str(parent)],
+                pass_fds=[child.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+            )
         child.close()
         _bound(self._conn, patience)
         with contextlib.suppress(OSError):  # it is gone already: the next call says why
@@ -136,7 +137,7 @@ class EngineProcess:
             self._process.kill()
             self._join()
         self._conn.close()
-        self._log.unlink(missing_ok=True)
+        self._log.close()
 
     def __enter__(self) -> "EngineProcess":
         return self
@@ -195,12 +196,9 @@ class EngineProcess:
         code = self._process.returncode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         with contextlib.suppress(OSError):
-            lines = [
-                line.strip()[:200]
-                for line in self._log.read_text(errors="replace").splitlines()
-                if line.strip()
-            ]
-            if lines:
+            end = os.fstat(self._log.fileno()).st_size
+            tail = os.pread(self._log.fileno(), LOG_TAIL, max(0, end - LOG_TAIL)).decode(errors="replace")
+            if lines := [line.strip()[:200] for line in tail.splitlines() if line.strip()]:
                 how += f"; its last lines: {' / '.join(lines[-LAST_LINES:])}"
         return EngineError(f"the engine process died ({how}); run again to resume")
 
@@ -215,18 +213,27 @@ def _bound(conn: Connection, seconds: float) -> None:
         pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def serve(descriptor: str, log: str, parent: str) -> None:
-    """Body of the engine process, given the number of its end of the pipe, its log, and its parent's id.
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """What would end the process is held back in the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def serve(descriptor: str, parent: str) -> None:
+    """Body of the engine process, given the number of its end of the pipe and its parent's id.
 
     The parent's id is 0 where a thread started it: the kernel would take the thread's end for the parent's.
     """
     if parent != "0":
         _tie_to(int(parent))
+    for number in ENDING:  # Ctrl-C and a service's stop reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     conn = Connection(int(descriptor))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    output = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
     try:
         spec: EngineSpec = conn.recv()
     except (EOFError, OSError):
@@ -241,11 +248,10 @@ def serve(descriptor: str, log: str, parent: str) -> None:
         _loop(conn, inbox, engine)
     except BrokenPipeError:
         pass  # the parent is gone
-    except (
-        BatchRouteError
-    ) as error:  # told as what it is: a base that no rerun can serve is none to try again
+    except (BatchRouteError, ImportError) as error:
+        # told as what it is: a base or an installation that no rerun can serve is none to try again
         with contextlib.suppress(OSError):
-            conn.send(("failed" if isinstance(error, EngineError) else "refused", str(error)))
+            conn.send(("failed" if isinstance(error, EngineError) else "refused", str(ours(error))))
         raise
     except BaseException as error:
         with contextlib.suppress(OSError):

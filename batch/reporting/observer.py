@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batch import __version__
-from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, Interrupted
+from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, ours
 from batch.events import JsonLines, nobody
 from batch.reporting.prometheus import write_metrics
 from batch.reporting.summary import Summary
@@ -64,10 +64,10 @@ class Observer:
 
                 write_report(self._outlets.report, output)
         except BaseException as error:
-            code, message = _told_of(error)
-            self.emit("error", level="error", exit_code=code, message=message)
+            end = ours(error)
+            self.emit("error", level="error", exit_code=end.exit_code, message=str(end))
             with contextlib.suppress(BatchRouteError, OSError):  # the error above is the one to tell
-                self._write_metrics(code)
+                self._write_metrics(end.exit_code)
             raise
         tally = self.summary.tally
         code = EXIT_TOO_MANY_ERRORS if tally.error_rate > max_error_rate else 0
@@ -127,13 +127,3 @@ class Observer:
         self.summary.seconds = time.monotonic() - self._started
         if self._outlets.metrics:
             write_metrics(self._outlets.metrics, self.summary, code, time.time())
-
-
-def _told_of(error: BaseException) -> tuple[int, str]:
-    """Exit code and message. Only our own messages are known to hold no request text; of others the type must
-    do.
-    """
-    if isinstance(error, BatchRouteError | Interrupted):
-        return error.exit_code, str(error)
-    code = 130 if isinstance(error, KeyboardInterrupt) else 75 if isinstance(error, OSError) else 1
-    return code, type(error).__name__

@@ -18,10 +18,9 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from batch.errors import BatchRouteError, InputError, StorageError
+from batch.errors import FULL, BatchRouteError, InputError, StorageError
 
 CHUNK = 1 << 20  # bytes read at a time
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LASTING = {  # what a rerun would meet again: a person has to change something
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL, errno.ENXIO,

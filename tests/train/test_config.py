@@ -1,6 +1,7 @@
 """Recipes: what is accepted, what is refused and how it is said; and the command line's errors."""
 
 import errno
+import signal
 from pathlib import Path
 
 import click
@@ -8,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from batch.cli_errors import ErrorCommand
-from batch.errors import ConfigError, EngineError
+from batch.errors import ConfigError, EngineError, InputError, Interrupted
 from train.cli import main
 from train.config import Config
 
@@ -118,9 +119,27 @@ def test_the_command_line_ends_in_one_line_and_the_errors_code(tmp_path: Path) -
         (
             OSError(errno.ENOSPC, "No space left on device", "x"),
             75,
-            "Error: No space left on device at x; make room and run again\n",
+            "Error: no space left at x; free some space, then run again to resume\n",
         ),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            75,
+            "Error: too many open files; raise `ulimit -n`, then run again to resume\n",
+        ),
+        (
+            MemoryError(),
+            75,
+            "Error: out of memory; free some, or give the run more, then run again to resume\n",
+        ),
+        (
+            ModuleNotFoundError("No module named 'vllm'", name="vllm"),
+            2,
+            "Error: the package vllm is not installed; run `make setup`, or pip install "
+            "'batch-route[engine,train,review]'\n",
+        ),
+        (InputError("a\x1b[31m\nb\u202e\udcff"), 2, "Error: a\\x1b[31m b\\u202e\\udcff\n"),
         (KeyboardInterrupt(), 130, "Interrupted; run again to resume\n"),
+        (Interrupted(signal.SIGHUP), 129, "Interrupted; run again to resume\n"),
     ],
 )
 def test_exit_codes(error: BaseException, code: int, line: str) -> None:

@@ -1,10 +1,21 @@
-"""`batch-train lint` and `candidates`: help with labelling. Click only, imports inside."""
+"""`batch-train lint` and `candidates`: help with labelling."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import click
 
-PATH = click.Path(path_type=Path)
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from batch.errors import DatasetError
+from batch.storage.location import write_file
+from train.commands.options import PATH, json_option, writable
+from train.dataset import load_rows
+from train.evaluation.from_scored import contract_of, read_scored
+from train.files import write_json
+from train.labelling.candidates import candidates as choose
+from train.labelling.lint import lint as look
 
 
 @click.command()
@@ -12,27 +23,20 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--contract", default="data/contract.toml", show_default=True, help="The contract of the labels."
 )
-@click.option("--json", "json_path", type=PATH, help="Write the findings here.")
+@json_option
 def lint(datasets: tuple[Path, ...], contract: str, json_path: Path | None) -> None:
-    """Look for what is wrong, or may be wrong, with labelled requests; give the splits together, the training
-    rows first.
+    """Look for what is wrong with labelled requests.
+
+    Give the splits together, the training rows first.
 
     Labels that the policy refuses, requests that leak from one split into another (exit 2); requests that are
     nearly the same, values that are rare, and labels that the other rows contradict (hints).
     """
-    import dataclasses
-
-    from batch.contract.contract import Contract
-    from batch.errors import DatasetError
-    from train.commands.judge import check_folder, write
-    from train.labelling.lint import lint as look
-
-    check_folder(json_path)
     found = look(datasets, Contract.load(contract))
     for finding in found:
         click.echo(str(finding))
     if json_path:
-        write(json_path, [dataclasses.asdict(finding) for finding in found])
+        write_json(json_path, [dataclasses.asdict(finding) for finding in found])
     errors = sum(finding.error for finding in found)
     if errors:
         raise DatasetError(f"{errors} lines that training refuses; correct them")
@@ -47,7 +51,7 @@ def lint(datasets: tuple[Path, ...], contract: str, json_path: Path | None) -> N
 @click.option(
     "--labelled", multiple=True, type=PATH, help="Rows that have labels already; may be given more than once."
 )
-@click.option("--out", type=PATH, help="Write the rows here.  [default: print them]")
+@click.option("--out", type=PATH, callback=writable, help="Write the rows here.  [default: print them]")
 @click.option(
     "--contract",
     help="Their contract.  [default: that of the adapter that wrote SCORED, else data/contract.toml]",
@@ -63,23 +67,12 @@ def candidates(
     id_column: str,
     text_column: str,
 ) -> None:
-    """Choose the rows of SCORED, an output of `batch-route`, that are most worth labelling next, as JSONL to
-    fill in.
+    """Choose the rows most worth labelling next.
 
-    Low scores, answers that break a rule and requests unlike any labelled one take turns. The model's own
-    answer stands under `suggested`, the reasons under `why`; a row is a dataset row once its nulls are filled
-    in.
+    Reads SCORED, an output of `batch-route`, and writes JSONL to fill in. Low scores, answers that break a
+    rule and requests unlike any labelled one take turns. The model's own answer stands under `suggested`, the
+    reasons under `why`; a row is a dataset row once its nulls are filled in.
     """
-    import json
-
-    from batch.adapter.registry import Registry
-    from batch.storage.location import write_file
-    from train.commands.judge import check_folder
-    from train.dataset import load_rows
-    from train.evaluation.from_scored import contract_of, read_scored
-    from train.labelling.candidates import candidates as choose
-
-    check_folder(out)
     table = read_scored(scored, id_column)
     rules = contract_of(table, Registry(), contract)
     rows = [row for path in labelled for row in load_rows(path, rules, evaluation=True)]

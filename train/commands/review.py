@@ -1,11 +1,24 @@
-"""`batch-train review`, `agreement`, `apply-reviews`, `audit` and `improve`: people in the loop."""
+"""`batch-train review`, `agreement`, `apply-reviews` and `audit`: people in the loop."""
 
+import getpass
+import json
 from pathlib import Path
 
 import click
 
-PATH = click.Path(path_type=Path)
-SHARE = click.FloatRange(0, 1)
+from batch.contract.contract import Contract
+from batch.errors import EXIT_TOO_MANY_ERRORS
+from batch.storage.location import check_writable, write_file
+from train.commands.options import PATH, writable
+from train.dataset import load_rows
+from train.decisions import DecisionLog
+from train.review import apply as people
+from train.review.agreement import agreement as compare
+from train.review.audit import audit as count
+from train.review.audit import write_metrics
+from train.review.queue import Selection, read_items
+from train.review.serve import examples_of, ids_in, reviewed, seed_of, serve, target_of, task_of
+from train.review.session import Session
 
 
 def share(text: str) -> float:
@@ -29,7 +42,11 @@ prefix_option = click.option("--prefix", metavar="P", default="", help="What --p
 @click.command()
 @click.argument("scored", type=PATH)
 @click.option(
-    "--labels", required=True, type=PATH, help="Keep the decisions in this file; it is only added to."
+    "--labels",
+    required=True,
+    type=PATH,
+    callback=writable,
+    help="Keep the decisions in this file; it is only added to.",
 )
 @click.option("--reviewer", metavar="NAME", help="Who decides.  [default: the user's login]")
 @click.option(
@@ -79,20 +96,11 @@ def review(
     text_column: str,
     prefix: str,
 ) -> None:
-    """Decide on a local page what SCORED, an output of `batch-route`, leaves to people.
+    """Decide on a local page what is left to people.
 
-    Each decision is saved at once, as a row that `lint` and `fit` accept. Stop with Ctrl-C; run it again to
-    go on.
+    SCORED is an output of `batch-route`. Each decision is saved at once, as a row that `lint` and `fit`
+    accept. Stop with Ctrl-C; run it again to go on.
     """
-    import getpass
-
-    from batch.storage.location import check_writable
-    from train.decisions import DecisionLog
-    from train.review.queue import Selection, read_items
-    from train.review.serve import examples_of, ids_in, seed_of, serve, task_of
-    from train.review.session import Session
-
-    check_writable(labels, "--labels")
     task = task_of(scored, contract, prefix)
     ids = ids_in(only) if only else None
     selection = Selection(order, audit, overlap, ids, id_column, text_column, prefix)  # type: ignore[arg-type]
@@ -115,18 +123,14 @@ def review(
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
 @click.option("--contract", default="data/contract.toml", show_default=True)
-@click.option("--out", type=PATH, help="Write the disagreements here, for `review --only`.")
+@click.option(
+    "--out", type=PATH, callback=writable, help="Write the disagreements here, for `review --only`."
+)
 def agreement(first: Path, second: Path, contract: str, out: Path | None) -> None:
-    """How far two reviewers' files agree: Cohen's kappa for each field, with its 95 % interval."""
-    import json
+    """Measure how far two reviewers agree.
 
-    from batch.contract.contract import Contract
-    from batch.storage.location import check_writable, write_file
-    from train.dataset import load_rows
-    from train.review.agreement import agreement as compare
-
-    if out:
-        check_writable(out, "--out")
+    Cohen's kappa of their files for each field, with its 95 % interval.
+    """
     rules = Contract.load(contract)
     lines, differing = compare(
         load_rows(first, rules, evaluation=True), load_rows(second, rules, evaluation=True), rules
@@ -148,14 +152,15 @@ def agreement(first: Path, second: Path, contract: str, out: Path | None) -> Non
 def apply_reviews(
     scored: Path, labels: tuple[Path, ...], final: Path, contract: str | None, id_column: str, prefix: str
 ) -> None:
-    """Write a copy of SCORED with people's answers in it to FINAL; `answered_by` says whose each row is."""
-    from batch.storage.location import check_writable
-    from train.review.apply import apply_reviews as write
-    from train.review.serve import reviewed, task_of
+    """Write people's answers into a copy of SCORED.
 
+    The copy is FINAL; its column `answered_by` says whose each row is.
+    """
     check_writable(final)
     task = task_of(scored, contract, prefix)
-    done = write(scored, reviewed(labels, task.contract), final, task.contract, id_column, prefix)
+    done = people.apply_reviews(
+        scored, reviewed(labels, task.contract), final, task.contract, id_column, prefix
+    )
     click.echo(
         f"{final}: {done.rows} rows, {done.answered} answered by people, {done.changed} of them changed"
     )
@@ -167,8 +172,13 @@ def apply_reviews(
     "--labels", type=PATH, multiple=True, required=True, help="Decisions; may be given more than once."
 )
 @click.option("--nights", type=click.IntRange(1), help="Of the outputs given, the last N by time only.")
-@click.option("--target-error", metavar="F", type=SHARE, help="[default: what the adapter's threshold keeps]")
-@click.option("--metrics", type=PATH, help="Write a Prometheus textfile.")
+@click.option(
+    "--target-error",
+    metavar="F",
+    type=click.FloatRange(0, 1),
+    help="[default: what the adapter's threshold keeps]",
+)
+@click.option("--metrics", type=PATH, callback=writable, help="Write a Prometheus textfile.")
 @contract_option
 @id_option
 @prefix_option
@@ -182,18 +192,11 @@ def audit(
     id_column: str,
     prefix: str,
 ) -> None:
-    """Of the rows that needed no person, how many were wrong? Exit 3 where it is more than the target allows.
+    """Count errors among the rows that needed no person.
 
-    Counts the rows that `review --audit` drew, over the outputs of one or more nights.
+    Exit 3 where there are more than the target allows. Counts the rows that `review --audit` drew, over the
+    outputs of one or more nights.
     """
-    from batch.errors import EXIT_TOO_MANY_ERRORS
-    from batch.storage.location import check_writable
-    from train.review.audit import audit as count
-    from train.review.audit import write_metrics
-    from train.review.serve import reviewed, target_of, task_of
-
-    if metrics:
-        check_writable(metrics, "--metrics")
     outputs = sorted(scored, key=lambda path: path.stat().st_mtime if path.exists() else 0.0)[
         -(nights or len(scored)) :
     ]
@@ -211,33 +214,3 @@ def audit(
         write_metrics(metrics, found)
     if found.holds is False:
         raise SystemExit(EXIT_TOO_MANY_ERRORS)
-
-
-@click.command()
-@click.argument("config", type=PATH)
-@click.argument("labels", type=PATH, nargs=-1, required=True)
-@click.option(
-    "--beside", type=PATH, multiple=True, help="Rows that measure: nothing like them is trained on."
-)
-@click.option(
-    "--out", type=PATH, default=Path("reviewed"), show_default=True, help="Folder of the new training rows."
-)
-@click.option("--promote/--no-promote", default=True, help="Make it the champion if it passes the gates.")
-def improve(
-    config: Path, labels: tuple[Path, ...], beside: tuple[Path, ...], out: Path, promote: bool
-) -> None:
-    """Fit CONFIG's adapter again with the reviewed rows, compare it with the champion, promote it through the
-    gates.
-    """
-    from rich.console import Console
-
-    from train.config import Config
-    from train.review.improve import extend, fit_and_compare
-
-    extended = extend(Config.load(config), labels, out, beside)
-    click.echo(
-        f"{extended.added} reviewed rows added to {extended.config.data.train}; left out: "
-        f"{extended.measuring} like a row "
-        f"that measures, {extended.known} known already"
-    )
-    fit_and_compare(extended.config, Console(highlight=False), beside, promote)

@@ -13,16 +13,12 @@ from rich.console import Console
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
-from batch.engine import DEFAULT_ENGINE
 from batch.errors import AdapterError
-from batch.scoring.lane import ScoredRow
 from train.config import Config
-from train.dataset import Row, load_rows
-from train.diagnosis.contrast import probes
-from train.diagnosis.diagnose import BOUND, Asked, Bias, Diagnosis, asked_probes, asked_rows, diagnose
-from train.diagnosis.occlusion import driven, erasures
-from train.evaluation.ask import Candidate, route
-from train.evaluation.evaluate import Evaluation, compare, evaluate
+from train.diagnosis.diagnose import BOUND, Bias, Diagnosis
+from train.doctor import sound
+from train.evaluation.evaluate import Evaluation, compare
+from train.fit import qlora
 
 ENOUGH = 20  # rows without a mention, for a condition to be judged by itself
 
@@ -35,9 +31,6 @@ def fit_versions(
 
     Each ends with the `doctor`'s checks, as any fit does: `AdapterError` where they fail.
     """
-    from train.doctor import sound
-    from train.fit import qlora
-
     bundles = []
     for name, recipe in recipes.items():
         wanted = json.loads(json.dumps(qlora.prepare(recipe).facts))
@@ -51,42 +44,6 @@ def fit_versions(
         registry.set_alias(name, bundle.digest)
         bundles.append(bundle)
     return bundles
-
-
-def examine(
-    subjects: Sequence[Candidate],
-    datasets: Sequence[Path],
-    trains: Sequence[Sequence[Row]],
-    engine: str = DEFAULT_ENGINE,
-) -> tuple[list[Evaluation], list[Diagnosis]]:
-    """Judge each subject on each dataset and diagnose it on the first, with contrast probes; one engine does
-    it all.
-    """
-    gold = [[load_rows(path, subject.contract, evaluation=True) for path in datasets] for subject in subjects]
-    contrast = [probes(subject.contract, rows[0]) for subject, rows in zip(subjects, gold, strict=True)]
-    texts = [
-        [*([r.request for r in rows] for rows in each), [p.request for p in own]]
-        for each, own in zip(gold, contrast, strict=True)
-    ]
-
-    def asked(i: int, answers: Sequence[Sequence[ScoredRow]]) -> list[Asked]:
-        own = asked_rows(datasets[0].name, gold[i][0], answers[0])
-        return own + asked_probes(contrast[i], answers[len(datasets)])
-
-    def erase(i: int, answers: list[list[ScoredRow]]) -> list[str]:
-        return [each.request for each in erasures(asked(i, answers), subjects[i].contract)]
-
-    evaluations, diagnoses = [], []
-    for i, (subject, answers) in enumerate(zip(subjects, route(subjects, texts, engine, erase), strict=True)):
-        judged = [
-            evaluate(rows, scored, subject.contract, subject.name, str(path))
-            for path, rows, scored in zip(datasets, gold[i], answers, strict=False)
-        ]
-        own = asked(i, answers)
-        erased = driven(erasures(own, subject.contract), answers[-1], subject.contract)
-        diagnoses.append(diagnose(judged[0], own, trains[i], subject.contract, erased))
-        evaluations += judged
-    return evaluations, diagnoses
 
 
 def verdict(evaluations: Sequence[Evaluation], diagnoses: Sequence[Diagnosis]) -> list[str]:

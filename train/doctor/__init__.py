@@ -5,9 +5,9 @@ base
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from transformers import AutoConfig
@@ -22,7 +22,7 @@ from train.doctor import rows, served, skew
 from train.doctor.check import NAMES, Check, judge
 from train.doctor.grammar import ServedGrammar
 
-__all__ = ["Check", "doctor", "sound", "write_json"]
+__all__ = ["Check", "as_json", "doctor", "sound"]
 
 
 def doctor(
@@ -108,10 +108,10 @@ def _ask(
         return served.serve(bundle, spec, trained.rows, process)
 
 
-def write_json(checks: Sequence[Check], adapter: str, path: Path) -> None:
-    content = {
+def as_json(checks: Sequence[Check], adapter: str) -> dict[str, Any]:
+    """What `doctor --json` writes."""
+    return {
         "adapter": adapter,
         "ok": all(check.ok for check in checks),
         "checks": [dataclasses.asdict(check) for check in checks],
     }
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,26 +1,17 @@
 """Cross-validation: every row of a small dataset is judged once, by what learnt from the other rows.
 
-A baseline learns again for each fold in no time; an adapter is fitted again from its recipe, minutes a fold.
+A baseline learns again for each fold in no time; `train/fit/folds.py` fits an adapter again, minutes a fold.
 """
 
-import dataclasses
-import json
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from sklearn.model_selection import StratifiedKFold
 
-from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.engine import DEFAULT_ENGINE
 from batch.errors import DatasetError
-from train.config import Config
 from train.dataset import Row
-from train.evaluation.ask import candidate, route
 from train.evaluation.baselines import Baseline
 from train.evaluation.evaluate import Evaluation, evaluate
 
@@ -50,38 +41,3 @@ def cross_validate_baseline(
         baseline = Baseline.learn(name, [rows[i] for i in learn], contract)
         answers.update(zip(judged, baseline.answer([rows[i].request for i in judged]), strict=True))
     return evaluate(rows, [answers[i] for i in range(len(rows))], contract, name, dataset)
-
-
-def cross_validate_recipe(
-    recipe: Config, rows: Sequence[Row], k: int, dataset: str, console: Console, engine: str = DEFAULT_ENGINE
-) -> Evaluation:
-    """Fit the recipe's adapter once a fold, on the other folds, in a registry that is thrown away
-    afterwards.
-    """
-    from train.fit.qlora import fit
-
-    contract = Contract.load(recipe.find(recipe.data.contract))
-    answers: dict[int, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="folds-") as folder:
-        registry, subjects, parts = Registry(Path(folder) / "adapters"), [], folds(rows, contract, k)
-        for number, (learn, _) in enumerate(parts, start=1):
-            part = Path(folder) / f"fold-{number}.jsonl"
-            part.write_text("".join(_line(rows[i]) for i in learn), encoding="utf-8")
-            console.print(f"fold {number} of {k}: {len(learn)} rows")
-            data = dataclasses.replace(recipe.data, train=str(part), test=None)
-            bundle = fit(dataclasses.replace(recipe, data=data), registry, console)
-            subjects.append(candidate(bundle.digest, registry))
-        texts = [[[rows[i].request for i in judged]] for _, judged in parts]
-        for (_, judged), (scored,) in zip(parts, route(subjects, texts, engine), strict=True):
-            answers.update(zip(judged, scored, strict=True))
-    return evaluate(rows, [answers[i] for i in range(len(rows))], contract, recipe.path.name, dataset)
-
-
-def _line(row: Row) -> str:
-    content = {
-        "id": row.id,
-        "request": row.request,
-        **row.answer,
-        **({"facts": row.facts} if row.facts else {}),
-    }
-    return json.dumps(content, ensure_ascii=False) + "\n"

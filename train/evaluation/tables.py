@@ -1,9 +1,9 @@
 """Evaluations as tables for people, and as JSON for programs."""
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -134,10 +134,10 @@ def _misses(evaluation: Evaluation) -> Table:
     return table
 
 
-def write_json(evaluations: Sequence[Evaluation], path: Path) -> None:
-    content = {
+def as_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """What `eval --json` writes: every figure, confusion matrix and miss, and each pair's test."""
+    return {
         "interval": "95 % Wilson score",
         "evaluations": [evaluation.as_json() for evaluation in evaluations],
         "comparisons": [pair.as_json() for pair in comparisons(evaluations)],
     }
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from batch.scoring.adapters import engine_spec, lane_of, spec_of
 from batch.scoring.lane import ScoredRow
 from batch.scoring.router import Requests, Router
 from train.dataset import Row, file_facts, load_rows
+from train.files import write_json
 from train.fit.calibrate import MIN_ROWS, calibrate, raw
 from train.fit.card import model_card
 
@@ -35,9 +36,7 @@ def calibrate_folder(
         )
     else:
         content = {**calibrate(rows, answers(bundle, rows), bundle.contract, target_error), "data": data}
-    (folder / "calibration.json").write_text(
-        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_json(folder / "calibration.json", content)
     facts = {key: value for key, value in bundle.manifest.items() if key != "files"}
     if (folder / "card.md").exists():
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -41,6 +41,7 @@ from batch.engine.patches import patch
 from batch.errors import AdapterError, ConfigError, OutputLockedError
 from train.config import Config
 from train.dataset import Row, check_splits, count_tokens, encode, file_facts, load_rows
+from train.files import write_json
 from train.fit.base_checks import check_base
 from train.fit.calibrate import raw
 from train.fit.calibrated import calibrate_folder, summary
@@ -261,9 +262,9 @@ def write_bundle(job: Job, trainer: SFTTrainer, folder: Path) -> Path:
     save_adapter(_peft(trainer), folder)
     (folder / "contract.json").write_text(job.contract.to_json(), encoding="utf-8")
     job.renderer.save(job.base, folder)
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     calibration = raw("scores are the model's own probabilities")
-    _write_json(folder / "calibration.json", calibration)
+    write_json(folder / "calibration.json", calibration)
     draw_loss(metrics["history"], folder, title=f"{job.contract.name} on {job.config.base.model}")
     (folder / "card.md").write_text(
         model_card(job.contract, job.facts, metrics, calibration), encoding="utf-8"
@@ -315,10 +316,6 @@ def _peft(trainer: SFTTrainer) -> PeftModel:
     if not isinstance(model, PeftModel):
         raise TypeError(f"expected a PEFT model, not {type(model).__name__}")
     return model
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

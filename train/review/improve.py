@@ -5,7 +5,6 @@ them.
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from train.dataset import Likeness, Row, load_rows
 from train.doctor import sound
 from train.evaluation.ask import judge
 from train.evaluation.tables import show_measures
+from train.files import json_line
 from train.fit.qlora import fit
 from train.release.gates import GateData, gates
 from train.release.promotions import promote as move
@@ -66,7 +66,7 @@ def extend(
         added += 1
     if not added:
         raise DatasetError(f"none of {len(rows)} reviewed rows is new to the training rows; review more")
-    text = "".join(json.dumps(_line(row, contract), ensure_ascii=False) + "\n" for row in kept.values())
+    text = "".join(json_line(row.as_json()) for row in kept.values())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"train-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
     path.write_text(text, encoding="utf-8")
@@ -105,8 +105,3 @@ def _index(rows: Iterable[Row]) -> Likeness:
 
 def _alike(row: Row, other: Row, contract: Contract) -> bool:
     return all(row.answer[field.name] == other.answer[field.name] for field in contract.scored_fields)
-
-
-def _line(row: Row, contract: Contract) -> dict[str, object]:
-    line: dict[str, object] = {"id": row.id, "request": row.request, **row.answer}
-    return line if row.facts is None else {**line, "facts": row.facts}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+import uvicorn
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
@@ -129,8 +130,6 @@ def serve(session: Session, port: int, ready: Callable[[str], Any]) -> None:
     """Serve the page on 127.0.0.1 until SIGINT or SIGTERM; `ready` is told its address. Raises
     `InputError`.
     """
-    import uvicorn
-
     secret = secrets.token_urlsafe(16)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -21,7 +21,8 @@ from train.cli import main
 from train.dataset import Row, load_rows
 from train.diagnosis.contrast import mention_rules, probes
 from train.diagnosis.diagnose import Diagnosis, asked_probes, asked_rows, associations, diagnose
-from train.diagnosis.loop import examine, fit_versions, verdict
+from train.diagnosis.examine import examine
+from train.diagnosis.loop import fit_versions, verdict
 from train.diagnosis.occlusion import driven, erasures
 from train.diagnosis.tables import show_diagnoses
 from train.evaluation.ask import candidate

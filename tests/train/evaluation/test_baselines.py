@@ -17,9 +17,10 @@ from tests.train.fit.test_qlora import recipe
 from train.cli import main
 from train.dataset import load_rows
 from train.evaluation.baselines import BASELINES, Baseline
-from train.evaluation.cross_validation import cross_validate_baseline, cross_validate_recipe, folds
+from train.evaluation.cross_validation import cross_validate_baseline, folds
 from train.evaluation.evaluate import evaluate
 from train.evaluation.from_scored import read_scored
+from train.fit.folds import cross_validate_recipe
 
 TRIAGE = ROOT / "tests/data/triage"
 

@@ -19,7 +19,8 @@ from train.dataset import Row, load_rows
 from train.evaluation.ask import candidate, serve
 from train.evaluation.evaluate import Evaluation, compare, evaluate
 from train.evaluation.statistics import Proportion
-from train.evaluation.tables import measures_table, show, write_json
+from train.evaluation.tables import as_json, measures_table, show
+from train.files import write_json
 from train.fit import qlora
 
 ROOT = Path(__file__).parents[3]
@@ -84,7 +85,7 @@ def test_side_by_side_and_json(bias: Evaluation, rows: list[Row], contract: Cont
     )
     assert "3/4  0.30 to 0.95" in text and "4/4  0.51 to 1.00" in text and "19/20" in text
     assert "v1 on test: wrong" in text and "champion on test: wrong" not in text
-    write_json([bias, perfect], tmp_path / "eval.json")
+    write_json(tmp_path / "eval.json", as_json([bias, perfect]))
     content = json.loads((tmp_path / "eval.json").read_text())
     assert content["evaluations"][0]["measures"]["recommended_platform"]["share"] == 0.75
     cells = content["evaluations"][0]["confusion"]["recommended_platform"]

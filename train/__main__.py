@@ -1,0 +1,10 @@
+"""`batch-train`, as a program."""
+
+from batch.errors import signals_exit
+
+signals_exit()  # first: a signal while the rest is loaded ends in its exit code too, and in no traceback
+
+from train.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""`batch-train calibrate`: scores that mean what they say."""
+
+from pathlib import Path
+
+import click
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from train.commands.options import PATH, SHARE
+from train.fit.calibrated import calibrate_bundle, summary
+
+
+@click.command()
+@click.argument("adapter")
+@click.argument("dataset", type=PATH)
+@click.option(
+    "--target-error",
+    metavar="F",
+    type=SHARE,
+    default=0.02,
+    show_default=True,
+    help="Errors allowed without a person.",
+)
+def calibrate(adapter: str, dataset: Path, target_error: float) -> None:
+    """Fit ADAPTER's scores to labelled requests.
+
+    The requests are ones that it was not trained on; they also set the threshold for `triage`. The calibrated
+    copy is a bundle of its own and gets the alias `latest`.
+    """
+    registry = Registry()
+    bundle, content = calibrate_bundle(
+        Bundle.open(registry.resolve(adapter)), dataset, target_error, registry
+    )
+    click.echo("\n".join([*summary(content), str(bundle.path)]))

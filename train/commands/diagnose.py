@@ -1,0 +1,47 @@
+"""`batch-train diagnose`: why an adapter is wrong where it is wrong."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from batch.adapter.registry import Registry
+from batch.errors import DatasetError
+from train.commands.options import PATH, json_option
+from train.dataset import load_rows, split_path
+from train.diagnosis.examine import examine
+from train.diagnosis.tables import show_diagnoses
+from train.evaluation.ask import candidate
+from train.files import write_json
+
+
+@click.command()
+@click.argument("adapters", metavar="ADAPTER[,ADAPTER...]")
+@click.argument("dataset", type=PATH)
+@click.option(
+    "--train",
+    type=PATH,
+    help="The rows that it learnt from.  [default: where the bundle's manifest has them]",
+)
+@json_option
+def diagnose(adapters: str, dataset: Path, train: Path | None, json_path: Path | None) -> None:
+    """Say why ADAPTER is wrong where it is wrong.
+
+    Groups its misses on DATASET, finds words that go with labels in its training rows and which examples
+    these lack, and asks contrast probes, which the contract generates: how often does a label come without
+    the words that its rule wants in the text?
+    """
+    registry, console = Registry(), Console(highlight=False)
+    subjects = [candidate(name.strip(), registry) for name in adapters.split(",") if name.strip()]
+    trains = []
+    for subject in subjects:
+        try:
+            path = train or (split_path(subject.bundle, "train") if subject.bundle else None)
+        except DatasetError as error:
+            console.print(f"{error}: nothing is said about its training rows", soft_wrap=True)
+            path = None
+        trains.append(load_rows(path, subject.contract, evaluation=True) if path else [])
+    _, diagnoses = examine(subjects, [dataset], trains)
+    show_diagnoses(diagnoses, console)
+    if json_path:
+        write_json(json_path, [each.as_json() for each in diagnoses])

@@ -1,0 +1,34 @@
+"""`batch-train doctor`: is what was trained what is served?"""
+
+from pathlib import Path
+
+import click
+
+from batch.adapter.registry import Registry
+from batch.errors import AdapterError
+from train.commands.options import PATH, json_option
+from train.doctor import as_json
+from train.doctor import doctor as examine
+from train.files import write_json
+
+
+@click.command()
+@click.argument("adapter")
+@click.option("--data", type=PATH, help="The training rows.  [default: where the bundle's manifest has them]")
+@click.option(
+    "--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]"
+)
+@json_option
+def doctor(adapter: str, data: Path | None, base_model: str | None, json_path: Path | None) -> None:
+    """Check that ADAPTER is served as it was trained.
+
+    Twelve checks on the path that serves, a line each; exit 2 where one fails.
+    """
+    folder = Registry().resolve(adapter)
+    checks = examine(folder, data, base_model)
+    if json_path:
+        write_json(json_path, as_json(checks, folder.name))
+    for check in checks:
+        click.echo(str(check))
+    if not all(check.ok for check in checks):
+        raise AdapterError(f"adapter {adapter} is not sound; the lines marked FAIL say what to do")

@@ -1,0 +1,138 @@
+"""`batch-train eval`: adapters, baselines and scored files, judged on labelled requests."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from batch.errors import InputError
+from train.commands.options import PATH, json_option
+from train.config import Config
+from train.dataset import load_rows
+from train.evaluation.ask import candidate, judge
+from train.evaluation.baselines import BASELINES
+from train.evaluation.cross_validation import cross_validate_baseline
+from train.evaluation.evaluate import Evaluation
+from train.evaluation.from_scored import contract_of, judge_scored, read_scored
+from train.evaluation.injection import attack as measure_attacks
+from train.evaluation.injection import show_attacks
+from train.evaluation.tables import as_json, show
+from train.files import write_json
+
+
+@click.command("eval")
+@click.argument("arguments", metavar="ADAPTER[,ADAPTER...] DATASET...", nargs=-1, required=True)
+@json_option
+@click.option(
+    "--attack",
+    is_flag=True,
+    help="Measure instead how often an instruction behind the request flips a label.",
+)
+@click.option(
+    "--contract", help="For `base` and --from-scored.  [default: the champion's, else data/contract.toml]"
+)
+@click.option(
+    "--base-model",
+    help="The base model.  [default: the adapter's; for `base` the champion's, else data/mini-base]",
+)
+@click.option(
+    "--train", type=PATH, help="Labelled rows that baselines learn from.  [default: the first adapter's own]"
+)
+@click.option(
+    "--from-scored",
+    type=PATH,
+    help="Judge this output Parquet by id, without an engine; ADAPTER may be left out.",
+)
+@click.option("--id-column", default="id", show_default=True, help="Its column of ids.")
+@click.option(
+    "--cross-validate",
+    metavar="K",
+    type=click.IntRange(2),
+    help="Judge each row by what learnt from the other K-1 folds.",
+)
+def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, **options: Any) -> None:
+    """Judge adapters and baselines on labelled requests.
+
+    ADAPTER is a bundle directory, a digest, an alias, `base` for the base model without an adapter, or a
+    baseline: `majority`, `keywords`, `tfidf`. Adapters answer through the path that serves them. With
+    --cross-validate it is a baseline, or a recipe (.toml) to fit once a fold.
+    """
+    scored = options["from_scored"]
+    alone = scored is not None and Path(arguments[0]).is_file() and arguments[0].endswith(".jsonl")
+    names = [] if alone else [name.strip() for name in arguments[0].split(",") if name.strip()]
+    datasets = [Path(each) for each in (arguments if alone else arguments[1:])]
+    if not datasets:
+        raise InputError("no dataset to judge on; give labelled requests as JSONL after the adapters")
+    console = Console(highlight=False)
+    if attack:
+        content = _attack(names, datasets, console, **options)
+    else:
+        results = _results(names, datasets, **options)
+        show(results, console)
+        content = as_json(results)
+    if json_path:
+        write_json(json_path, content)
+
+
+def _attack(
+    names: list[str],
+    datasets: list[Path],
+    console: Console,
+    contract: str | None,
+    base_model: str | None,
+    **options: Any,
+) -> dict[str, Any]:
+    if options["from_scored"] or options["cross_validate"] or not names:
+        raise InputError("--attack asks adapters themselves; leave out --from-scored and --cross-validate")
+    registry = Registry()
+    attacks = measure_attacks([candidate(name, registry, contract, base_model) for name in names], datasets)
+    show_attacks(attacks, console)
+    return {"interval": "95 % Wilson score", "attacks": [each.as_json() for each in attacks]}
+
+
+def _results(
+    names: list[str], datasets: list[Path], contract: str | None, from_scored: Path | None, id_column: str,
+    cross_validate: int | None, **options: Any
+) -> list[Evaluation]:  # fmt: skip
+    if cross_validate:
+        return _cross_validated(names, datasets, cross_validate, contract)
+    registry = Registry()
+    results = _from_scored(from_scored, datasets, registry, contract, id_column) if from_scored else []
+    return results + (judge(names, datasets, registry, contract, **options) if names else [])
+
+
+def _from_scored(
+    path: Path, datasets: list[Path], registry: Registry, contract: str | None, id_column: str
+) -> list[Evaluation]:
+    table = read_scored(path, id_column)
+    rules = contract_of(table, registry, contract)
+    gold = {dataset: load_rows(dataset, rules, evaluation=True) for dataset in datasets}
+    return [judge_scored(table, path, rows, rules, str(dataset), id_column) for dataset, rows in gold.items()]
+
+
+def _cross_validated(
+    names: list[str], datasets: list[Path], k: int, contract: str | None
+) -> list[Evaluation]:
+    recipes = {name: Config.load(name) for name in names if name.endswith(".toml")}
+    if strange := [name for name in names if name not in BASELINES and name not in recipes]:
+        raise InputError(
+            f"{strange[0]} has learnt already; cross-validate a recipe (.toml) or one of "
+            f"{', '.join(BASELINES)}"
+        )
+    own = next((recipe.find(recipe.data.contract) for recipe in recipes.values()), "data/contract.toml")
+    rules, results = Contract.load(contract or own), []
+    for dataset in datasets:
+        rows = load_rows(dataset, rules)
+        for name in names:
+            if name in recipes:
+                # Only this reads torch, which takes seconds that no other evaluation should wait for.
+                from train.fit.folds import cross_validate_recipe  # noqa: PLC0415
+
+                console = Console(stderr=True)
+                results.append(cross_validate_recipe(recipes[name], rows, k, str(dataset), console))
+            else:
+                results.append(cross_validate_baseline(name, rows, rules, k, str(dataset)))
+    return results

@@ -1,0 +1,51 @@
+"""`batch-train fit` and `plan`: train an adapter, or say what training it would take."""
+
+import functools
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from batch.adapter.registry import Registry
+from train.commands.options import PATH, SHARE
+from train.config import Config
+from train.doctor import sound
+from train.fit import qlora
+from train.fit.plan import make_plan, tables
+
+
+@click.command()
+@click.argument("config", type=PATH)
+@click.option(
+    "--target-error",
+    metavar="F",
+    type=SHARE,
+    help="Errors allowed without a person.  [default: the recipe's]",
+)
+def fit(config: Path, target_error: float | None) -> None:
+    """Train the adapter that CONFIG describes.
+
+    The doctor looks at the result; an interrupted run is resumed. The new bundle gets the alias `latest`, and
+    `champion` where there is none yet and the doctor finds it sound.
+    """
+    recipe = Config.load(config)
+    if target_error:
+        recipe = recipe.with_target_error(target_error)
+    adapters = Registry()
+    examine = functools.partial(sound, recipe.find(recipe.data.train), Console())
+    trained = qlora.fit(recipe, adapters, Console(stderr=True), examine)
+    names = ", ".join(alias for alias, digest in adapters.aliases().items() if digest == trained.digest)
+    click.echo(f"{trained.path}  ({names})")
+
+
+@click.command()
+@click.argument("config", type=PATH)
+def plan(config: Path) -> None:
+    """Print what CONFIG will train, without loading a model.
+
+    Parameters, steps, tokens, memory. Downloads nothing.
+    """
+    recipe = Config.load(config)
+    console = Console(highlight=False)
+    for table in tables(make_plan(recipe), recipe):
+        console.print(table)

@@ -1,0 +1,36 @@
+"""`batch-train improve`: what people decided, trained on."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from train.commands.options import PATH
+from train.config import Config
+from train.review.improve import extend, fit_and_compare
+
+
+@click.command()
+@click.argument("config", type=PATH)
+@click.argument("labels", type=PATH, nargs=-1, required=True)
+@click.option(
+    "--beside", type=PATH, multiple=True, help="Rows that measure: nothing like them is trained on."
+)
+@click.option(
+    "--out", type=PATH, default=Path("reviewed"), show_default=True, help="Folder of the new training rows."
+)
+@click.option("--promote/--no-promote", default=True, help="Make it the champion if it passes the gates.")
+def improve(
+    config: Path, labels: tuple[Path, ...], beside: tuple[Path, ...], out: Path, promote: bool
+) -> None:
+    """Fit CONFIG again with the reviewed rows.
+
+    The new adapter is compared with the champion and promoted through the gates.
+    """
+    extended = extend(Config.load(config), labels, out, beside)
+    click.echo(
+        f"{extended.added} reviewed rows added to {extended.config.data.train}; left out: "
+        f"{extended.measuring} like a row "
+        f"that measures, {extended.known} known already"
+    )
+    fit_and_compare(extended.config, Console(highlight=False), beside, promote)

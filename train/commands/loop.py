@@ -1,0 +1,58 @@
+"""`batch-train loop`: versions of the data, fitted and judged side by side."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from batch.adapter.registry import Registry
+from batch.errors import InputError
+from train.commands.options import PATH, json_option
+from train.config import Config
+from train.dataset import load_rows
+from train.diagnosis.examine import examine
+from train.diagnosis.loop import fit_versions, verdict
+from train.diagnosis.tables import show_diagnoses
+from train.evaluation.ask import candidate
+from train.evaluation.evaluate import comparisons
+from train.evaluation.tables import show_measures
+from train.files import write_json
+
+
+@click.command()
+@click.argument("versions", metavar="NAME=CONFIG[,NAME=CONFIG...]")
+@click.argument("datasets", metavar="DATASET...", nargs=-1, required=True, type=PATH)
+@json_option
+def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> None:
+    """Fit versions of the data and show what changed.
+
+    The first DATASET is also diagnosed, with contrast probes. Exit 2 if the last version answers a label
+    without the words that its rule wants, or lost what the first one had right. Each adapter gets its NAME as
+    an alias.
+    """
+    pairs = [version.strip().partition("=") for version in versions.split(",")]
+    if any(not config for _, _, config in pairs) or len({name for name, _, _ in pairs}) < 2:
+        raise InputError(
+            f"{versions!r} must be two versions at least, such as v1=train/mini.toml,v2=train/mini-v2.toml"
+        )
+    registry, console = Registry(), Console(highlight=False)
+    recipes = {name: Config.load(config) for name, _, config in pairs}
+    fit_versions(recipes, registry, Console(stderr=True))
+    subjects = [candidate(name, registry) for name in recipes]
+    trains = [
+        load_rows(recipe.find(recipe.data.train), s.contract)
+        for recipe, s in zip(recipes.values(), subjects, strict=True)
+    ]
+    evaluations, diagnoses = examine(subjects, datasets, trains)
+    show_measures(evaluations, console)
+    show_diagnoses(diagnoses, console)
+    if json_path:
+        groups: dict[str, Any] = {
+            "evaluations": evaluations,
+            "comparisons": comparisons(evaluations),
+            "diagnoses": diagnoses,
+        }
+        write_json(json_path, {name: [each.as_json() for each in group] for name, group in groups.items()})
+    for line in verdict(evaluations, diagnoses):
+        click.echo(line)

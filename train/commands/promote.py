@@ -1,0 +1,62 @@
+"""`batch-train promote` and `rollback`: who serves."""
+
+import shutil
+from pathlib import Path
+
+import click
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from train.commands.options import PATH
+from train.release import promotions
+from train.release.gates import GateData, gates
+
+
+@click.command()
+@click.argument("adapter")
+@click.option(
+    "--regression",
+    type=PATH,
+    help="Rows that must all be right.  [default: data/regression.jsonl where it fits the contract]",
+)
+@click.option(
+    "--against",
+    type=PATH,
+    help="Rows on which it must not be worse than the champion.  [default: its own test split]",
+)
+@click.option(
+    "--probes",
+    type=PATH,
+    help="Rows that probe for bias.  [default: data/probes.jsonl where it fits the contract]",
+)
+@click.option("--force", is_flag=True, help="Promote whatever the gates say; the log keeps that.")
+def promote(
+    adapter: str, regression: Path | None, against: Path | None, probes: Path | None, force: bool
+) -> None:
+    """Make ADAPTER the champion if it passes the gates.
+
+    `batch-route` uses the champion where no adapter is named. The gates: the regression set is all right, the
+    doctor finds the adapter sound, it is not worse than the champion, and no label comes without the words
+    that its rule wants. A bundle directory from elsewhere is taken into the registry first.
+    """
+    registry = Registry()
+    bundle = Bundle.open(registry.resolve(adapter))
+    if not (registry.root / bundle.digest).exists():
+        staging = registry.staging()
+        shutil.copytree(bundle.path, staging, dirs_exist_ok=True)
+        bundle = registry.add(staging)
+    passed = gates(bundle.digest, registry, GateData(regression, against, probes))
+    for gate in passed:
+        click.echo(str(gate))
+    promotions.promote(bundle, registry, passed, force)
+    click.echo(f"champion is {bundle.digest}")
+
+
+@click.command()
+def rollback() -> None:
+    """Take the last promotion back.
+
+    The champion before it is the champion again; once more goes one further back.
+    """
+    was, now = promotions.roll_back(Registry())
+    click.echo(f"champion is {now}, no longer {was}")

@@ -1,0 +1,38 @@
+"""`batch-train report`: one HTML file on an adapter."""
+
+from pathlib import Path
+
+import click
+
+from batch.adapter.registry import Registry
+from train.commands.options import PATH, writable
+from train.report.html import write_report
+
+
+@click.command()
+@click.argument("adapter")
+@click.argument("datasets", metavar="[DATASET]...", nargs=-1, type=PATH)
+@click.option(
+    "--out",
+    type=PATH,
+    callback=writable,
+    default=Path("report.html"),
+    show_default=True,
+    help="The HTML file to write.",
+)
+@click.option("--against", metavar="ADAPTER", help="Another adapter (or `base`) to compare with.")
+@click.option(
+    "--data",
+    type=PATH,
+    help="The training rows, for the doctor.  [default: where the bundle's manifest has them]",
+)
+def report(
+    adapter: str, datasets: tuple[Path, ...], out: Path, against: str | None, data: Path | None
+) -> None:
+    """Write one HTML file on ADAPTER.
+
+    Doctor, metrics with intervals, confusion, calibration, losses, recipe and data. Judged on each DATASET;
+    without one on the adapter's test split and the fixed sets beside its contract.
+    """
+    write_report(adapter, Registry(), out, datasets, against, data)
+    click.echo(str(out))

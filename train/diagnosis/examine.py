@@ -1,0 +1,49 @@
+"""Adapters judged on datasets and diagnosed on the first of them, by one engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from batch.engine import DEFAULT_ENGINE
+from batch.scoring.lane import ScoredRow
+from train.dataset import Row, load_rows
+from train.diagnosis.contrast import probes
+from train.diagnosis.diagnose import Asked, Diagnosis, asked_probes, asked_rows, diagnose
+from train.diagnosis.occlusion import driven, erasures
+from train.evaluation.ask import Candidate, route
+from train.evaluation.evaluate import Evaluation, evaluate
+
+
+def examine(
+    subjects: Sequence[Candidate],
+    datasets: Sequence[Path],
+    trains: Sequence[Sequence[Row]],
+    engine: str = DEFAULT_ENGINE,
+) -> tuple[list[Evaluation], list[Diagnosis]]:
+    """Judge each subject on each dataset and diagnose it on the first, with contrast probes; one engine does
+    it all.
+    """
+    gold = [[load_rows(path, subject.contract, evaluation=True) for path in datasets] for subject in subjects]
+    contrast = [probes(subject.contract, rows[0]) for subject, rows in zip(subjects, gold, strict=True)]
+    texts = [
+        [*([r.request for r in rows] for rows in each), [p.request for p in own]]
+        for each, own in zip(gold, contrast, strict=True)
+    ]
+
+    def asked(i: int, answers: Sequence[Sequence[ScoredRow]]) -> list[Asked]:
+        own = asked_rows(datasets[0].name, gold[i][0], answers[0])
+        return own + asked_probes(contrast[i], answers[len(datasets)])
+
+    def erase(i: int, answers: list[list[ScoredRow]]) -> list[str]:
+        return [each.request for each in erasures(asked(i, answers), subjects[i].contract)]
+
+    evaluations, diagnoses = [], []
+    for i, (subject, answers) in enumerate(zip(subjects, route(subjects, texts, engine, erase), strict=True)):
+        judged = [
+            evaluate(rows, scored, subject.contract, subject.name, str(path))
+            for path, rows, scored in zip(datasets, gold[i], answers, strict=False)
+        ]
+        own = asked(i, answers)
+        erased = driven(erasures(own, subject.contract), answers[-1], subject.contract)
+        diagnoses.append(diagnose(judged[0], own, trains[i], subject.contract, erased))
+        evaluations += judged
+    return evaluations, diagnoses
