@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from batch.engine import AdapterSpec, Completion, EngineSpec
-from batch.engine.process import PATIENCE, EngineProcess, Usage
+from batch.engine.process import PATIENCE, EngineProcess
+from batch.engine.worker import Usage
 from batch.errors import EngineError
 from batch.events import Emit, nobody
 

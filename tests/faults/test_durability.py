@@ -128,7 +128,7 @@ def test_a_killed_parent_leaves_no_engine(tiny_bundle: Bundle, tmp_path: Path) -
         assert job.poll() is None
         time.sleep(0.01)
     children = list(map(int, Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()))
-    engines = [pid for pid in children if b"engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    engines = [pid for pid in children if b"engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert engines
     for pid in engines:
         os.kill(pid, signal.SIGSTOP)

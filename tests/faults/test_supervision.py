@@ -187,7 +187,7 @@ def engines() -> list[int]:
     return [
         pid
         for pid in children
-        if b"engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(pid)
+        if b"engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(pid)
     ]
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from batch.engine import AdapterSpec, Completion
-from batch.engine.process import AHEAD, _loop
+from batch.engine.worker import AHEAD, work
 from tests.conftest import ROOT
 
 SEQS = 8
@@ -51,7 +51,7 @@ def test_work_that_cannot_run_yet_waits_outside_the_engine() -> None:
     inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     inbox.put(("work", ("a", [(key, [key]) for key in range(100)])))
     engine, sent = Counting(inbox, 100), []
-    _loop(SimpleNamespace(send=sent.append), inbox, engine)  # type: ignore[arg-type]
+    work(SimpleNamespace(send=sent.append), inbox, engine)  # type: ignore[arg-type]
     assert [each.key for _, (done, _) in sent for each in done] == list(range(100))
     assert SEQS < engine.most <= AHEAD * SEQS
 

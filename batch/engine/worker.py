@@ -1,0 +1,118 @@
+"""Inside the engine's process: takes work off the pipe, steps the engine, sends back what is finished."""
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from batch.engine import Engine, EngineSpec, build
+from batch.errors import ENDING, AdapterError, BatchRouteError, EngineError, ours
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+# requests that the engine is given at most, in multiples of what it runs at once; the others wait here
+AHEAD = 1.5
+
+
+class Usage(NamedTuple):
+    """What an engine did until its latest completion."""
+
+    steps: int = 0
+    idle_seconds: float = 0.0  # without a request, from the first step on
+
+
+def serve(descriptor: str, parent: str) -> None:
+    """Body of the engine process, given the number of its end of the pipe and its parent's id.
+
+    The parent's id is 0 where a thread started it: the kernel would take the thread's end for the parent's.
+    """
+    if parent != "0":
+        _tie_to(int(parent))
+    for number in ENDING:  # Ctrl-C and a service's stop reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    conn = Connection(int(descriptor))
+    try:
+        spec: EngineSpec = conn.recv()
+    except (EOFError, OSError):
+        return  # the parent is gone
+    inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    # Reading goes on while the engine computes or sends: were both sides to send at once, both pipes could
+    # fill up.
+    threading.Thread(target=_read, args=(conn, inbox), daemon=True).start()
+    try:
+        engine = build(spec)
+        conn.send(("ready", engine.facts()))
+        work(conn, inbox, engine)
+    except BrokenPipeError:
+        pass  # the parent is gone
+    except (BatchRouteError, ImportError) as error:
+        # told as what it is: a base or an installation that no rerun can serve is none to try again
+        with contextlib.suppress(OSError):
+            conn.send(("failed" if isinstance(error, EngineError) else "refused", str(ours(error))))
+        raise
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            conn.send(
+                (
+                    "failed",
+                    f"the engine failed: {type(error).__name__}: "
+                    f"{' '.join(str(error).split())[:400]}; run again to resume",
+                )
+            )
+        raise
+    finally:
+        sys.stderr.flush()
+
+
+def _read(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None:
+    try:
+        while True:
+            inbox.put(conn.recv())
+    except (EOFError, OSError):
+        os._exit(0)  # the parent is gone; whatever runs is of no use to anyone
+
+
+def work(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine: Engine) -> None:
+    """Until it is told to stop."""
+    steps, idle = 0, 0.0
+    enough = AHEAD * engine.facts()["max_num_seqs"]
+    waiting: deque[tuple[str, int, Sequence[int]]] = deque()  # work that the engine need not know of yet
+    while True:
+        # Take all that was sent; block only when there is nothing to do.
+        while not inbox.empty() or not (engine.in_flight or waiting):
+            asked = time.monotonic()
+            kind, value = inbox.get()
+            if kind == "stop":
+                return
+            if kind == "load":
+                try:
+                    conn.send(("loaded", engine.load(value)))
+                except AdapterError as error:
+                    conn.send(("refused", str(error)))
+            elif kind == "work":
+                idle += time.monotonic() - asked if steps else 0.0
+                adapter, requests = value
+                waiting.extend((adapter, key, request_ids) for key, request_ids in requests)
+        # A request costs time to add: one that could not run yet must not keep those from running that can.
+        while waiting and engine.in_flight < enough:
+            engine.add(*waiting.popleft())
+        done = engine.step()
+        steps += 1
+        if done:
+            conn.send(("done", (done, Usage(steps, idle))))
+
+
+def _tie_to(parent: int) -> None:
+    """Die with the parent, however it dies: an engine left behind would keep the GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
