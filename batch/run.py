@@ -16,7 +16,7 @@ from batch.reporting.observer import Observer
 from batch.reporting.summary import Summary
 from batch.reporting.tally import Tally, shard_tally
 from batch.scoring.adapters import engine_spec
-from batch.scoring.cache import known_answers
+from batch.scoring.known_answers import known_answers
 from batch.scoring.scorer import Scorer, load_first
 from batch.shard_writer import ShardWriter
 from batch.source import Source, source_of
@@ -86,7 +86,8 @@ def score(job: Job, source: Source, engine: Supervisor, ledger: Ledger, observer
     repeated = job.backlog.repeated_texts()  # while the engine starts
     canary = load_first(engine, job.adapters)
     facts = {"version": __version__, "base": job.facts["base"], **engine.facts}
-    with known_answers(facts, ledger.answers, repeated, options.cache, options.cache_max) as known:
+    kept = (ledger.answers, repeated, options.cache, options.cache_max)
+    with known_answers(facts, *kept, observer.emit) as known:
         slots = engine.facts["max_num_seqs"]
         scorer = Scorer(engine, job.adapters, job.backlog, job.schema, slots, observer.progressed, known)
         observer.engine_ready(engine.facts, canary, scorer.counts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batch import __version__
-from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, ours
+from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, one_line, ours
 from batch.events import JsonLines, nobody
 from batch.reporting.prometheus import write_metrics
 from batch.reporting.summary import Summary
@@ -46,9 +46,15 @@ class Observer:
     def __init__(self, outlets: Outlets = SILENT, progress: Progress | None = None) -> None:
         self.summary = Summary()
         self._outlets, self._progress = outlets, progress
-        self.emit = JsonLines(self.summary.run_id) if outlets.log_json else nobody
+        self._emit = JsonLines(self.summary.run_id) if outlets.log_json else nobody
         self._started = self._begun = time.monotonic()
         self._rows = self._asks = 0
+
+    def emit(self, event: str, *, level: str = "info", **facts: Any) -> None:
+        self._emit(event, level=level, **facts)
+        if level == "warning":
+            told = ", ".join(f"{name} {value}" for name, value in facts.items())
+            self.summary.warnings.append(one_line(f"{event}: {told}"))
 
     @contextlib.contextmanager
     def around(self, source: str, output: str, adapter: str, max_error_rate: float) -> Iterator[None]:

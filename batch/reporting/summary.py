@@ -47,6 +47,7 @@ class Summary:
     retry: bool = False  # only the error rows of a finished output were routed
     pace: Pace = dataclasses.field(default_factory=Pace)
     drift: dict[str, Any] | None = None  # see `batch.reporting.drift.compare`
+    warnings: list[str] = dataclasses.field(default_factory=list)  # what went wrong and did not stop it
 
     @property
     def rows_per_second(self) -> float | None:
@@ -71,6 +72,7 @@ class Summary:
             "seconds_to_first_row": self.seconds_to_first_row,
             "seconds": self.seconds,
             "engine": self.engine,
+            "warnings": self.warnings,
             "pace": {f"{seconds:.1f}": rows for seconds, rows in self.pace.points},
         }
 
@@ -121,6 +123,8 @@ def show(summary: Summary, output: str, console: Console) -> None:
             table.add_row("prefix cache", "hit rate", f"{summary.counts.cache_hit_rate:.1%}")
         table.add_row("time", "seconds, with start-up", f"{summary.seconds:.1f}")
     console.print(table)
+    for warning in summary.warnings:
+        console.print(f"Warning: {warning}", markup=False, soft_wrap=True)
     if summary.engine.get("made_up"):
         console.print("[bold red]A stand-in engine made these answers up; they are for I/O tests only.[/]")
     if summary.already_done:

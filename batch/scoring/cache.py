@@ -9,6 +9,7 @@ Error rows are never stored, nor is anything that depends on what else was in th
 import contextlib
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +19,16 @@ from typing import Any, Self
 import numpy as np
 
 from batch.contract.fields import compact_json
-from batch.errors import InputError, StorageError
 from batch.scoring.lane import ScoredRow
-from batch.scoring.router import Known
 from batch.storage.hashing import Int64s, text_hashes
+from batch.storage.location import refused_or_failed
 
 PATIENCE = 30.0  # seconds to wait for another run's write
 EVICT = 10  # one entry in so many goes when the file is full
+PAGE = 4096  # bytes of one of the file's pages
 MARK_AT = 10_000  # used entries, to mark them as used
 CHECK_BYTES = 8
-INCIDENTAL = {"threads", "max_num_seqs"}  # facts of an engine that no answer depends on
+FILE = "answers.sqlite"
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, used INTEGER NOT NULL, value BLOB NOT "
     "NULL) WITHOUT ROWID"
@@ -35,20 +36,32 @@ SCHEMA = (
 
 
 class AnswerStore:
-    """One SQLite file. Build it with :meth:`open`; several runs may share it."""
+    """One SQLite file. Build it with :meth:`open`; several runs may share it. What is wrong with it is a
+    `sqlite3.Error`.
+    """
 
     def __init__(
         self, path: Path, facts: Mapping[str, Any], max_bytes: int | None, only: Int64s | None
     ) -> None:
-        self._path, self._max_bytes, self._only = path, max_bytes, only
+        # half for the entries, half for the log of writes that are not yet among them
+        self._max_bytes = max_bytes and max_bytes // 2
+        self._path, self._only = path, only
         self._secret = hashlib.sha256(compact_json(dict(facts)).encode()).digest()
         self._now = int(time.time())
         self._seen: set[bytes] = set()  # keys found, not yet marked as used
         self._database = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode=WAL")
-        # with WAL: a power cut loses entries, never the file
-        self._database.execute("PRAGMA synchronous=NORMAL")
-        self._database.execute(SCHEMA)
+        try:
+            self._database.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file
+            self._database.execute("PRAGMA journal_mode=WAL")
+            # with WAL: a power cut loses entries, never the file
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            if self._max_bytes:
+                self._database.execute(f"PRAGMA wal_autocheckpoint={max(1, self._max_bytes // 4 // PAGE)}")
+                self._database.execute(f"PRAGMA journal_size_limit={self._max_bytes // 2}")
+            self._database.execute(SCHEMA)
+        except BaseException:
+            self._database.close()
+            raise
 
     @classmethod
     def open(
@@ -56,32 +69,33 @@ class AnswerStore:
     ) -> Self:
         """The store in `folder`, for answers made under `facts` (JSON values: whatever an answer depends on).
 
-        `max_bytes` bounds the file: the entries that were not used for longest go first. `only` limits it to
-        texts whose :func:`text_hashes` are among these, sorted. Raises `InputError`, `StorageError`.
+        `max_bytes` bounds the files: the entries that were not used for longest go first. `only` limits it to
+        texts whose :func:`text_hashes` are among these, sorted. Raises `InputError`, `StorageError` where
+        there can be no such file.
         """
-        path = folder / "answers.sqlite"
+        path = folder / FILE
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return cls(path, facts, max_bytes, only)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         except OSError as error:
-            raise InputError(
-                f"cannot keep answers in {folder}: {error.strerror}; choose another --cache"
+            raise refused_or_failed(
+                f"cannot keep answers in {folder}", error, "choose another --cache"
             ) from error
-        except sqlite3.Error as error:
-            raise _failure(path, error) from error
+        return cls(path, facts, max_bytes, only)
 
     def recall(self, adapter: str, texts: Sequence[str]) -> dict[str, ScoredRow]:
-        """The texts whose answers are known. Raises `StorageError`."""
+        """The texts whose answers are known."""
         keys = {self._key(adapter, text): text for text in self._kept(texts)}
         if not keys:
             return {}
         marks = ",".join("?" * len(keys))
-        with _translated(self._path):
-            entries = self._database.execute(
-                f"SELECT key, value FROM answers WHERE key IN ({marks})", list(keys)
-            ).fetchall()
+        entries = self._database.execute(
+            f"SELECT key, value FROM answers WHERE key IN ({marks})", list(keys)
+        ).fetchall()
         known = {}
         for key, value in entries:
+            if not isinstance(value, bytes):
+                continue
             check, content = value[:CHECK_BYTES], value[CHECK_BYTES:]
             if check == _checksum(key, content):
                 answer, scores, violations = json.loads(content)
@@ -93,7 +107,7 @@ class AnswerStore:
         return known
 
     def remember(self, adapter: str, rows: Mapping[str, ScoredRow]) -> None:
-        """Keep the rows that are no errors, by text. Raises `StorageError`."""
+        """Keep the rows that are no errors, by text."""
         entries = []
         for text in self._kept(list(rows)):
             key, row = self._key(adapter, text), rows[text]
@@ -105,8 +119,12 @@ class AnswerStore:
             self._write(entries)
 
     def close(self) -> None:
-        with contextlib.closing(self._database), _translated(self._path):
+        with contextlib.closing(self._database):
             self._write([])
+
+    def abandon(self) -> None:
+        """Close it, whatever it has not yet written."""
+        self._database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -128,27 +146,36 @@ class AnswerStore:
 
     def _write(self, entries: Sequence[tuple[bytes, int, bytes]]) -> None:
         seen, self._seen = self._seen, set()
-        with _translated(self._path):
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", entries)
-                self._database.executemany(
-                    "UPDATE answers SET used = ? WHERE key = ?", ((self._now, key) for key in seen)
-                )
-                if self._max_bytes is not None and self._bytes() > self._max_bytes:
-                    self._evict(self._max_bytes)
-            except BaseException:
+        room = self._max_bytes // 4 if self._max_bytes else None
+        for chunk in _chunks(entries, room):
+            with self._transaction():
+                self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", chunk)
+                if self._max_bytes:
+                    self._evict(self._max_bytes - self._max_bytes // 4)
+        with self._transaction():
+            self._database.executemany(
+                "UPDATE answers SET used = ? WHERE key = ?", ((self._now, key) for key in seen)
+            )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
+            raise
+        self._database.execute("COMMIT")
 
     def _evict(self, limit: int) -> None:
         while self._bytes() > limit:
             (count,) = self._database.execute("SELECT count(*) FROM answers").fetchone()
             if not count:
-                return
+                break
             oldest = "SELECT key FROM answers ORDER BY used LIMIT ?"
             self._database.execute(f"DELETE FROM answers WHERE key IN ({oldest})", (count // EVICT + 1,))
+        self._database.execute("PRAGMA incremental_vacuum").fetchall()  # the file gives back what is free
 
     def _bytes(self) -> int:
         """Bytes of the file that hold entries; what was deleted is filled again before the file grows."""
@@ -157,38 +184,19 @@ class AnswerStore:
         return int(size * (pages - free))
 
 
-@contextlib.contextmanager
-def known_answers(
-    facts: Mapping[str, Any], within: Path, repeated: Int64s, across: Path | None, max_bytes: int
-) -> Iterator[Known]:
-    """What a run need not ask its engine: texts `repeated` in it, kept in `within`, and those of runs that
-    share `across`.
-
-    `facts` is all that an answer depends on beside its text and its adapter's bundle, which holds contract
-    and tokenizer.
-    """
-    served = {name: value for name, value in facts.items() if name not in INCIDENTAL}
-    with contextlib.ExitStack() as stack:
-        run = stack.enter_context(AnswerStore.open(within, served, only=repeated))
-        earlier = stack.enter_context(AnswerStore.open(across, served, max_bytes)) if across else None
-        yield Known(run, earlier)
+def _chunks(
+    entries: Sequence[tuple[bytes, int, bytes]], room: int | None
+) -> Iterator[Sequence[tuple[bytes, int, bytes]]]:
+    """The entries in runs of about `room` bytes, each in a transaction of its own."""
+    start = held = 0
+    for index, (_, _, value) in enumerate(entries):
+        if room and held and held + len(value) > room:
+            yield entries[start:index]
+            start, held = index, 0
+        held += len(value)
+    if entries[start:]:
+        yield entries[start:]
 
 
 def _checksum(key: bytes, content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=CHECK_BYTES, key=key).digest()
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _failure(path, error) from error
-
-
-def _failure(path: Path, error: sqlite3.Error) -> InputError | StorageError:
-    if "full" in str(error):
-        return StorageError(f"{path}: no space left; free some space, then run again to resume")
-    if isinstance(error, sqlite3.OperationalError):
-        return StorageError(f"{path}: {error}; correct that, then run again to resume")
-    return InputError(f"{path} is no store of answers: {error}; remove it")

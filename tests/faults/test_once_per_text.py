@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import sqlite3
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from batch.errors import InputError, Interrupted
 from batch.job import Options
 from batch.reporting.observer import Observer
 from batch.reporting.summary import Summary
+from batch.scoring import cache
 from batch.scoring.cache import AnswerStore
+from batch.scoring.known_answers import known_answers
 from batch.scoring.lane import ScoredRow
 from batch.storage.hashing import repeated, text_hashes
 from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
@@ -143,23 +146,81 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
     assert known in ({"x": row("low")}, {"y": row("high")})  # its own, never the other's
 
 
-def test_a_file_that_is_no_store_is_refused_in_one_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Fails when sqlite3's own errors come through."""
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/answers.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(InputError, match="remove it"):
-        AnswerStore.open(tmp_path / "cache", FACTS)
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="--cache"):
-        AnswerStore.open(tmp_path / "file", FACTS)
-    result = route(
-        tiny_bundle,
-        backlog(tmp_path / "in.parquet"),
-        tmp_path / "out.parquet",
-        "--cache",
-        str(tmp_path / "cache"),
-    )
-    assert result.exit_code == 2 and "remove it" in result.output and "Traceback" not in result.output
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "header", "folder of its own"])
+def test_a_damaged_store_costs_the_store_and_not_the_night(
+    tiny_bundle: Bundle, tmp_path: Path, damage: str
+) -> None:
+    """Fails when sqlite3's own errors come through. The next night's store is a new one."""
+    source, cache = backlog(tmp_path / "in.parquet"), tmp_path / "cache"
+    options = ("--cache", str(cache))
+    assert route(tiny_bundle, source, tmp_path / "first.parquet", *options).exit_code == 0
+    file = cache / "answers.sqlite"
+    match damage:
+        case "garbage":
+            file.write_bytes(b"not a database" * 100)
+        case "truncated":
+            os.truncate(file, 5000)
+        case "header":
+            file.write_bytes(b"\xff" * 60 + file.read_bytes()[60:])
+        case "folder of its own":
+            file.unlink()
+            file.mkdir()
+            refused = route(tiny_bundle, source, tmp_path / "second.parquet", *options)
+            assert refused.exit_code == 2 and "--cache" in refused.output
+            return
+    result = route(tiny_bundle, source, tmp_path / "second.parquet", *options)
+    assert result.exit_code == 0 and "Warning: cache set aside" in result.output, result.output
+    again = route(tiny_bundle, source, tmp_path / "third.parquet", *options)
+    assert again.exit_code == 0 and "Warning" not in again.output
+    outputs = [pq.read_table(tmp_path / f"{name}.parquet") for name in ("first", "second", "third")]
+    assert outputs[0].equals(outputs[1]) and outputs[0].equals(outputs[2])
+
+
+def test_a_locked_or_full_store_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another run's: nothing of it is moved, and this run asks its engine."""
+    monkeypatch.setattr(cache, "PATIENCE", 0.1)
+    said: list[str] = []
+
+    def emit(event: str, *, level: str = "info", **facts: object) -> None:
+        said.append(f"{event} {facts['why']}")
+
+    with known_answers(
+        FACTS, tmp_path / "own", text_hashes([b"x"]), tmp_path / "shared", 1 << 20, emit
+    ) as known:
+        assert known.run is not None and known.earlier is not None
+        other = sqlite3.connect(tmp_path / "shared/answers.sqlite", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        for each in known:
+            each.remember("a", {"x": row()})  # type: ignore[union-attr]
+        assert known.run.recall("a", ["x"]) == {"x": row()} and known.earlier.recall("a", ["x"]) == {}
+        other.close()
+    assert said == ["cache set aside database is locked"]
+    assert sorted(os.listdir(tmp_path / "shared")) == ["answers.sqlite"]
+
+
+@pytest.mark.parametrize("limit", [400 << 10, 1 << 20])
+def test_the_files_never_outgrow_their_bound(tmp_path: Path, limit: int) -> None:
+    """One write of many times the bound, and many small ones: log and entries together, at any moment."""
+    with AnswerStore.open(tmp_path, FACTS, limit) as store:
+        for night in range(3):
+            store.remember("a", {f"{night} {i} {'x' * 200}": row() for i in range(12_000)})
+            for i in range(20):
+                store.remember("a", {f"{night} {i} {j}": row() for j in range(30)})
+            assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= limit
+        assert store.recall("a", [f"2 19 {j}" for j in range(30)])
+
+
+def test_only_this_user_can_read_a_store(tmp_path: Path) -> None:
+    with AnswerStore.open(tmp_path / "new", FACTS) as store:
+        store.remember("a", {"x": row()})
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").iterdir()}
+    assert modes == {0o600} and stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    (tmp_path / "home").write_text("precious")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/answers.sqlite").symlink_to(tmp_path / "home")
+    with pytest.raises(InputError):
+        AnswerStore.open(tmp_path / "linked", FACTS)
+    assert (tmp_path / "home").read_text() == "precious"
 
 
 def write_and_read(folder: Path, writer: int) -> None:
