@@ -24,8 +24,8 @@ setup: $(STAMP) ## install the pinned stack into .venv
 $(STAMP): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Error: Python 3.11 or newer is needed; name one with PYTHON=" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps --no-compile -r $(LOCK) || \
-	  $(BIN)/pip install --quiet --no-deps --no-compile -r $(LOCK) --extra-index-url $(TORCH_CPU_INDEX)
+	$(BIN)/pip install --quiet --no-deps --no-compile -r $(LOCK) || { test $(STACK) = cpu && \
+	  $(BIN)/pip install --quiet --no-deps --no-compile -r $(LOCK) --extra-index-url $(TORCH_CPU_INDEX); }
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # on all cores; some packages ship files that do not compile
 	rm -f $(VENV)/.installed-*

@@ -5,6 +5,7 @@ half that kills it is one row. Everything else, new work included, waits meanwhi
 done; the rest is found in as many deaths as it takes to halve a window down to one row.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from batch.engine.worker import Usage
 from batch.errors import EngineError
 from batch.events import Emit, nobody
 
+LEAST_SEQS = 8  # requests at once, below which memory is not what it lacks
 RESTARTS = 2  # in a row, without a row finished or found guilty in between
 GUILTY = 16  # rows in a row without one finished in between: no rows are that bad, the engine is
 WITNESS = -1  # the key under which a finished request is asked once more; the router's keys start at 0
@@ -161,6 +163,7 @@ class Supervisor:
             if self._deaths > RESTARTS:
                 raise EngineError(f"after {RESTARTS} restarts without progress, {error}") from error
             self.restarts += 1
+            self._ask_less(error)
             self.emit(
                 "engine restarted",
                 level="warning",
@@ -175,6 +178,12 @@ class Supervisor:
                 return
             except EngineError as again:
                 error = again
+
+    def _ask_less(self, error: EngineError) -> None:
+        """Have the next engine run half as many requests at once, if this one ran out of memory."""
+        at_once = self._engine.facts.get("max_num_seqs", 0) // 2
+        if "out of memory" in str(error).lower() and at_once >= LEAST_SEQS:
+            self._spec = dataclasses.replace(self._spec, max_num_seqs=at_once)
 
     def _judge(self) -> None:
         """Halve what was with the engine. A row with which, alone, it died twice is guilty: an accident is

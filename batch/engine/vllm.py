@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import re
@@ -23,7 +22,10 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import psutil
+from batch.engine.machine import Machine, base_config
+
+MACHINE = Machine.found()  # in front of vLLM, which takes half a minute to find that there is no GPU
+
 import torch
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.config.lora import MaxLoRARanks
@@ -63,12 +65,10 @@ class VllmEngine:
         # vLLM keeps weights by this number: one that is used again, be it after a refusal, would serve the
         # earlier adapter.
         self._lora_ids = itertools.count(1)
-        cpu = current_platform.is_cpu()
-        # Both as measured on a CPU (tests/bench/RESULTS.md); on a GPU nothing was.
-        self._max_num_seqs = spec.max_num_seqs or (256 if cpu else 512)
-        self._draft_tokens = (4 if cpu else 0) if spec.draft_tokens is None else spec.draft_tokens
-        self._dtype = spec.dtype or ("float32" if cpu and not _cpu_has_bfloat16() else "bfloat16")
-        if cpu:
+        self._max_num_seqs = MACHINE.max_num_seqs(spec.max_num_seqs)
+        self._draft_tokens = MACHINE.draft_tokens(spec.draft_tokens)
+        self._dtype = MACHINE.dtype(spec.dtype)
+        if not MACHINE.gpu:
             from batch.engine.cpu import lora, sampling
 
             lora.install()
@@ -85,7 +85,6 @@ class VllmEngine:
                     seed=spec.seed,
                     max_model_len=_max_model_len(spec, self._draft_tokens),
                     max_num_seqs=self._max_num_seqs,
-                    max_num_batched_tokens=_batched_tokens(self._max_num_seqs, self._draft_tokens),
                     enable_lora=True,
                     max_lora_rank=_lora_rank(spec.max_lora_rank),
                     max_loras=min(spec.max_loras, MAX_LORAS),
@@ -98,7 +97,7 @@ class VllmEngine:
                     trust_remote_code=False,
                     disable_log_stats=True,
                     distributed_executor_backend="uni",
-                    kv_cache_memory_bytes=_cpu_cache_bytes(spec, self._max_num_seqs) if cpu else None,
+                    **MACHINE.settings(spec, self._max_num_seqs, self._draft_tokens),
                 )
             )
 
@@ -288,44 +287,13 @@ def _speculation(tokens: int) -> dict[str, Any] | None:
 
 def _max_model_len(spec: EngineSpec, draft_tokens: int) -> int:
     """With room for drafts behind the longest row, as far as the base has positions."""
-    positions = _config(spec).get("max_position_embeddings", spec.max_model_len)
+    positions = base_config(spec).get("max_position_embeddings", spec.max_model_len)
     return max(spec.max_model_len, min(spec.max_model_len + draft_tokens, int(positions)))
-
-
-def _config(spec: EngineSpec) -> dict[str, Any]:
-    return json.loads((Path(spec.base) / "config.json").read_text())  # type: ignore[no-any-return]
-
-
-def _batched_tokens(max_num_seqs: int, draft_tokens: int) -> int | None:
-    """With drafts vLLM wants a step to have room for every request's; None leaves it to vLLM."""
-    return max(4096, max_num_seqs * (draft_tokens + 1)) if draft_tokens else None
 
 
 def _lora_rank(rank: int) -> int:
     """The least rank that vLLM's kernels are built for and that fits."""
     return min(int(allowed) for allowed in get_args(MaxLoRARanks) if allowed >= rank)
-
-
-def _cpu_cache_bytes(spec: EngineSpec, max_num_seqs: int) -> int:
-    """Bytes of KV cache that the longest legal rows can need at once, but at most a quarter of the free
-    memory.
-
-    On a CPU vLLM's default claims nearly all memory, whatever the model.
-    """
-    config = _config(spec)
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    token = config["num_hidden_layers"] * heads * size * 2 * 4  # keys and values, float32
-    return int(min(token * spec.max_model_len * (max_num_seqs + 1), psutil.virtual_memory().available // 4))
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware; without it float32 is about four times faster."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _one_line(error: BaseException) -> str:

@@ -103,6 +103,7 @@ class Observer:
 
     def engine_ready(self, facts: Mapping[str, Any], canary: Mapping[str, Any], counts: Counts) -> None:
         self._begun = time.monotonic()
+        self.summary.startup_seconds = self._begun - self._started
         self.summary.engine, self.summary.counts = {**facts, "canary": canary}, counts
         self.emit("engine ready", **facts)
 

@@ -92,7 +92,7 @@ def _families(
     )
     # what changes is no label
     served = {name: value for name, value in summary.engine.items() if name != "restarts"}
-    facts = {name: str(value) for name, value in served.items() if isinstance(value, str | int | float)}
+    facts = {name: str(value) for name, value in served.items() if type(value) in (str, int, float)}
     yield "batch_route_engine_info", "What served the last run.", [(facts, 1)] if facts else []
 
 

@@ -40,6 +40,7 @@ class Summary:
     resumed_rows: int = 0
     counts: Counts = dataclasses.field(default_factory=Counts)  # of this run alone
     engine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    startup_seconds: float | None = None  # until the engine was ready
     seconds_to_first_row: float | None = None
     routing_seconds: float = 0.0
     seconds: float = 0.0
@@ -69,6 +70,7 @@ class Summary:
             "prefix_cache_hit_rate": self.counts.cache_hit_rate,
             "prompt_tokens": self.counts.prompt_tokens,
             "answer_tokens": self.counts.answer_tokens,
+            "startup_seconds": self.startup_seconds,
             "seconds_to_first_row": self.seconds_to_first_row,
             "seconds": self.seconds,
             "engine": self.engine,
@@ -121,6 +123,8 @@ def show(summary: Summary, output: str, console: Console) -> None:
         if summary.rows_per_second:
             table.add_row("speed", "rows/s", f"{summary.rows_per_second:.1f}")
             table.add_row("prefix cache", "hit rate", f"{summary.counts.cache_hit_rate:.1%}")
+        if summary.startup_seconds is not None:
+            table.add_row("time", "seconds until the engine was ready", f"{summary.startup_seconds:.1f}")
         table.add_row("time", "seconds, with start-up", f"{summary.seconds:.1f}")
     console.print(table)
     for warning in summary.warnings:

@@ -49,6 +49,25 @@ def text(row: int) -> str:
     return f"Request {row}: please build a dashboard."
 
 
+def test_an_engine_out_of_memory_comes_back_with_fewer_requests_at_once(
+    tiny_bundle: Bundle, faults: Any
+) -> None:
+    """The night goes on, slower; another death changes nothing."""
+    ids = tiny_bundle.renderer.encode_requests([text(row) for row in range(6)])
+    for fault, at_once in (("fail", [32, 16, 8]), ("kill", [32, 32, 32])):
+        faults(**{fault: [text(3)]})
+        with Supervisor(EngineSpec("replay", "", "", 1000, 4, max_num_seqs=32)) as engine:
+            engine.load(spec_of(tiny_bundle))
+            seen = [engine.facts["max_num_seqs"]]
+            engine.submit(spec_of(tiny_bundle).name, list(enumerate(ids)))
+            done: dict[int, Completion] = {}
+            while len(done) < len(ids):
+                done.update({each.key: each for each in engine.poll()})
+                seen.append(engine.facts["max_num_seqs"])
+        assert [key for key, each in done.items() if each.finish == "error"] == [3]
+        assert list(dict.fromkeys(seen)) == list(dict.fromkeys(at_once))
+
+
 def test_a_calibration_outlives_its_engine(
     tiny_bundle: Bundle, faults: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,105 @@
+"""What of an engine's settings depends on the machine: number format, memory, sizes of a step.
+
+What a CPU gets was measured (tests/bench/RESULTS.md). What a GPU gets was read in vLLM 0.32 and has not been
+measured on one.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import torch
+
+from batch.engine import EngineSpec
+from batch.errors import InstallationError
+
+GIB = 1 << 30
+GPU_SHARE = 0.92  # of a GPU's memory at most, and
+GPU_SPARE = GIB // 2  # bytes of what is free left to others: CUDA's own context, another process that grows
+# Tokens in a step at most. vLLM gives an engine made by hand 2,048, of which a full batch leaves little to
+# new prompts.
+GPU_STEP_TOKENS = 8192
+# Steps of these many tokens run as CUDA graphs, the next larger one where none fits. vLLM's own are 51, each
+# captured with and without LoRA, and end at 512, where steps of this engine begin.
+GPU_GRAPHS = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
+CPU_STEP_TOKENS = 4096
+LEAST_BFLOAT16 = (8, 0)  # compute capability
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """`free` and `total` are bytes, of the GPU's memory where there is one. `bfloat16`: in hardware."""
+
+    gpu: bool
+    bfloat16: bool
+    free: int
+    total: int
+
+    @classmethod
+    def found(cls) -> Self:
+        """This one. Raises `InstallationError` where packages for a GPU are installed and none answers."""
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            return cls(True, torch.cuda.get_device_capability() >= LEAST_BFLOAT16, free, total)
+        if torch.version.cuda:
+            raise InstallationError(
+                "the installed packages are for an NVIDIA GPU and none answers; see that `nvidia-smi -L` "
+                "lists one, or run `make STACK=cpu setup`"
+            )
+        memory = psutil.virtual_memory()
+        return cls(False, _cpu_has_bfloat16(), memory.available, memory.total)
+
+    def dtype(self, wanted: str | None) -> str:
+        """A CPU that has to make bfloat16 up is four times as fast in float32; a GPU that has none is given
+        float16."""
+        return wanted or ("bfloat16" if self.bfloat16 else "float16" if self.gpu else "float32")
+
+    def max_num_seqs(self, wanted: int | None) -> int:
+        return wanted or (512 if self.gpu else 256)
+
+    def draft_tokens(self, wanted: int | None) -> int:
+        """None on a GPU: with drafts vLLM takes its older, synchronous model runner and fills masks one by
+        one."""
+        return wanted if wanted is not None else 0 if self.gpu else 4
+
+    def settings(self, spec: EngineSpec, max_num_seqs: int, draft_tokens: int) -> dict[str, Any]:
+        """Arguments of vLLM's `EngineArgs`."""
+        # With drafts a step must have room for every request's.
+        room = max_num_seqs * (draft_tokens + 1)
+        if self.gpu:
+            share = min(GPU_SHARE, (self.free - GPU_SPARE) / self.total)
+            return {
+                "max_num_batched_tokens": max(GPU_STEP_TOKENS, room),
+                "gpu_memory_utilization": int(share * 1000) / 1000,
+                "compilation_config": {"cudagraph_capture_sizes": list(GPU_GRAPHS)},
+            }
+        return {
+            "max_num_batched_tokens": max(CPU_STEP_TOKENS, room) if draft_tokens else None,
+            "kv_cache_memory_bytes": self._cpu_cache_bytes(spec, max_num_seqs),
+        }
+
+    def _cpu_cache_bytes(self, spec: EngineSpec, max_num_seqs: int) -> int:
+        """Bytes of KV cache that the longest legal rows can need at once, but at most a quarter of what is
+        free.
+
+        On a CPU vLLM's default claims nearly all memory, whatever the model.
+        """
+        config = base_config(spec)
+        heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        token = config["num_hidden_layers"] * heads * size * 2 * 4  # keys and values, float32
+        return int(min(token * spec.max_model_len * (max_num_seqs + 1), self.free // 4))
+
+
+def base_config(spec: EngineSpec) -> dict[str, Any]:
+    return json.loads((Path(spec.base) / "config.json").read_text())  # type: ignore[no-any-return]
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,69 @@
+"""What the engine asks of vLLM on machines that this one is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from batch.engine import EngineSpec
+from batch.engine.machine import GIB, GPU_GRAPHS, Machine
+from batch.errors import InstallationError
+
+H100 = Machine(gpu=True, bfloat16=True, free=78 * GIB, total=80 * GIB)
+T4 = Machine(gpu=True, bfloat16=False, free=12 * GIB, total=16 * GIB)
+LAPTOP = Machine(gpu=False, bfloat16=False, free=8 * GIB, total=16 * GIB)
+XEON = Machine(gpu=False, bfloat16=True, free=200 * GIB, total=256 * GIB)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> EngineSpec:
+    shape = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512, "num_hidden_layers": 4}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    return EngineSpec("vllm", str(tmp_path), str(tmp_path), max_model_len=1000, max_lora_rank=16)
+
+
+@pytest.mark.parametrize(
+    ("machine", "dtype"), [(H100, "bfloat16"), (T4, "float16"), (LAPTOP, "float32"), (XEON, "bfloat16")]
+)
+def test_the_number_format_is_one_that_the_machine_has(machine: Machine, dtype: str) -> None:
+    assert machine.dtype(None) == dtype
+    assert machine.dtype("float32") == "float32"
+
+
+@pytest.mark.parametrize("machine", [H100, T4])
+def test_a_gpu_gets_large_steps_few_graphs_and_no_drafts(machine: Machine, spec: EngineSpec) -> None:
+    assert machine.draft_tokens(None) == 0 and machine.draft_tokens(3) == 3
+    settings = machine.settings(spec, machine.max_num_seqs(None), 0)
+    assert settings["max_num_batched_tokens"] == 8192
+    graphs = settings["compilation_config"]["cudagraph_capture_sizes"]
+    assert (
+        graphs == sorted(graphs)
+        and len(graphs) == 12
+        and max(graphs) == 2048
+        and set(graphs) == set(GPU_GRAPHS)
+    )
+    assert machine.settings(spec, 2000, 8)["max_num_batched_tokens"] == 18_000
+
+
+@pytest.mark.parametrize("free", [79.9, 60, 31.5])
+def test_a_gpus_memory_is_what_is_free_of_it(free: float, spec: EngineSpec) -> None:
+    share = Machine(True, True, int(free * GIB), 80 * GIB).settings(spec, 512, 0)["gpu_memory_utilization"]
+    assert share <= 0.92 and share * 80 <= free - 0.5  # vLLM refuses a share that is not free
+    assert share == 0.92 or share * 80 > free - 0.7
+
+
+def test_a_cpus_cache_is_what_the_longest_rows_need(spec: EngineSpec) -> None:
+    token = 4 * 2 * 64 * 2 * 4
+    assert XEON.settings(spec, 256, 0)["kv_cache_memory_bytes"] == token * 1000 * 257
+    assert LAPTOP.settings(spec, 4096, 4) == {
+        "kv_cache_memory_bytes": 2 * GIB,
+        "max_num_batched_tokens": 4096 * 5,
+    }
+
+
+def test_packages_for_a_gpu_without_one_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(InstallationError, match=r"none answers; .*make STACK=cpu setup") as refused:
+        Machine.found()
+    assert refused.value.exit_code == 2

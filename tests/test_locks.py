@@ -1,0 +1,56 @@
+"""The pinned packages: one version each, the same on both stacks, and no build of torch in another's place."""
+
+import re
+from pathlib import Path
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+CI = Path(__file__).parents[1] / ".ci"
+STACKS = ("cpu", "cuda")
+
+
+def pins(stack: str) -> dict[str, str]:
+    lines = [line.partition("#")[0].strip() for line in (CI / f"{stack}.lock").read_text().splitlines()]
+    found = [re.split("={2,3}", line) for line in lines if line and not line.startswith("-")]
+    names = [name for name, _ in found]
+    assert sorted(set(names)) == sorted(names)
+    return dict(found)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_each_is_pinned_once(stack: str) -> None:
+    assert len(pins(stack)) > 100
+
+
+def test_the_stacks_agree_on_what_the_project_imports() -> None:
+    cpu, cuda = map(pins, STACKS)
+    imported = {
+        "bitsandbytes",
+        "datasets",
+        "numpy",
+        "peft",
+        "polars",
+        "pyarrow",
+        "tokenizers",
+        "transformers",
+        "trl",
+    }
+    assert imported <= cpu.keys() & cuda.keys()
+    assert {name: cpu[name] for name in imported} == {name: cuda[name] for name in imported}
+
+
+def test_no_other_build_of_torch_is_taken() -> None:
+    """`==2.13.0` takes 2.13.0+cpu as well, where a wheel of it lies about."""
+    assert "+cpu" in pins("cpu")["torch"]
+    (line,) = [line for line in (CI / "cuda.lock").read_text().splitlines() if line.startswith("torch=")]
+    specifier = SpecifierSet(line.removeprefix("torch"))
+    assert specifier.contains(pins("cuda")["torch"]) and not specifier.contains(
+        pins("cuda")["torch"] + "+cpu"
+    )
+
+
+def test_cuda_python_has_its_bindings() -> None:
+    """It wants those of its own release."""
+    cuda = pins("cuda")
+    assert SpecifierSet(f"~={cuda['cuda-python']}").contains(cuda["cuda-bindings"])
