@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from batch.cli_errors import ErrorCommand
-from batch.errors import EXIT_TOO_MANY_ERRORS, ours
+from batch.errors import EXIT_TOO_MANY_ERRORS, one_line, ours
 
 
 def size(text: str) -> int:
@@ -116,11 +116,10 @@ def main(
     """
     import gc
 
-    from rich.console import Console
-
     from batch.dry_run import show_plan
     from batch.job import Options, check
     from batch.reporting import summary
+    from batch.reporting.console import PlainConsole
     from batch.reporting.observer import Observer, Outlets
     from batch.reporting.progress import ProgressLine
     from batch.run import run
@@ -130,7 +129,7 @@ def main(
     gc.freeze()
     gc.set_threshold(1_000_000)
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     wanted = Options(**{name: value for name, value in options.items() if value is not None})
     outlets = Outlets(log_json, metrics, report)
     if dry_run:
@@ -178,7 +177,7 @@ def _watch(wanted: Any, outlets: Any) -> None:
 
     def say(line: str) -> None:
         if not outlets.log_json:
-            click.echo(line, err=True)
+            click.echo(one_line(line), err=True)
 
     def route(options: Options, engine_for: EngineFor) -> None:
         result = run(options, Observer(outlets), engine_for)

@@ -183,7 +183,8 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
             return StorageError("too many open files; raise `ulimit -n`, then run again to resume")
         why = error.strerror or type(error).__name__
         return StorageError(f"{why}{where}; correct that, then run again to resume")
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "-packages" not in frame.filename]
+    root = str(Path(__file__).parents[1])
+    own = [each for each in traceback.extract_tb(error.__traceback__) if each.filename.startswith(root)]
     place = f" at {'/'.join(Path(own[-1].filename).parts[-2:])}:{own[-1].lineno}" if own else ""
     what = f"{type(error).__name__}{place}: this is a bug, please report it"
     return StorageError(f"{what}; run again to resume")

@@ -1,5 +1,6 @@
 """The registry: bundles by digest under one folder, and the aliases that name them."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -10,6 +11,12 @@ from pathlib import Path
 from batch.adapter.bundle import MANIFEST, Bundle
 from batch.errors import AdapterError, nearest
 from batch.storage.location import write_file
+from batch.storage.lock import Lock
+
+ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+KEPT = 16  # opened bundles that a registry remembers
+PATIENCE = 120.0  # seconds to wait for another command's change
 
 
 class Registry:
@@ -19,6 +26,7 @@ class Registry:
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = Path(root or os.environ.get("BATCH_ROUTE_ADAPTERS") or "adapters")
+        self._opened: dict[Path, tuple[object, Bundle]] = {}  # the latest last
 
     def staging(self) -> Path:
         """A fresh folder to build a bundle in, on the registry's own filesystem."""
@@ -30,19 +38,46 @@ class Registry:
         """Verify a sealed bundle and move it in under its digest. The same bundle twice is one."""
         bundle = Bundle.open(folder)
         home = self.root / bundle.digest
-        if home.exists():
-            shutil.rmtree(folder)
-        else:
-            folder.rename(home)
-        return Bundle.open(home)
+        with self.locked():
+            try:
+                present = Bundle.open(home)
+            except AdapterError:  # none, or a damaged one: this one takes its place
+                if home.exists():
+                    home.rename(self.root / f".damaged-{secrets.token_hex(6)}")
+                folder.rename(home)
+                return Bundle.open(home)
+        shutil.rmtree(folder)
+        return present
 
-    def resolve(self, ref: str) -> Path:
-        """Folder of the bundle that `ref` names: a directory, an alias, or a digest or its unique start."""
-        if (Path(ref) / MANIFEST).is_file():
+    def locked(self) -> contextlib.AbstractContextManager[object]:
+        """The registry's one lock, for what reads it and then changes it. Raises `OutputLockedError`."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return Lock.take(self.root / ".lock", str(self.root), PATIENCE)
+
+    def open(self, ref: str, entries_only: bool = False) -> Bundle:
+        """The verified bundle that `ref` names; it is read again only if a file of it has changed."""
+        path = self.resolve(ref, entries_only)
+        stamps = _stamps(path)
+        kept = self._opened.pop(path, None)
+        bundle = kept[1] if kept and kept[0] == stamps else Bundle.open(path)
+        self._opened[path] = stamps, bundle
+        while len(self._opened) > KEPT:
+            del self._opened[next(iter(self._opened))]
+        return bundle
+
+    def resolve(self, ref: str, entries_only: bool = False) -> Path:
+        """Folder of the bundle that `ref` names: an alias, a digest or its unique start, or, unless only the
+        registry's own `entries_only` are asked for, a directory.
+        """
+        if not entries_only and _is_bundle(ref):
             return Path(ref)
         aliases = self.aliases()
         if ref in aliases:
             return self.root / aliases[ref]
+        if ALIAS.fullmatch(ref) and os.path.lexists(self.root / "aliases" / ref):
+            raise AdapterError(
+                f"alias {ref} in {self.root}/ is damaged: it names no digest; promote an adapter again"
+            )
         if re.fullmatch(r"[0-9a-f]{6,64}", ref):
             found = [path for path in self._homes() if path.name.startswith(ref)]
             if len(found) == 1:
@@ -51,22 +86,55 @@ class Registry:
                 raise AdapterError(f"{len(found)} adapters start with {ref}; give more digits")
         if ref == "champion":
             raise AdapterError(f"no adapter in {self.root}/ yet; run `make train` or give one with --adapter")
-        hint = nearest(ref, list(aliases)) or "; `batch-train adapters` lists those there are"
-        raise AdapterError(f"no adapter {ref!r}: not a bundle directory, digest or alias{hint}")
+        hint = nearest(ref[:100], list(aliases)) or "; `batch-train adapters` lists those there are"
+        raise AdapterError(f"no adapter {ref[:100]!r}: not a bundle directory, digest or alias{hint}")
 
     def aliases(self) -> dict[str, str]:
-        """Alias → digest."""
-        files = sorted((self.root / "aliases").glob("*"))
-        return {file.name: file.read_text().strip() for file in files if not file.name.startswith(".")}
+        """Alias → digest. What is no alias (a folder, somebody's file) is none."""
+        found = {}
+        for file in sorted((self.root / "aliases").glob("*")):
+            with contextlib.suppress(IsADirectoryError, FileNotFoundError, PermissionError, ValueError):
+                if ALIAS.fullmatch(file.name) and file.is_file():
+                    digest = file.read_text(encoding="ascii").strip()
+                    if DIGEST.fullmatch(digest):
+                        found[file.name] = digest
+        return found
 
     def set_alias(self, alias: str, digest: str) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", alias):
+        if not ALIAS.fullmatch(alias):
             raise AdapterError(f"alias {alias!r}: use lower-case letters, digits, dashes and underscores")
         (self.root / "aliases").mkdir(parents=True, exist_ok=True)
         write_file(self.root / "aliases" / alias, f"{digest}\n".encode())
 
     def list(self) -> list[Bundle]:
-        return [Bundle.open(path) for path in self._homes()]
+        """The sound bundles."""
+        return [bundle for bundle in self.survey().values() if isinstance(bundle, Bundle)]
+
+    def survey(self) -> dict[str, Bundle | AdapterError]:
+        """Every bundle by the digest that its folder is named by, or what is wrong with it."""
+        found: dict[str, Bundle | AdapterError] = {}
+        for path in self._homes():
+            try:
+                found[path.name] = Bundle.open(path)
+            except AdapterError as error:
+                found[path.name] = error
+        return found
 
     def _homes(self) -> Sequence[Path]:
-        return sorted(p for p in self.root.glob("*") if re.fullmatch(r"[0-9a-f]{64}", p.name))
+        return sorted(path for path in self.root.glob("*") if DIGEST.fullmatch(path.name))
+
+
+def _is_bundle(ref: str) -> bool:
+    try:
+        return (Path(ref) / MANIFEST).is_file()
+    except (OSError, ValueError):  # too long for a path, or not one at all
+        return False
+
+
+def _stamps(path: Path) -> dict[str, tuple[int, int, int]]:
+    """What changes when a file of a folder does. Raises `AdapterError`."""
+    try:
+        found = {file.name: file.stat() for file in path.iterdir()}
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror}; copy the bundle again") from error
+    return {name: (each.st_ino, each.st_size, each.st_mtime_ns) for name, each in found.items()}

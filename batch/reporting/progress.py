@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from batch.reporting.console import PlainConsole
 from batch.scoring.router import Counts
 
 PLAIN_SECONDS = 15.0  # between two plain lines
@@ -23,7 +24,7 @@ class ProgressLine:
     """Call it with a run's counts and the number of rows it has to route."""
 
     def __init__(self, console: Console | None = None) -> None:
-        console = console or Console(stderr=True)
+        console = console or PlainConsole(stderr=True)
         self._plain = None if console.is_terminal else console
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),

@@ -128,8 +128,9 @@ def show(summary: Summary, output: str, console: Console) -> None:
         table.add_row("time", "seconds, with start-up", f"{summary.seconds:.1f}")
     console.print(table)
     for warning in summary.warnings:
-        console.print(f"Warning: {warning}", markup=False, soft_wrap=True)
+        console.print(f"Warning: {warning}", soft_wrap=True)
     if summary.engine.get("made_up"):
-        console.print("[bold red]A stand-in engine made these answers up; they are for I/O tests only.[/]")
+        made_up = "A stand-in engine made these answers up; they are for I/O tests only."
+        console.print(made_up, style="bold red")
     if summary.already_done:
         console.print("This run was finished before; nothing was done again (--fresh does it again).")

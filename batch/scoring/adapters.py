@@ -42,13 +42,13 @@ class Adapters:
 
         Raises `AdapterError` for the default, `InputError` for the column.
         """
-        default = Bundle.open(registry.resolve(reference))
+        default = registry.open(reference)
         if column is None:
             return cls(default)
         named: dict[str | None, Bundle | None] = {}
         for name in _names(backlog, column):
             try:
-                bundle = default if name is None else Bundle.open(registry.resolve(name))
+                bundle = default if name is None else registry.open(name, entries_only=True)
             except (AdapterError, ContractError):
                 bundle = None
             named[name] = bundle if bundle and _same_base(bundle, default) else None

@@ -33,13 +33,13 @@ class Lock:
         self._descriptor = descriptor
 
     @classmethod
-    def take(cls, path: Path, what: str) -> Self:
-        """Lock `path`, which holds the holder's process id meanwhile.
+    def take(cls, path: Path, what: str, patience: float = LOCK_PATIENCE) -> Self:
+        """Lock `path`, which holds the holder's process id meanwhile; wait for it at most `patience` seconds.
 
         Raises `OutputLockedError` where another process works on `what`, `OSError` where there can be no such
         file: its folder is missing, or somebody laid a link or a file of their own at its name.
         """
-        deadline = time.monotonic() + LOCK_PATIENCE
+        deadline = time.monotonic() + patience
         while True:
             if path.is_symlink():
                 raise FileExistsError(0, f"{path.name} is a symbolic link; move it away")

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from batch.adapter.registry import Registry
 from batch.errors import DatasetError
+from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, json_option
 from train.dataset import load_rows, split_path
 from train.diagnosis.examine import examine
@@ -31,7 +31,7 @@ def diagnose(adapters: str, dataset: Path, train: Path | None, json_path: Path |
     these lack, and asks contrast probes, which the contract generates: how often does a label come without
     the words that its rule wants in the text?
     """
-    registry, console = Registry(), Console(highlight=False)
+    registry, console = Registry(), PlainConsole()
     subjects = [candidate(name.strip(), registry) for name in adapters.split(",") if name.strip()]
     trains = []
     for subject in subjects:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from batch.adapter.registry import Registry
-from batch.errors import AdapterError
+from batch.errors import AdapterError, one_line
 from train.commands.options import PATH, json_option
 from train.doctor import as_json
 from train.doctor import doctor as examine
@@ -29,6 +29,6 @@ def doctor(adapter: str, data: Path | None, base_model: str | None, json_path: P
     if json_path:
         write_json(json_path, as_json(checks, folder.name))
     for check in checks:
-        click.echo(str(check))
+        click.echo(one_line(str(check)))
     if not all(check.ok for check in checks):
         raise AdapterError(f"adapter {adapter} is not sound; the lines marked FAIL say what to do")

@@ -9,6 +9,7 @@ from rich.console import Console
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import InputError
+from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, json_option
 from train.config import Config
 from train.dataset import load_rows
@@ -66,7 +67,7 @@ def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, *
     datasets = [Path(each) for each in (arguments if alone else arguments[1:])]
     if not datasets:
         raise InputError("no dataset to judge on; give labelled requests as JSONL after the adapters")
-    console = Console(highlight=False)
+    console = PlainConsole()
     if attack:
         content = _attack(names, datasets, console, **options)
     else:
@@ -131,7 +132,7 @@ def _cross_validated(
                 # Only this reads torch, which takes seconds that no other evaluation should wait for.
                 from train.fit.folds import cross_validate_recipe  # noqa: PLC0415
 
-                console = Console(stderr=True)
+                console = PlainConsole(stderr=True)
                 results.append(cross_validate_recipe(recipes[name], rows, k, str(dataset), console))
             else:
                 results.append(cross_validate_baseline(name, rows, rules, k, str(dataset)))

@@ -4,9 +4,9 @@ import functools
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from batch.adapter.registry import Registry
+from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, SHARE
 from train.config import Config
 from train.doctor import sound
@@ -32,8 +32,8 @@ def fit(config: Path, target_error: float | None) -> None:
     if target_error:
         recipe = recipe.with_target_error(target_error)
     adapters = Registry()
-    examine = functools.partial(sound, recipe.find(recipe.data.train), Console())
-    trained = qlora.fit(recipe, adapters, Console(stderr=True), examine)
+    examine = functools.partial(sound, recipe.find(recipe.data.train), PlainConsole())
+    trained = qlora.fit(recipe, adapters, PlainConsole(stderr=True), examine)
     names = ", ".join(alias for alias, digest in adapters.aliases().items() if digest == trained.digest)
     click.echo(f"{trained.path}  ({names})")
 
@@ -46,6 +46,6 @@ def plan(config: Path) -> None:
     Parameters, steps, tokens, memory. Downloads nothing.
     """
     recipe = Config.load(config)
-    console = Console(highlight=False)
+    console = PlainConsole()
     for table in tables(make_plan(recipe), recipe):
         console.print(table)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from batch.reporting.console import PlainConsole
 from train.commands.options import PATH
 from train.config import Config
 from train.review.improve import extend, fit_and_compare
@@ -33,4 +33,4 @@ def improve(
         f"{extended.measuring} like a row "
         f"that measures, {extended.known} known already"
     )
-    fit_and_compare(extended.config, Console(highlight=False), beside, promote)
+    fit_and_compare(extended.config, PlainConsole(), beside, promote)

@@ -8,7 +8,7 @@ import click
 
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.errors import DatasetError
+from batch.errors import DatasetError, one_line
 from batch.storage.location import write_file
 from train.commands.options import PATH, json_option, writable
 from train.dataset import load_rows
@@ -34,7 +34,7 @@ def lint(datasets: tuple[Path, ...], contract: str, json_path: Path | None) -> N
     """
     found = look(datasets, Contract.load(contract))
     for finding in found:
-        click.echo(str(finding))
+        click.echo(one_line(str(finding)))
     if json_path:
         write_json(json_path, [dataclasses.asdict(finding) for finding in found])
     errors = sum(finding.error for finding in found)

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from batch.adapter.registry import Registry
-from batch.errors import InputError
+from batch.errors import InputError, one_line
+from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, json_option
 from train.config import Config
 from train.dataset import load_rows
@@ -36,9 +36,9 @@ def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> N
         raise InputError(
             f"{versions!r} must be two versions at least, such as v1=train/mini.toml,v2=train/mini-v2.toml"
         )
-    registry, console = Registry(), Console(highlight=False)
+    registry, console = Registry(), PlainConsole()
     recipes = {name: Config.load(config) for name, _, config in pairs}
-    fit_versions(recipes, registry, Console(stderr=True))
+    fit_versions(recipes, registry, PlainConsole(stderr=True))
     subjects = [candidate(name, registry) for name in recipes]
     trains = [
         load_rows(recipe.find(recipe.data.train), s.contract)
@@ -55,4 +55,4 @@ def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> N
         }
         write_json(json_path, {name: [each.as_json() for each in group] for name, group in groups.items()})
     for line in verdict(evaluations, diagnoses):
-        click.echo(line)
+        click.echo(one_line(line))

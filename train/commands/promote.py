@@ -7,6 +7,7 @@ import click
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.errors import one_line
 from train.commands.options import PATH
 from train.release import promotions
 from train.release.gates import GateData, gates
@@ -47,7 +48,7 @@ def promote(
         bundle = registry.add(staging)
     passed = gates(bundle.digest, registry, GateData(regression, against, probes))
     for gate in passed:
-        click.echo(str(gate))
+        click.echo(one_line(str(gate)))
     promotions.promote(bundle, registry, passed, force)
     click.echo(f"champion is {bundle.digest}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from batch.contract.contract import Contract
-from batch.errors import EXIT_TOO_MANY_ERRORS
+from batch.errors import EXIT_TOO_MANY_ERRORS, one_line
 from batch.storage.location import check_writable, write_file
 from train.commands.options import PATH, writable
 from train.dataset import load_rows
@@ -136,7 +136,7 @@ def agreement(first: Path, second: Path, contract: str, out: Path | None) -> Non
         load_rows(first, rules, evaluation=True), load_rows(second, rules, evaluation=True), rules
     )
     for line in lines:
-        click.echo(str(line))
+        click.echo(one_line(str(line)))
     click.echo(f"{len(differing)} requests have different labels")
     if out:
         write_file(out, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in differing).encode())

@@ -39,6 +39,7 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.engine.patches import patch
 from batch.errors import AdapterError, ConfigError, OutputLockedError
+from batch.reporting.console import PlainConsole
 from train.config import Config
 from train.dataset import Row, check_splits, count_tokens, encode, file_facts, load_rows
 from train.files import write_json
@@ -84,7 +85,7 @@ def fit(
     Raises `ConfigError`, `ContractError`, `DatasetError`, `AdapterError` (2), `OutputLockedError` (4).
     """
     registry = registry or Registry()
-    console = console or Console(stderr=True)
+    console = console or PlainConsole(stderr=True)
     job = prepare(config)
     with _run_folder(registry, job.fingerprint) as run:
         trainer = train(job, run, console)

@@ -12,6 +12,7 @@ from typing import Any
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.contract.json_text import parse_json
 from batch.errors import AdapterError
 from batch.storage.location import write_file
 from train.release.gates import Gate
@@ -29,52 +30,69 @@ def promote(bundle: Bundle, registry: Registry, passed: Sequence[Gate], force: b
             f"adapter {bundle.digest[:12]} does not pass: {', '.join(failed)}; train a better one, "
             "or use --force, which is recorded"
         )
-    was = registry.aliases().get("champion")
-    if was == bundle.digest:
-        return
     gates = [dataclasses.asdict(gate) for gate in passed]
-    _log(
-        registry,
-        {"action": "promote", "from": was, "to": bundle.digest, "forced": bool(failed), "gates": gates},
-    )
-    registry.set_alias("champion", bundle.digest)
+    with registry.locked():
+        was = registry.aliases().get("champion")
+        if was == bundle.digest:
+            return
+        told = {"from": was, "to": bundle.digest, "forced": bool(failed), "gates": gates}
+        _log(registry, {"action": "promote", **told})
+        registry.set_alias("champion", bundle.digest)
 
 
 def roll_back(registry: Registry) -> tuple[str, str]:
     """Give `champion` back to the adapter that it was taken from; returns the two digests. Again goes further
     back.
     """
-    now = registry.aliases().get("champion")
-    stack: list[tuple[str | None, str]] = []
-    for entry in history(registry):
-        if entry["action"] == "promote":
-            stack.append((entry["from"], entry["to"]))
-        elif stack:
+    with registry.locked():
+        now = registry.aliases().get("champion")
+        stack: list[tuple[str | None, str]] = []
+        for entry in _that_took_effect(history(registry), now):
+            if entry["action"] == "promote":
+                stack.append((entry["from"], entry["to"]))
+            elif stack:
+                stack.pop()
+        while stack and stack[-1][1] != now:  # the alias was moved by other means
             stack.pop()
-    while stack and stack[-1][1] != now:  # a promotion that was cut off between the log and the alias
-        stack.pop()
-    before = stack[-1][0] if stack else None
-    if not now or not before:
-        raise AdapterError(
-            f"nothing to roll back to: {registry.root / LOG} names no champion before this one"
-        )
-    Bundle.open(registry.resolve(before))  # it must still be there, and whole
-    _log(registry, {"action": "rollback", "from": now, "to": before})
-    registry.set_alias("champion", before)
+        before = stack[-1][0] if stack else None
+        if not now or not before:
+            raise AdapterError(
+                f"nothing to roll back to: {registry.root / LOG} names no champion before this one"
+            )
+        Bundle.open(registry.resolve(before))  # it must still be there, and whole
+        _log(registry, {"action": "rollback", "from": now, "to": before})
+        registry.set_alias("champion", before)
     return now, before
+
+
+def _that_took_effect(entries: Sequence[dict[str, Any]], now: str | None) -> list[dict[str, Any]]:
+    """Without those that were cut off between the log and the alias: what followed still saw `from`."""
+    seen_after = [entry["from"] for entry in entries[1:]] + [now]
+    return [
+        entry
+        for entry, after in zip(entries, seen_after, strict=True)
+        if after != entry["from"] or entry["from"] == entry["to"]
+    ]
 
 
 def history(registry: Registry) -> list[dict[str, Any]]:
     """The log's entries, oldest first. Raises `AdapterError` where it is damaged."""
     path = registry.root / LOG
     try:
-        return (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if path.exists()
-            else []
-        )
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{path}: cannot be read: {error}; correct or remove the line") from error
+        raise AdapterError(f"{path}: cannot be read: {error}; correct it") from error
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = parse_json(line)
+            whole = {"action", "from", "to"} <= set(entry)
+        except (ValueError, TypeError):
+            whole = False
+        if not whole:
+            raise AdapterError(f"{path}:{number}: is no promotion; correct or remove the line")
+        entries.append(entry)
+    return entries
 
 
 def _log(registry: Registry, entry: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import DatasetError
+from batch.reporting.console import PlainConsole
 from train.config import Config
 from train.dataset import Likeness, Row, load_rows
 from train.doctor import sound
@@ -83,7 +84,7 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
     registry = Registry()
     champion = registry.aliases().get("champion")
     rows = config.find(config.data.train)
-    bundle = fit(config, registry, Console(stderr=True), functools.partial(sound, rows, console))
+    bundle = fit(config, registry, PlainConsole(stderr=True), functools.partial(sound, rows, console))
     named = [config.find(config.data.test)] if config.data.test else []
     datasets = [*named, *against]
     if champion and champion != bundle.digest and datasets:

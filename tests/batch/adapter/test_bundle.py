@@ -360,3 +360,60 @@ def test_the_registry_may_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     )
     monkeypatch.delenv("BATCH_ROUTE_ADAPTERS")
     assert Registry().root == Path("adapters")
+
+
+def test_one_damaged_bundle_costs_itself(registry: Registry, tiny_base: Path, contract: Contract) -> None:
+    """The others are listed and served; the same bundle added again takes the damaged one's place."""
+    first, second = (bundle.digest for bundle in registry.list())
+    (registry.root / first / "contract.json").write_text("{")
+    assert [bundle.digest for bundle in registry.list()] == [second]
+    assert isinstance(registry.survey()[first], AdapterError)
+    assert registry.open(second).digest == second
+    registry.set_alias("champion", second)
+    (registry.root / second / "manifest.json").unlink()
+    assert registry.list() == []
+    for note in ("first", "second"):
+        registry.add(sealed(registry.staging(), tiny_base, contract, note))
+    assert [bundle.digest for bundle in registry.list()] == [first, second]
+
+
+def test_what_is_no_alias_is_none(registry: Registry) -> None:
+    first, _ = (bundle.digest for bundle in registry.list())
+    registry.set_alias("champion", first)
+    aliases = registry.root / "aliases"
+    (aliases / "old").mkdir()
+    (aliases / "dangling").symlink_to(registry.root / "nowhere")
+    (aliases / "outside").write_text("../../home")
+    (aliases / "bytes").write_bytes(b"\xff\xfe")
+    (aliases / "Readme.txt").write_text("what this is")
+    assert registry.aliases() == {"champion": first}
+    for name in ("old", "dangling", "outside", "bytes"):
+        with pytest.raises(AdapterError, match="is damaged"):
+            registry.resolve(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\udcff", "../..", "/", ""])
+def test_names_that_are_no_adapters(registry: Registry, name: str) -> None:
+    """Whatever a row or an option holds: one short line."""
+    for entries_only in (False, True):
+        with pytest.raises(AdapterError) as refused:
+            registry.resolve(name, entries_only)
+        assert len(str(refused.value)) < 400
+
+
+def test_a_row_names_an_entry_and_no_folder(registry: Registry) -> None:
+    bundle, _ = registry.list()
+    assert registry.open(str(bundle.path)).digest == bundle.digest
+    assert registry.open(bundle.digest[:8], entries_only=True).digest == bundle.digest
+    for path in (str(bundle.path), str(bundle.path.resolve()), f"./{bundle.path}"):
+        with pytest.raises(AdapterError, match="no adapter"):
+            registry.open(path, entries_only=True)
+
+
+def test_an_opened_bundle_is_kept_until_a_file_of_it_changes(registry: Registry) -> None:
+    digest, _ = (bundle.digest for bundle in registry.list())
+    bundle = registry.open(digest)
+    assert registry.open(digest) is bundle
+    (bundle.path / "metrics.json").write_text('{"other": 1}')
+    with pytest.raises(AdapterError, match="differs from its sha256"):
+        registry.open(digest)

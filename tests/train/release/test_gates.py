@@ -1,7 +1,9 @@
 """Promotion through gates, the log, the way back; and what an alias means while it moves."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,8 +78,50 @@ def test_a_promotion_cut_off_before_the_alias_moved_does_not_confuse_the_way_bac
     registry.set_alias("champion", b.digest)
     assert roll_back(registry) == (b.digest, a.digest)
     (registry.root / LOG).write_text("{")
-    with pytest.raises(AdapterError, match="cannot be read"):
+    with pytest.raises(AdapterError, match=r"promotions\.jsonl:1: is no promotion"):
         roll_back(registry)
+
+
+def test_a_rollback_cut_off_is_repeated(
+    registry: Registry, bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the log and the alias, however often: the next one does what the first was to do."""
+    a, b, c = bundles
+    for each in (a, b, c):
+        promote(each, registry, GREEN)
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "set_alias", _killed)
+        for act in (
+            lambda: roll_back(registry),
+            lambda: roll_back(registry),
+            lambda: promote(a, registry, GREEN),
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                act()
+    assert registry.aliases()["champion"] == c.digest
+    assert roll_back(registry) == (c.digest, b.digest)
+    assert roll_back(registry) == (b.digest, a.digest)
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_hundred_promotes_at_once(tmp_path: Path) -> None:
+    """Each is in the log, each from where the one before it led. Fails without the registry's lock (46 were lost)."""
+    digests = [f"{number:064x}" for number in range(100)]
+    with ThreadPoolExecutor(20) as pool:
+        list(
+            pool.map(
+                lambda digest: promote(SimpleNamespace(digest=digest), Registry(tmp_path), GREEN),  # type: ignore[arg-type]
+                digests,
+            )
+        )
+    entries = history(Registry(tmp_path))
+    assert sorted(entry["to"] for entry in entries) == digests
+    assert [entry["from"] for entry in entries] == [None, *(entry["to"] for entry in entries[:-1])]
+    assert Registry(tmp_path).aliases() == {"champion": entries[-1]["to"]}
+    assert not (tmp_path / ".lock").exists()
 
 
 def answered(bundle: Bundle, registry: Registry, folder: Path, name: str, texts: list[str]) -> Path:
