@@ -52,6 +52,9 @@ class Data:
     calibration: str | None = (
         None  # rows that scores are calibrated on; the validation rows where there is none
     )
+    likeness: float = (
+        0.6  # from which a request of one split is too like one of another; 1 lets all but equal ones be
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Config:
     def load(cls, path: str | Path) -> "Config":
         path = Path(path)
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise ConfigError(
                 f"no config at {path}; give the path of a recipe such as train/mini.toml"
@@ -207,6 +210,7 @@ def _check(config: Config) -> None:
         _within(f"[training] {name}", getattr(training, name), 1e-9)
     for name in ("weight_decay", "early_stopping_patience", "seed"):
         _within(f"[training] {name}", getattr(training, name), 0)
+    _within("[data] likeness", config.data.likeness, 0.1, 1)
     _within("[training] warmup", training.warmup, 0, 0.99)
     _within("[calibration] target_error", config.calibration.target_error, 1e-4, 0.5)
     if training.max_steps < 1 and training.max_steps != -1:

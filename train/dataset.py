@@ -1,5 +1,6 @@
-"""Labelled requests: a JSONL file → rows that the contract and its policy accept, or a `DatasetError` naming
-the line.
+"""Labelled requests: a file of JSON lines, CSV or Parquet → rows that the contract and its policy accept,
+or a
+`DatasetError` naming the line.
 
 A row holds `id`, `request`, the contract's fields and, if the labeller wrote them down, `facts`, from which
 the policy table must give exactly the labels. Evaluation reads rows without text fields and ids as well.
@@ -9,8 +10,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,12 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.errors import DatasetError, InvalidAnswer, nearest
 from batch.storage.location import file_digest
-from train import decisions
+from train import decisions, tables
+from train.likeness import NEAR_DUPLICATE, Likeness, compared, signs
 
 IGNORED = -100  # label of a token that is not learned, as torch has it
 # keys for people and reports; training ignores them
 NOTES = frozenset({"probe", "family", "source", "suggested", "why"}) | decisions.KEYS
-
-# Two requests in different splits are near-duplicates when the Jaccard index of their sets of adjacent word
-# pairs is at least this. A sentence of 17 words that changes two of them reaches 0.6; the most alike of v1's
-# splits reach 0.40.
-NEAR_DUPLICATE = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +74,13 @@ def read_rows(
     be read.
     """
     path = Path(path)
+    if path.suffix.lower() in tables.SUFFIXES:
+        yield from _table_rows(path, contract, evaluation)
+        return
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
-        raise DatasetError(f"no dataset at {path}; give the path of a JSONL file") from None
+        raise DatasetError(f"no dataset at {path}; give the path of a file of labelled requests") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: {error}; save it as UTF-8 text") from error
     taken = _reviewed(lines, path, contract)
@@ -93,6 +91,14 @@ def read_rows(
             if number in taken:
                 raise DatasetError(f"{path}:{number}: {taken[number]}")
             yield _row(text, path, number, contract, evaluation)
+        except DatasetError as error:
+            yield error
+
+
+def _table_rows(path: Path, contract: Contract, evaluation: bool) -> Iterator[Row | DatasetError]:
+    for line, content in tables.read_table(path, contract):
+        try:
+            yield check_row(content, path, line, contract, evaluation=evaluation)
         except DatasetError as error:
             yield error
 
@@ -113,12 +119,11 @@ def _reviewed(lines: Sequence[str], path: Path, contract: Contract) -> dict[int,
     return taken | {each.line: wrong.get(each.line) for each in found if each.line not in rows}
 
 
-def check_splits(splits: Mapping[str, Sequence[Row]]) -> None:
+def check_splits(splits: Mapping[str, Sequence[Row]], limit: float = NEAR_DUPLICATE) -> None:
     """Refuse an id or a (nearly) equal request in two splits: what is trained on must not be what is
-    measured.
+    measured. `limit` is the likeness from which requests are nearly equal.
     """
     ids: dict[str, tuple[str, Row]] = {}
-    split_of: dict[str, str] = {}
     for split, rows in splits.items():
         for row in rows:
             if row.id in ids and ids[row.id][0] != split:
@@ -127,55 +132,30 @@ def check_splits(splits: Mapping[str, Sequence[Row]]) -> None:
                     "over all splits"
                 )
             ids[row.id] = (split, row)
-            split_of[row.where] = split
-    for row, twin, likeness in near_duplicates([row for rows in splits.values() for row in rows]):
-        if split_of[row.where] != split_of[twin.where]:
+    known = Likeness((row.request for rows in splits.values() for row in rows), limit)
+    seen: list[tuple[str, Row]] = []
+    for split, row in compared([(split, row) for split, rows in splits.items() for row in rows]):
+        if seen and seen[-1][0] != split:  # a split is compared with those before it, not with itself
+            for _, earlier in itertools.islice(seen, known.size, None):
+                known.add(earlier.request)
+        if found := known.nearest(row.request):
+            twin_split, twin = seen[found[0]]
             raise DatasetError(
-                f"{row.where}: the request is nearly that of {twin.where} in the "
-                f"{split_of[twin.where]} split "
-                f"(likeness {likeness:.2f}, allowed below {NEAR_DUPLICATE}); reword it or remove one"
+                f"{row.where}: the request is nearly that of {twin.where} in the {twin_split} split "
+                f"(likeness {found[1]:.2f}, allowed below {limit}); reword it, remove one, or raise the limit"
             )
+        seen.append((split, row))
 
 
-def near_duplicates(rows: Iterable[Row]) -> Iterator[tuple[Row, Row, float]]:
-    """Each row with each earlier one that it is nearly a copy of, and how alike the two are (`NEAR_DUPLICATE`
-    to 1).
+def near_duplicates(rows: Sequence[Row], limit: float = NEAR_DUPLICATE) -> Iterator[tuple[Row, Row, float]]:
+    """Each row that is nearly a copy of an earlier one, with the most alike of those, and how alike they
+    are.
     """
-    seen: list[Row] = []
-    known = Likeness()
-    for row in rows:
-        for other, likeness in known.near(row.request):
-            yield row, seen[other], likeness
+    known = Likeness((row.request for row in rows), limit)
+    for row in compared(rows):
+        if found := known.nearest(row.request):
+            yield row, rows[found[0]], found[1]
         known.add(row.request)
-        seen.append(row)
-
-
-class Likeness:
-    """Texts by their adjacent word pairs, to find those that another text is nearly a copy of."""
-
-    def __init__(self) -> None:
-        self._sizes: list[int] = []
-        self._by_shingle: dict[tuple[str, ...], list[int]] = defaultdict(list)
-
-    def near(self, text: str) -> Iterator[tuple[int, float]]:
-        """Number in the order of `add`, and likeness, of each text that is at least `NEAR_DUPLICATE` like
-        this one.
-        """
-        own = shingles(text)
-        shared: dict[int, int] = defaultdict(int)
-        for shingle in own:
-            for other in self._by_shingle.get(shingle, ()):
-                shared[other] += 1
-        for other, count in shared.items():
-            likeness = count / (len(own) + self._sizes[other] - count)
-            if likeness >= NEAR_DUPLICATE:
-                yield other, likeness
-
-    def add(self, text: str) -> None:
-        own = shingles(text)
-        for shingle in own:
-            self._by_shingle[shingle].append(len(self._sizes))
-        self._sizes.append(len(own))
 
 
 def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]]:
@@ -303,23 +283,12 @@ def _refuse_repeats(rows: Sequence[Row]) -> None:
             raise DatasetError(
                 f"{row.where}: id {row.id!r} is also at {ids[row.id].where}; give each row its own"
             )
-        wording = tuple(words(row.request))
+        wording = tuple(signs(row.request))
         if wording in requests:
             raise DatasetError(
                 f"{row.where}: the request is also at {requests[wording].where}; remove one of them"
             )
         ids[row.id] = requests[wording] = row
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words, or the text itself where it has none."""
-    return re.findall(r"\w+", text.lower()) or [text.strip()]
-
-
-def shingles(text: str) -> frozenset[tuple[str, ...]]:
-    """The adjacent word pairs of a text; its one word where it has no pair."""
-    own = words(text)
-    return frozenset(itertools.pairwise(own)) or frozenset({(own[0],)})
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ REQUIRED = (
     "metrics.json",
     "calibration.json",
 )
+TABLES = ("data", "recipe", "versions")  # of the manifest, where they are there
 FORBIDDEN_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py"}
 
 
@@ -58,10 +59,12 @@ class Bundle:
         if not isinstance(digests, dict):
             raise AdapterError(f"{path}: {MANIFEST} has no list of files; train the adapter again")
         base = manifest.get("base")
-        if not isinstance(base, dict) or not {"ref", "revision", "sha256"} <= set(base):
+        if not isinstance(base, dict) or not _names_base(base):
             raise AdapterError(
                 f"{path}: {MANIFEST} does not say which base model it is for; train the adapter again"
             )
+        if wrong := [key for key in TABLES if not _is_table(manifest.get(key, {}))]:
+            raise AdapterError(f"{path}: {MANIFEST}: {wrong[0]} is not a table; copy the bundle again")
         for name in REQUIRED:
             if name not in digests:
                 raise AdapterError(f"{path}: {MANIFEST} does not list {name}; train the adapter again")
@@ -124,6 +127,18 @@ class Bundle:
         except AdapterError:
             return False
         return True
+
+
+def _names_base(base: Mapping[str, Any]) -> bool:
+    """`ref` is a text, `revision` and `sha256` are texts or null."""
+    names = ("ref", "revision", "sha256")
+    texts = all(name in base and isinstance(base[name], str | None) for name in names)
+    return texts and bool(base["ref"])
+
+
+def _is_table(value: Any) -> bool:
+    """Whether what is read from it by name can be: an object whose objects are objects."""
+    return isinstance(value, dict) and not any(isinstance(each, list) for each in value.values())
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from batch.adapter.bundle import MANIFEST, Bundle
-from batch.errors import AdapterError, nearest
+from batch.errors import AdapterError, BatchRouteError, nearest
 from batch.storage.location import write_file
 from batch.storage.lock import Lock
 
@@ -110,13 +110,13 @@ class Registry:
         """The sound bundles."""
         return [bundle for bundle in self.survey().values() if isinstance(bundle, Bundle)]
 
-    def survey(self) -> dict[str, Bundle | AdapterError]:
+    def survey(self) -> dict[str, Bundle | BatchRouteError]:
         """Every bundle by the digest that its folder is named by, or what is wrong with it."""
-        found: dict[str, Bundle | AdapterError] = {}
+        found: dict[str, Bundle | BatchRouteError] = {}
         for path in self._homes():
             try:
                 found[path.name] = Bundle.open(path)
-            except AdapterError as error:
+            except BatchRouteError as error:  # its contract may be what is wrong
                 found[path.name] = error
         return found
 

@@ -44,7 +44,7 @@ class Contract:
         """Read a `.toml` contract or a bundle's `contract.json`."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
             raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except FileNotFoundError:
             raise ContractError(f"no contract at {path}; give the path of a contract.toml") from None

@@ -23,8 +23,16 @@ from train.labelling.lint import lint as look
 @click.option(
     "--contract", default="data/contract.toml", show_default=True, help="The contract of the labels."
 )
+@click.option(
+    "--likeness",
+    metavar="F",
+    type=click.FloatRange(0.1, 1),
+    default=0.6,
+    show_default=True,
+    help="From which two requests are nearly the same.",
+)
 @json_option
-def lint(datasets: tuple[Path, ...], contract: str, json_path: Path | None) -> None:
+def lint(datasets: tuple[Path, ...], contract: str, likeness: float, json_path: Path | None) -> None:
     """Look for what is wrong with labelled requests.
 
     Give the splits together, the training rows first.
@@ -32,7 +40,7 @@ def lint(datasets: tuple[Path, ...], contract: str, json_path: Path | None) -> N
     Labels that the policy refuses, requests that leak from one split into another (exit 2); requests that are
     nearly the same, values that are rare, and labels that the other rows contradict (hints).
     """
-    found = look(datasets, Contract.load(contract))
+    found = look(datasets, Contract.load(contract), likeness)
     for finding in found:
         click.echo(one_line(str(finding)))
     if json_path:

@@ -21,10 +21,11 @@ import polars as pl
 
 from batch.contract.contract import Contract
 from batch.contract.rules import Rule
-from train.dataset import Row, words
+from train.dataset import Row
 from train.diagnosis.contrast import Probe, label_of, mention_rules
 from train.evaluation.evaluate import Evaluation, Scored, as_text
 from train.evaluation.statistics import Proportion, log_odds
+from train.likeness import words
 
 WORDS_SHOWN = 8
 SURE = 1.0  # z-score from which an association is shown: small sets have no large ones

@@ -5,7 +5,7 @@ and accepts.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from batch.adapter.files import read_json
 from batch.adapter.renderer import Renderer
 from batch.engine import AdapterSpec
 from batch.errors import AdapterError, DatasetError, InvalidAnswer
+from train import tables
 from train.dataset import Row, count_tokens, encode
 from train.doctor.check import Check, judge
 from train.doctor.grammar import ServedGrammar
@@ -52,20 +53,16 @@ def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:
     path = data or _find(bundle)
     legal, illegal = [], []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-            if line.strip():
-                content = json.loads(line)
-                answer = {
-                    field.name: content[field.name]
-                    for field in bundle.contract.fields
-                    if field.name in content
-                }
-                row = Row(str(content.get("id", number)), content["request"], answer, None, path, number)
-                try:
-                    bundle.contract.serialise(answer)
-                    legal.append(row)
-                except InvalidAnswer:
-                    illegal.append(row)
+        for number, content in _contents(path, bundle):
+            answer = {
+                field.name: content[field.name] for field in bundle.contract.fields if field.name in content
+            }
+            row = Row(str(content.get("id", number)), content["request"], answer, None, path, number)
+            try:
+                bundle.contract.serialise(answer)
+                legal.append(row)
+            except InvalidAnswer:
+                illegal.append(row)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"{path}: is not a file of labelled rows ({type(error).__name__}); name the training "
@@ -74,6 +71,16 @@ def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:
     if not legal and not illegal:
         raise DatasetError(f"{path}: holds no rows; name the training data with --data")
     return Trained(path, legal, encode(legal, Renderer.load(base, bundle.contract)), illegal)
+
+
+def _contents(path: Path, bundle: Bundle) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row of the file with its line, however wrong."""
+    if path.suffix.lower() in tables.SUFFIXES:
+        yield from tables.read_table(path, bundle.contract)
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if line.strip():
+            yield number, json.loads(line)
 
 
 def _find(bundle: Bundle) -> Path:

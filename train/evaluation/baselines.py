@@ -4,6 +4,7 @@
 logistic regression on TF-IDF of words and word pairs. None of them writes texts.
 """
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from batch.contract.contract import Contract
-from train.dataset import Row, words
+from train.dataset import Row
 from train.evaluation.statistics import log_odds
+from train.likeness import signs, words
 
 KEYWORDS = 15  # words in a value's list at most
 SURE = 1.0  # z-score from which a word goes on a list
@@ -81,7 +83,7 @@ class Tfidf(Majority):
                 warnings.catch_warnings()
             ):  # a field with a label for every other row is still no regression problem
                 warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-                self._model = tfidf_model().fit(list(texts), numbers)
+                self._model = tfidf_model(texts).fit(list(texts), numbers)
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
         if self._model is None:
@@ -101,12 +103,14 @@ class Tfidf(Majority):
 BASELINES: Mapping[str, type[Majority]] = {"majority": Majority, "keywords": Keywords, "tfidf": Tfidf}
 
 
-def tfidf_model() -> Pipeline:
+def tfidf_model(texts: Sequence[str]) -> Pipeline:
     """The vectoriser and the classifier, unfitted. The classes weigh the same however rare: small sets are
-    uneven.
+    uneven. Where no text has a word of two letters, signs count: emoji, digits, symbols.
     """
+    wordless = not any(re.search(r"\w\w", text) for text in texts)
+    by = {"tokenizer": signs, "token_pattern": None} if wordless else {}
     return make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **by),
         LogisticRegression(C=10.0, max_iter=1000, class_weight="balanced"),
     )
 

@@ -48,7 +48,7 @@ def make_plan(config: Config) -> Plan:
     splits = {"train": rows, "validation": load_rows(config.find(config.data.validation), contract)}
     if config.data.test:
         splits["test"] = load_rows(config.find(config.data.test), contract)
-    check_splits(splits)
+    check_splits(splits, config.data.likeness)
     try:
         base: Path | None = resolve_base(config.base.model, config.base.revision, near=config.path)
     except AdapterError as error:

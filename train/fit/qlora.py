@@ -47,6 +47,7 @@ from train.fit.base_checks import check_base
 from train.fit.calibrate import raw
 from train.fit.calibrated import calibrate_folder, summary
 from train.fit.card import model_card
+from train.fit.checkpoints import failures, last_checkpoint
 from train.fit.loss_chart import draw_loss
 from train.fit.model import compute_dtype, count_parameters, load_quantised, save_adapter
 from train.fit.packing import Collator
@@ -89,7 +90,8 @@ def fit(
     job = prepare(config)
     with _run_folder(registry, job.fingerprint) as run:
         trainer = train(job, run, console)
-        folder = write_bundle(job, trainer, registry.staging())
+        with failures(config.path, run):
+            folder = write_bundle(job, trainer, registry.staging())
         del trainer  # on a GPU the engine needs its memory
         gc.collect()
         torch.cuda.empty_cache()
@@ -126,7 +128,7 @@ def prepare(config: Config) -> Job:
     splits = {
         split: load_rows(path, contract, evaluation=split == "calibration") for split, path in paths.items()
     }
-    check_splits(splits)
+    check_splits(splits, config.data.likeness)
     facts = {
         "base": {"ref": config.base.model, "revision": config.base.revision, "sha256": base_digest(base)},
         "renderer_fingerprint": renderer.fingerprint,
@@ -146,14 +148,9 @@ def train(job: Job, run: Path, console: Console) -> SFTTrainer:
     """Train to the end, from the last checkpoint in `run` if there is one, and load the best adapter."""
     quiet()
     trainer = build_trainer(job, run, console)
-    checkpoint = last_checkpoint(run)
-    try:
+    with failures(job.config.path, run):
+        checkpoint = last_checkpoint(run, console)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"{job.config.path}: the GPU has too little memory; lower [training] batch_size, raise "
-            "gradient_accumulation by as much, and set gradient_checkpointing = true"
-        ) from error
     if trainer.state.best_metric is None or not math.isfinite(trainer.state.best_metric):
         shutil.rmtree(run)  # its checkpoints hold no adapter worth resuming from
         raise ConfigError(
@@ -240,18 +237,6 @@ def _arguments(job: Job, run: Path) -> SFTConfig:
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
     )
-
-
-def last_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint in `run`; later ones, which a kill left half written, are removed."""
-    found = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-            return checkpoint
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return None
 
 
 def write_bundle(job: Job, trainer: SFTTrainer, folder: Path) -> Path:

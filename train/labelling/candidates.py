@@ -15,7 +15,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from batch.contract.contract import Contract
 from batch.errors import InputError
-from train.dataset import NEAR_DUPLICATE, Row, shingles
+from train.dataset import Row
+from train.likeness import NEAR_DUPLICATE, shingles
 
 
 def candidates(

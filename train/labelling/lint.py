@@ -13,6 +13,7 @@ from train.dataset import Row, near_duplicates, read_rows
 from train.evaluation.baselines import Tfidf
 from train.evaluation.cross_validation import folds
 from train.evaluation.evaluate import as_text
+from train.likeness import NEAR_DUPLICATE
 
 FOLDS = 5
 RARE = 3  # a value in fewer rows than this is hardly learnt
@@ -34,7 +35,7 @@ class Finding:
         return f"{self.where}: {self.kind}: {self.message}"
 
 
-def lint(paths: Sequence[Path], contract: Contract) -> list[Finding]:
+def lint(paths: Sequence[Path], contract: Contract, limit: float = NEAR_DUPLICATE) -> list[Finding]:
     """Findings on the files together; each file is a split. Raises `DatasetError` for a file that cannot be
     read.
     """
@@ -48,7 +49,7 @@ def lint(paths: Sequence[Path], contract: Contract) -> list[Finding]:
             else:
                 rows.append(row)
     found += _repeated_ids(rows)
-    for row, twin, likeness in near_duplicates(rows):
+    for row, twin, likeness in near_duplicates(rows, limit):
         kind, note = ("leak", "in another split") if row.path != twin.path else ("near-duplicate", "")
         same = all(row.answer[field.name] == twin.answer[field.name] for field in contract.scored_fields)
         note = note or ("teaches little" if same else "has another label: one of them may be wrong")

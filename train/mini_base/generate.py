@@ -17,7 +17,7 @@ import click
 
 from batch.contract.contract import Contract
 from batch.errors import BatchRouteError, DatasetError
-from train.dataset import Likeness
+from train.likeness import Likeness
 from train.mini_base.requests import SPLITS, Split, requests
 from train.mini_base.tasks import reason
 

@@ -15,12 +15,13 @@ from batch.contract.contract import Contract
 from batch.errors import DatasetError
 from batch.reporting.console import PlainConsole
 from train.config import Config
-from train.dataset import Likeness, Row, load_rows
+from train.dataset import Row, load_rows
 from train.doctor import sound
 from train.evaluation.ask import judge
 from train.evaluation.tables import show_measures
 from train.files import json_line
 from train.fit.qlora import fit
+from train.likeness import Likeness
 from train.release.gates import GateData, gates
 from train.release.promotions import promote as move
 
@@ -98,7 +99,8 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
 
 
 def _index(rows: Iterable[Row]) -> Likeness:
-    likeness = Likeness()
+    rows = list(rows)
+    likeness = Likeness(row.request for row in rows)
     for row in rows:
         likeness.add(row.request)
     return likeness

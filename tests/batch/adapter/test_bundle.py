@@ -417,3 +417,19 @@ def test_an_opened_bundle_is_kept_until_a_file_of_it_changes(registry: Registry)
     (bundle.path / "metrics.json").write_text('{"other": 1}')
     with pytest.raises(AdapterError, match="differs from its sha256"):
         registry.open(digest)
+@pytest.mark.parametrize(
+    "base",
+    [{"ref": 7, "revision": None, "sha256": "x"}, {"ref": "", "revision": None, "sha256": None}, {"ref": "x", "revision": [], "sha256": None}],
+)  # fmt: skip
+def test_a_base_of_the_wrong_type_is_refused(folder: Path, base: dict[str, Any]) -> None:
+    edited(folder / MANIFEST, lambda manifest: manifest.update(base=base))
+    assert "does not say which base model" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data", []), ("data", {"train": ["x"]}), ("recipe", "x"), ("versions", 3)]
+)
+def test_a_manifest_of_other_types_is_refused(folder: Path, key: str, value: Any) -> None:
+    edited(folder / MANIFEST, lambda manifest: manifest.update({key: value}))
+    assert f"{key} is not a table" in refusal(folder)
+

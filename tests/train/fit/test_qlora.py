@@ -18,6 +18,7 @@ from batch.errors import AdapterError, ConfigError, OutputLockedError
 from train.config import Config
 from train.dataset import encode, load_rows
 from train.fit import qlora
+from train.fit.checkpoints import last_checkpoint
 from train.fit.model import load_quantised
 
 ROOT = Path(__file__).parents[3]
@@ -175,7 +176,7 @@ def test_an_interrupted_fit_resumes_to_the_same_adapter(
         qlora.fit(config, registry, SILENT)
     monkeypatch.undo()
     (run,) = (registry.root / ".runs").iterdir()
-    assert qlora.last_checkpoint(run) == run / "checkpoint-4"
+    assert last_checkpoint(run, SILENT) == run / "checkpoint-4"
     torn = run / "checkpoint-6"  # as a kill in the middle of writing leaves it
     torn.mkdir()
     (torn / "adapter_model.safetensors").write_bytes(b"half")

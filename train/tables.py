@@ -1,0 +1,89 @@
+"""Labelled requests in CSV, TSV or Parquet: a row each, under the names that a line of JSON would have.
+
+A table knows no booleans (CSV), no missing keys and no nesting: `TRUE` is true, an empty cell is a key that
+is not
+there, and a cell of facts or of several values holds JSON.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch.contract.contract import Contract
+from batch.contract.fields import Field, compact_json
+from batch.errors import DatasetError
+from batch.storage.location import reason
+
+SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
+DELIMITERS = ",;\t"  # a spreadsheet in much of Europe writes the second
+
+
+def read_table(path: Path, contract: Contract) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row's line and content. Raises `DatasetError` for a file that cannot be read."""
+    fields = {field.name: field for field in contract.fields}
+    try:
+        for line, row in _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path):
+            yield (
+                line,
+                {name: _value(name, cell, fields) for name, cell in row.items() if cell not in (None, "")},
+            )
+    except FileNotFoundError:
+        raise DatasetError(f"no dataset at {path}; give the path of a file of labelled requests") from None
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise DatasetError(
+            f"{path}: cannot be read: {reason(error)}; save it as UTF-8 text, or again"
+        ) from error
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        delimiter = max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each), [])))
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+            raise DatasetError(f"{path}:1: a column is there twice; rename one")
+        for row in reader:
+            if None in row or None in row.values():
+                raise DatasetError(
+                    f"{path}:{reader.line_num}: has not as many cells as the header; correct the row"
+                )
+            yield reader.line_num, row
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with pq.ParquetFile(path) as file:
+        line = 0
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                line += 1
+                yield line, row
+
+
+def _value(name: str, cell: Any, fields: Mapping[str, Field]) -> Any:
+    """A cell as JSON would have it. What fits no legal value is left as it is, for the contract to refuse."""
+    if name == "id":
+        return str(cell)
+    if name == "facts" and isinstance(cell, str):
+        return _json(cell)
+    field = fields.get(name)
+    if field is None or not isinstance(cell, str) or not field.scored:
+        return cell
+    by_text = {compact_json(value).strip('"'): value for value in field.values}
+    if cell in by_text:
+        return by_text[cell]
+    if field.type == "boolean":
+        return by_text.get(cell.strip().lower(), cell)
+    return _json(cell) if cell.startswith("[") else cell
+
+
+def _json(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
