@@ -5,6 +5,7 @@ ends a turn, what the special tokens do to spaces), which is what a renderer can
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -221,9 +222,15 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@functools.cache
+def trained(name: str) -> str:
+    """The tokenizer of a family, as JSON."""
+    return FAMILIES[name].tokenizer().to_str()
+
+
 def tokenizer_files(family: Family, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    family.tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(trained(family.name), encoding="utf-8")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 4096, **family.tokens}
     if isinstance(family.template, str):
         (folder / "chat_template.jinja").write_text(family.template, encoding="utf-8")

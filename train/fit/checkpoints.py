@@ -16,14 +16,6 @@ from batch.storage.location import FULL, reason, storage_error
 STATE = "trainer_state.json"  # written last
 # torch's own: zip files with a checksum for each part
 ARCHIVES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
-    "optimizer.pt"
-    "optimizer.pt"
-    "optimizer.pt"
-    "optimizer.pt"
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-)  # torch's own: zip files with a checksum for each part
 WEIGHTS = "adapter_model.safetensors"
 
 

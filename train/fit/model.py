@@ -70,12 +70,7 @@ def _load_base(folder: Path, quantisation: Quantisation) -> PreTrainedModel:
     try:
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
-            quantization_config=BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=quantisation.type,
-                bnb_4bit_use_double_quant=quantisation.double,
-                bnb_4bit_compute_dtype=dtype,
-            ),
+            quantization_config=_four_bits(quantisation, dtype),
             dtype=dtype,
             device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
             use_safetensors=True,
@@ -98,6 +93,18 @@ def _load_base(folder: Path, quantisation: Quantisation) -> PreTrainedModel:
             # run's.
             module.support_avx512bf16_for_cpu = False
     return base
+
+
+def _four_bits(quantisation: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """None for a base that stays as it is."""
+    if quantisation.type == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantisation.type,
+        bnb_4bit_use_double_quant=quantisation.double,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

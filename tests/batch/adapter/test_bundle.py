@@ -432,4 +432,3 @@ def test_a_base_of_the_wrong_type_is_refused(folder: Path, base: dict[str, Any])
 def test_a_manifest_of_other_types_is_refused(folder: Path, key: str, value: Any) -> None:
     edited(folder / MANIFEST, lambda manifest: manifest.update({key: value}))
     assert f"{key} is not a table" in refusal(folder)
-
