@@ -26,6 +26,7 @@ COMMANDS = {
     "calibrate": Entry("calibrate", "calibrate", "Fit ADAPTER's scores to labelled requests."),
     "report": Entry("report", "report", "Write one HTML file on ADAPTER."),
     "adapters": Entry("adapters", "adapters", "List the adapters there are."),
+    "import": Entry("import_adapter", "import_adapter", "Make a bundle of a PEFT adapter, and prove it."),
     "promote": Entry("promote", "promote", "Make ADAPTER the champion if it passes the gates."),
     "rollback": Entry("promote", "rollback", "Take the last promotion back."),
     "lint": Entry("label", "lint", "Look for what is wrong with labelled requests."),

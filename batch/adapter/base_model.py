@@ -16,6 +16,12 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "s
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")  # canonical names
 
 
+def local_folder(ref: str, near: Path | None = None) -> Path | None:
+    """The model folder that `ref` names, under the current directory or the folders above `near`."""
+    roots = (Path(), *(near.resolve().parents if near else ()))
+    return next((root / ref for root in roots if (root / ref / "config.json").is_file()), None)
+
+
 def resolve_base(ref: str, revision: str | None = None, near: Path | None = None) -> Path:
     """Local folder of a base model named by a folder or a hub id. Raises `AdapterError`.
 
@@ -23,9 +29,8 @@ def resolve_base(ref: str, revision: str | None = None, near: Path | None = None
     is looked up in the local hub cache; set `BATCH_ROUTE_ONLINE=1` to let it be downloaded (safetensors
     only).
     """
-    for root in (Path(), *(near.resolve().parents if near else ())):
-        if (root / ref / "config.json").is_file():
-            return _checked_base(root / ref)
+    if found := local_folder(ref, near):
+        return _checked_base(found)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref) or ref.startswith("."):
         raise AdapterError(f"no base model at {ref}; give a model folder or a hub id with --base-model")
     from huggingface_hub import snapshot_download
@@ -84,7 +89,7 @@ def positions(config: Mapping[str, Any]) -> int | None:
     nested = config.get("text_config")  # of a model that also sees
     text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else config
     found = next((text[name] for name in POSITIONS if isinstance(text.get(name), int)), None)
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
     stretched = kind in ("linear", "dynamic", "yarn") and isinstance(rope.get("factor"), int | float)
     return int(found * rope["factor"]) if found and stretched else found

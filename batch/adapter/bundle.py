@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batch.adapter.base_model import base_digest, check_holds, resolve_base
+from batch.adapter.base_model import base_digest, check_holds, local_folder, resolve_base
 from batch.adapter.calibration import Calibration
 from batch.adapter.files import no_remote_code, read_json
 from batch.adapter.fits import check_fits
@@ -31,6 +31,7 @@ REQUIRED = (
     "metrics.json",
     "calibration.json",
 )
+BASE_FOLDER = "base_folder"  # of the manifest: where the base was when the bundle was made, if in a folder
 TABLES = ("data", "recipe", "versions")  # of the manifest, where they are there
 FORBIDDEN_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py"}
 
@@ -108,9 +109,7 @@ class Bundle:
 
         An override is for the same weights at another place; other weights are refused.
         """
-        folder = resolve_base(
-            override or self.base["ref"], None if override else self.base["revision"], near=self.path
-        )
+        folder = resolve_base(override, near=self.path) if override else self._own_base()
         if self.base["sha256"] and base_digest(folder) != self.base["sha256"]:
             raise AdapterError(
                 f"{folder} is not the base model that adapter {self.digest[:12]} was trained on; "
@@ -119,6 +118,17 @@ class Bundle:
         check_fits(self.path, self.modules, folder)
         check_holds(folder, self.renderer)
         return folder
+
+    def _own_base(self) -> Path:
+        """Where the manifest says; what was a folder is found where it was, and never looked up on a hub."""
+        ref, was = self.base["ref"], self.manifest.get(BASE_FOLDER)
+        if local := local_folder(ref, near=self.path) or (
+            local_folder(was) if isinstance(was, str) else None
+        ):
+            return resolve_base(str(local))
+        if was is not None:
+            raise AdapterError(f"no base model at {ref}, nor at {was}; name its folder with --base-model")
+        return resolve_base(ref, self.base["revision"])
 
     def fits(self, base: Path) -> bool:
         """Whether its weights are for `base`, whatever its manifest says."""
@@ -143,7 +153,11 @@ def _is_table(value: Any) -> bool:
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> str:
     """Seal a finished bundle: hash every file, write `manifest.json` last. Returns the bundle's digest."""
-    files = {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    files = {}
+    for file in sorted(folder.iterdir()):
+        if file.name != MANIFEST:
+            file.chmod(0o644)  # safetensors' files are their maker's alone, and a service reads these
+            files[file.name] = file_digest(file)
     manifest = {**facts, "files": files}
     write_file(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
     return bundle_digest(files)

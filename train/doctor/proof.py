@@ -37,7 +37,7 @@ REQUESTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """`differs` is the largest difference of a scored value's probability, `logprob` of any token's (nats)."""
+    """`differs`: the largest difference of a value's probability; `logprob`: of any token's (nats)."""
 
     answers: int
     differs: float

@@ -57,13 +57,13 @@ def serve(bundle: Bundle, spec: AdapterSpec, rows: Sequence[Row], engine: Engine
     try:
         for name, arm in (("guided", spec), ("free", free), ("prefill", prefill)):
             seen[name] = engine.load(arm)
-            arms[name] = _answers(engine, arm.name, requests)
+            arms[name] = answers(engine, arm.name, requests)
     except AdapterError as error:
         return Served({}, sample, {}, str(error))
     return Served(seen["guided"], sample, arms)
 
 
-def _answers(engine: EngineClient, adapter: str, requests: Sequence[Sequence[int]]) -> list[Completion]:
+def answers(engine: EngineClient, adapter: str, requests: Sequence[Sequence[int]]) -> list[Completion]:
     engine.submit(adapter, list(enumerate(requests)))
     done: dict[int, Completion] = {}
     while len(done) < len(requests):

@@ -32,8 +32,8 @@ from rich.console import Console
 from transformers import AutoTokenizer, EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from batch.adapter.base_model import base_digest, resolve_base
-from batch.adapter.bundle import Bundle, write_manifest
+from batch.adapter.base_model import base_digest, local_folder, resolve_base
+from batch.adapter.bundle import BASE_FOLDER, Bundle, write_manifest
 from batch.adapter.registry import Registry
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
@@ -256,7 +256,9 @@ def write_bundle(job: Job, trainer: SFTTrainer, folder: Path) -> Path:
         model_card(job.contract, job.facts, metrics, calibration), encoding="utf-8"
     )
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_manifest(folder, {**job.facts, "created_at": created})
+    local = local_folder(job.config.base.model, near=job.config.path)
+    where = {BASE_FOLDER: str(local.resolve())} if local else {}
+    write_manifest(folder, {**job.facts, **where, "created_at": created})
     return folder
 
 

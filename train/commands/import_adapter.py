@@ -1,0 +1,31 @@
+"""`batch-train import`: an adapter that was trained by other means, into the registry."""
+
+from pathlib import Path
+
+import click
+
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from train.commands.options import PATH
+from train.importing import proved, seal
+
+
+@click.command("import")
+@click.argument("folder", type=PATH)
+@click.option("--contract", type=PATH, required=True, help="The contract that it answers.")
+@click.option(
+    "--base", "base_model", metavar="REF", required=True, help="Its base model: a folder or a hub id."
+)
+@click.option("--revision", help="Commit of a hub id.")
+@click.option("--alias", default="latest", show_default=True, help="A name for it.")
+def import_adapter(folder: Path, contract: Path, base_model: str, revision: str | None, alias: str) -> None:
+    """Make a bundle of FOLDER, a plain PEFT adapter, and prove it.
+
+    It is checked against its base, sealed with the contract and the base's tokenizer, served, and compared
+    with PEFT's own reading of it. What would be served in part is refused (exit 2).
+    """
+    registry = Registry()
+    bundle = seal(folder, Contract.load(contract), base_model, revision, registry)
+    click.echo(f"proved: {proved(bundle, base_model)}")
+    registry.set_alias(alias, bundle.digest)
+    click.echo(f"{bundle.path}  ({alias})")

@@ -1,0 +1,87 @@
+"""`import`: a plain PEFT folder, trained by other means, becomes a bundle of the registry.
+
+    check the weights and the base → seal with contract and tokenizer → have the engine answer → compare
+    with PEFT
+
+What cannot be served as it was trained is refused before an engine starts, with the reason.
+"""
+
+import datetime
+import json
+import shutil
+from pathlib import Path
+
+from batch.adapter.base_model import base_digest, local_folder, resolve_base
+from batch.adapter.bundle import BASE_FOLDER, Bundle, write_manifest
+from batch.adapter.files import read_json
+from batch.adapter.fits import check_fits
+from batch.adapter.peft_checks import highest_rank, lint
+from batch.adapter.registry import Registry
+from batch.adapter.renderer import Renderer
+from batch.contract.contract import Contract
+from batch.engine.supervisor import Supervisor
+from batch.errors import AdapterError
+from batch.scoring.adapters import engine_spec, spec_of
+from train.doctor.proof import REQUESTS, Proof, prove
+from train.doctor.served import answers
+from train.fit.base_checks import check_base
+from train.fit.calibrate import raw
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def seal(folder: Path, contract: Contract, base_ref: str, revision: str | None, registry: Registry) -> Bundle:
+    """A bundle of the adapter in `folder`, in the registry. Raises `AdapterError` for what cannot be
+    served.
+    """
+    if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS[0]).exists():
+        raise AdapterError(
+            f"{folder}: adapter_model.bin is a pickle, which is never loaded; save safetensors"
+        )
+    modules = lint(folder)
+    base = resolve_base(base_ref, revision)
+    renderer = Renderer.load(base, contract)
+    check_base(base, renderer)
+    check_fits(folder, modules, base)
+    said = read_json(folder / "adapter_config.json", "a PEFT adapter").get("base_model_name_or_path")
+    staging = registry.staging()
+    try:
+        for name in WEIGHTS:
+            shutil.copyfile(folder / name, staging / name)
+        renderer.save(base, staging)
+        (staging / "contract.json").write_text(contract.to_json(), encoding="utf-8")
+        (staging / "metrics.json").write_text("{}\n", encoding="utf-8")
+        calibration = json.dumps(raw("imported; scores are the model's own probabilities"), indent=2)
+        (staging / "calibration.json").write_text(calibration + "\n", encoding="utf-8")
+        facts = {
+            "base": {"ref": base_ref, "revision": revision, "sha256": base_digest(base)},
+            "renderer_fingerprint": renderer.fingerprint,
+            "contract_fingerprint": contract.fingerprint,
+            "rank": highest_rank(folder, modules),
+            "recipe": {"quantisation": {"type": "none"}},  # what is known of its training
+            "imported": {"base_model_name_or_path": said},
+            "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        if local := local_folder(base_ref):
+            facts[BASE_FOLDER] = str(local.resolve())
+        write_manifest(staging, facts)
+        return registry.add(staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def proved(bundle: Bundle, base_ref: str) -> Proof:
+    """Have the engine load the bundle and answer a few requests. Raises `AdapterError` where PEFT differs."""
+    base = bundle.resolve_base(base_ref)
+    adapter = spec_of(bundle)
+    with Supervisor(engine_spec(base, [bundle])) as engine:
+        engine.load(adapter)
+        completions = answers(engine, adapter.name, bundle.renderer.encode_requests(REQUESTS))
+    proof = prove(bundle, base, REQUESTS, completions)
+    if not proof.holds:
+        raise AdapterError(
+            f"adapter {bundle.digest[:12]} is not served as PEFT reads it: {proof}; it stays in the "
+            "registry without an "
+            "alias, remove it or report this"
+        )
+    return proof
