@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from batch.adapter.files import largest_values, read_json, read_tensors
-from batch.errors import AdapterError, BatchRouteError, ConfigError, EngineError
-from batch.storage.location import FULL, reason, storage_error
+from batch.errors import FULL, AdapterError, BatchRouteError, ConfigError, EngineError
+from batch.storage.location import reason, storage_error
 
 STATE = "trainer_state.json"  # written last
 # torch's own: zip files with a checksum for each part
