@@ -64,7 +64,7 @@ def failures(recipe: Path, run: Path) -> Iterator[None]:
     """Errors of torch, safetensors and the system while a run trains, each as one line and an exit code."""
     try:
         yield
-    except BatchRouteError:
+    except (BatchRouteError, ImportError):
         raise
     except torch.OutOfMemoryError as error:
         raise ConfigError(
