@@ -35,7 +35,9 @@ SHORT = [
 ]  # a wrapped model, fused layers, and SentencePiece with and without a space in front
 SERVED = [name for name, family in FAMILIES.items() if not family.refused]
 CHOSEN = SERVED if os.environ.get("BATCH_ROUTE_FAMILIES") == "all" else SHORT
-EXACT = 1e-3  # nats, of any token of an answer, both sides in float32
+EXACT = (
+    1e-3  # of a value's probability, both sides in float32; far from the likeliest token nats differ by more
+)
 # Six steps on random weights teach no form: these checks judge what was learnt, not what is served.
 LEARNING = {"end of turn", "three arms", "4-bit skew"}
 
@@ -70,7 +72,7 @@ def test_a_family_goes_through_fit_doctor_and_engine(
         print(
             f"\n{name}: {proof}, a token's log-probability by {proof.logprob:.1e}; {time.monotonic() - began:.0f} s"
         )
-    assert proof.answers == len(REQUESTS) and proof.logprob < EXACT
+    assert proof.answers == len(REQUESTS) and proof.differs < EXACT and proof.logprob < 0.05
     assert all(row.error_code is None for row in routed[0])
     assert not [str(check) for check in checks if not check.ok and check.name not in LEARNING]
 

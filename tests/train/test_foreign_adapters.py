@@ -97,7 +97,7 @@ def test_a_foreign_adapter_is_served_as_peft_reads_it(
     engine.load(adapter)
     completions = answers(engine, adapter.name, bundle.renderer.encode_requests(REQUESTS))
     proof = prove(bundle, tiny_base, REQUESTS, completions)
-    assert proof.answers == len(REQUESTS) and proof.logprob < 1e-3 and proof.holds
+    assert proof.answers == len(REQUESTS) and proof.differs < 1e-3 and proof.logprob < 0.05
 
 
 @pytest.mark.parametrize(

@@ -417,6 +417,8 @@ def test_an_opened_bundle_is_kept_until_a_file_of_it_changes(registry: Registry)
     (bundle.path / "metrics.json").write_text('{"other": 1}')
     with pytest.raises(AdapterError, match="differs from its sha256"):
         registry.open(digest)
+
+
 @pytest.mark.parametrize(
     "base",
     [{"ref": 7, "revision": None, "sha256": "x"}, {"ref": "", "revision": None, "sha256": None}, {"ref": "x", "revision": [], "sha256": None}],
