@@ -133,7 +133,7 @@ def main(
     wanted = Options(**{name: value for name, value in options.items() if value is not None})
     outlets = Outlets(log_json, metrics, report)
     if dry_run:
-        outlets.check()
+        outlets.check(wanted.input, wanted.output)
         show_plan(check(wanted), console)
         return
     if watch:

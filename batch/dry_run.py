@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from batch.job import Job
+from batch.reporting.summary import show_input
 from batch.storage.manifest import finished, manifest_location, read_manifest
 
 SAMPLE = 1000  # requests that are tokenised
@@ -25,6 +26,7 @@ def show_plan(job: Job, console: Console) -> None:
     mean = sum(lengths) / len(lengths) if lengths else 0.0
     fixed = len(renderer.prefix_ids) + len(renderer.suffix_ids)
     say(f"input      {job.backlog.source}: {job.rows} rows to route, ids unique, every page readable")
+    show_input(job.backlog.schema.names, job.backlog.notes, console)
     for bundle in bundles:
         say(f"adapter    {bundle.digest[:12]} ({bundle.contract.name}) on base {bundle.base['ref']}")
     if unknown := [name for name, bundle in job.adapters.named.items() if bundle is None]:

@@ -13,9 +13,10 @@ from batch.engine.process import PATIENCE
 from batch.errors import InputError
 from batch.scoring.adapters import Adapters
 from batch.storage.backlog import Backlog
-from batch.storage.location import Location, check_writable
-from batch.storage.output import output_columns, output_schema
-from batch.storage.parquet import IdDigest
+from batch.storage.hashing import IdDigest
+from batch.storage.location import Location
+from batch.storage.output import check_can_be_written, output_columns, output_schema
+from batch.storage.places import check_output, refuse_inputs
 from batch.storage.workdir import work_dir
 
 
@@ -64,20 +65,20 @@ def check(options: Options) -> Job:
     """Everything that can be refused before an engine starts is refused here (exit 2)."""
     if options.engine not in ENGINES:
         raise InputError(f"--engine {options.engine} is not one of {', '.join(ENGINES)}")
-    check_writable(options.output)
+    folders = {"--work-dir": options.work_dir, "--cache": options.cache}
+    check_output(options.input, options.output, folders)
     backlog = Backlog.open(options.input, options.id_column, options.text_column)
+    id_digest = backlog.check_ids()  # first: what is read by this process is to have been read before
     adapters = Adapters.of(Registry(), options.adapter, options.adapter_column, backlog)
     base = adapters.default.resolve_base(options.base_model)
     adapters = adapters.fitting(base)
     answers = adapters.answers
     backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))
-    if Location.of(options.output).path in {file.location.path for file in backlog.files}:
-        raise InputError(f"output {options.output} is one of the input's files; choose another name")
+    refuse_inputs(options.output, [file.location for file in backlog.files])
     if not Location.of(options.output).local and options.work_dir is None:
         raise InputError(
             "the output is remote, unfinished work is kept on this machine: name a directory with --work-dir"
         )
-    id_digest = backlog.check_ids()
     facts = {
         "version": __version__,
         "input": backlog.identity(),
@@ -90,6 +91,7 @@ def check(options: Options) -> Job:
         "engine": options.engine,
         "dtype": options.dtype,
     }
+    check_can_be_written(backlog.schema)
     schema = output_schema(backlog.schema, answers, options.prefix, answers.triage)
     rows = backlog.rows
     if options.limit is not None and options.limit < rows:

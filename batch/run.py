@@ -39,7 +39,7 @@ def run(options: Options, observer: Observer | None = None, engine_for: EngineFo
     with told, lock_output(options.output), signals_raise():
         job = check(options)
         digests = [bundle.digest for bundle in job.adapters.served]
-        observer.checked(job.backlog.source, job.rows, digests, str(job.facts["base"]["ref"]))
+        observer.checked(job.backlog, job.rows, digests, str(job.facts["base"]["ref"]))
         source = source_of(job)
         if manifest := source.finished():
             if work_dir_of(options).exists():  # killed after the manifest, before the work directory went
@@ -101,7 +101,8 @@ def score(job: Job, source: Source, engine: Supervisor, ledger: Ledger, observer
 
 
 def publish(job: Job, ledger: Ledger) -> Proof:
-    """Write the output from the shards and prove it against the input."""
+    """Write the output from the shards and prove it against the input, which must still be what was read."""
+    job.backlog.verify()
     bundles = job.adapters.served
     metadata = {
         "batch_route.version": __version__,

@@ -13,7 +13,7 @@ from batch.scoring.adapters import Answers, engine_spec, lane_of, spec_of
 from batch.scoring.output_rows import output_batch
 from batch.scoring.router import Requests, Router
 from batch.storage.output import output_columns, output_schema
-from batch.storage.parquet import is_string, plain
+from batch.storage.schema import is_text, plain
 
 Table = TypeVar("Table")  # pyarrow.Table, polars.DataFrame or pandas.DataFrame
 FEED_ROWS = 256
@@ -100,7 +100,7 @@ class Scorer:
                 "with text_column="
             )
         kind = table.schema.field(text_column).type
-        if not is_string(kind.value_type if pa.types.is_dictionary(kind) else kind):
+        if not is_text(kind):
             raise InputError(
                 f"column {text_column!r} holds {kind}, not texts; name another with text_column="
             )

@@ -13,11 +13,13 @@ from batch import __version__
 from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, one_line, ours
 from batch.events import JsonLines, nobody
 from batch.reporting.prometheus import write_metrics
-from batch.reporting.summary import Summary
+from batch.reporting.summary import NOTES, Summary
 from batch.reporting.tally import Tally
 from batch.scoring.router import Counts
-from batch.storage.location import check_writable, shown
+from batch.storage.backlog import Backlog
+from batch.storage.location import shown
 from batch.storage.manifest import Proof
+from batch.storage.places import check_outlets
 
 Progress = Callable[[Counts, int], None]  # (counts of this run, rows that it has to score)
 
@@ -30,11 +32,9 @@ class Outlets:
     metrics: Path | None = None
     report: Path | None = None
 
-    def check(self) -> None:
-        """Refuse places that cannot be written before any work is done: `InputError`."""
-        for option, path in (("--metrics", self.metrics), ("--report", self.report)):
-            if path:
-                check_writable(path, option)
+    def check(self, source: str, output: str) -> None:
+        """Refuse, before any work, places that cannot be written or are the run's own: `InputError`."""
+        check_outlets(source, output, {"--metrics": self.metrics, "--report": self.report})
 
 
 SILENT = Outlets()
@@ -49,6 +49,7 @@ class Observer:
         self._emit = JsonLines(self.summary.run_id) if outlets.log_json else nobody
         self._started = self._begun = time.monotonic()
         self._rows = self._asks = 0
+        self._checked = False  # until then metrics could be written over the input
 
     def emit(self, event: str, *, level: str = "info", **facts: Any) -> None:
         self._emit(event, level=level, **facts)
@@ -63,7 +64,8 @@ class Observer:
         """
         self.emit("start", version=__version__, input=shown(source), output=shown(output), adapter=adapter)
         try:
-            self._outlets.check()
+            self._outlets.check(source, output)
+            self._checked = True
             yield
             if self._outlets.report:
                 from batch.reporting.html import write_report  # it loads polars, which only a report needs
@@ -90,9 +92,11 @@ class Observer:
             seconds=self.summary.seconds,
         )
 
-    def checked(self, source: str, rows: int, adapters: list[str], base: str) -> None:
+    def checked(self, backlog: Backlog, rows: int, adapters: list[str], base: str) -> None:
         self._rows = rows
-        self.emit("checked", rows=rows, input=source, adapters=adapters, base=base)
+        self.summary.columns, self.summary.notes = tuple(backlog.schema.names), backlog.notes
+        notes = backlog.notes[:NOTES]
+        self.emit("checked", rows=rows, input=backlog.source, adapters=adapters, base=base, notes=notes)
 
     def resumed(self, tally: Tally, asks: int, repeats: bool) -> None:
         """`tally` is of the rows that an earlier run had finished; `asks` counts those to score, which
@@ -132,5 +136,5 @@ class Observer:
 
     def _write_metrics(self, code: int) -> None:
         self.summary.seconds = time.monotonic() - self._started
-        if self._outlets.metrics:
+        if self._outlets.metrics and self._checked:
             write_metrics(self._outlets.metrics, self.summary, code, time.time())

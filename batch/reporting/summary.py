@@ -2,16 +2,18 @@
 
 import dataclasses
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from batch.reporting.tally import Tally
 from batch.scoring.router import Counts
 
+NOTES = 10  # on the input that are told; the manifest has all
 PACE_POINTS = 60  # of a run's throughput over time, at most
 
 
@@ -44,6 +46,8 @@ class Summary:
     seconds_to_first_row: float | None = None
     routing_seconds: float = 0.0
     seconds: float = 0.0
+    columns: tuple[str, ...] = ()  # of the input, as they were read
+    notes: tuple[str, ...] = ()  # what of the input was not read, or did not stay as it was
     already_done: bool = False
     retry: bool = False  # only the error rows of a finished output were routed
     pace: Pace = dataclasses.field(default_factory=Pace)
@@ -58,6 +62,7 @@ class Summary:
         return {
             "id": self.run_id,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "input": {"columns": self.columns, "notes": self.notes},
             "tally": self.tally.as_json(),
             "error_rate": self.tally.error_rate,
             "mean_score": self.tally.mean_score,
@@ -83,6 +88,8 @@ class Summary:
         told = manifest["run"]
         self.tally, self.engine = Tally.from_json(told["tally"]), told["engine"]
         self.drift, self.already_done = manifest.get("drift"), True
+        read = told.get("input", {})
+        self.columns, self.notes = tuple(read.get("columns", ())), tuple(read.get("notes", ()))
         return self
 
 
@@ -129,8 +136,18 @@ def show(summary: Summary, output: str, console: Console) -> None:
     console.print(table)
     for warning in summary.warnings:
         console.print(f"Warning: {warning}", soft_wrap=True)
+    show_input(summary.columns, summary.notes, console)
     if summary.engine.get("made_up"):
         made_up = "A stand-in engine made these answers up; they are for I/O tests only."
         console.print(made_up, style="bold red")
     if summary.already_done:
         console.print("This run was finished before; nothing was done again (--fresh does it again).")
+
+
+def show_input(columns: Sequence[str], notes: Sequence[str], console: Console) -> None:
+    """Which columns were read, and what was not; names are the user's, so nothing in them is markup."""
+    lines = [f"columns read: {', '.join(columns)}", *notes[:NOTES]]
+    if len(notes) > NOTES:
+        lines.append(f"and {len(notes) - NOTES} more of the kind, in the manifest")
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)

@@ -19,7 +19,7 @@ from batch.errors import AdapterError, ContractError, InputError, nearest
 from batch.scoring.lane import Lane
 from batch.storage.backlog import Backlog
 from batch.storage.location import file_digest
-from batch.storage.parquet import is_string, plain
+from batch.storage.schema import is_text, plain
 
 MAX_NAMES = 1000  # different ones in the column; more are ids or texts rather than adapters
 
@@ -91,7 +91,7 @@ class Adapters:
         """The bundle of each row of a batch of input."""
         if self.column is None:
             return [self.default] * batch.num_rows
-        return [self.named[name] for name in plain(batch.column(self.column)).to_pylist()]
+        return [self.named[name] for name in _strings(batch.column(self.column))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,21 +143,26 @@ def _names(backlog: Backlog, column: str) -> list[str | None]:
             "name one with --adapter-column"
         )
     kind = backlog.schema.field(column).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not is_string(kind) and not pa.types.is_null(kind):
+    if not is_text(kind) and not pa.types.is_null(kind):
         raise InputError(
             f"{backlog.source}: column {column!r} holds {kind}, no adapter names; name another "
             "with --adapter-column"
         )
     names: dict[str | None, None] = {}
     for batch in backlog.batches(columns=[column]):
-        names |= dict.fromkeys(plain(batch.column(0)).unique().to_pylist())
+        names |= dict.fromkeys(_strings(plain(batch.column(0)).unique()))
         if len(names) > MAX_NAMES:
             raise InputError(
                 f"{backlog.source}: column {column!r} names more than {MAX_NAMES} adapters; is it "
                 "the right column?"
             )
     return list(names)
+
+
+def _strings(column: pa.Array) -> list[str | None]:
+    """Names as strings; bytes that are not UTF-8 are escaped, so that they name no adapter."""
+    values = plain(column).cast(pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode(errors="backslashreplace") for value in values]
 
 
 def _same_base(bundle: Bundle, default: Bundle) -> bool:

@@ -18,11 +18,13 @@ from batch.scoring.score import span_scores, token_spans
 _SURROGATE = re.compile("[\ud800-\udfff]")
 ANSWERS = 4096  # different ones that are kept read
 INVALID_UTF8 = object()  # stands for a text whose bytes are not UTF-8
+TOO_LONG = object()  # for the text of a row that holds more than a run routes
+STAND_INS = {"invalid_utf8": INVALID_UTF8, "too_long": TOO_LONG}
 
 ERROR_MESSAGES = {
     "null_text": "the request is null",
     "empty_text": "the request is empty or only white space",
-    "too_long": "the request is longer than the contract's bounds",
+    "too_long": "the request is longer than the contract's bounds, or the row than 16 MiB",
     "invalid_utf8": "the request is not valid UTF-8",
     "truncated": "the answer did not end within its bound",
     "invalid_output": "the answer is not the contract's compact JSON",
@@ -79,6 +81,8 @@ class Lane:
             return "null_text"
         if text is INVALID_UTF8:
             return "invalid_utf8"
+        if text is TOO_LONG:
+            return "too_long"
         if len(text) > self._contract.max_chars:
             return "too_long"
         if not text.strip():

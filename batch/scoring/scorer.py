@@ -10,7 +10,7 @@ import pyarrow as pa
 from batch.adapter.bundle import Bundle
 from batch.errors import AdapterError
 from batch.scoring.adapters import Adapters, lane_of, spec_of
-from batch.scoring.lane import INVALID_UTF8
+from batch.scoring.lane import STAND_INS
 from batch.scoring.output_rows import output_batch
 from batch.scoring.router import NOTHING_KNOWN, Counts, EngineClient, Known, Requests, Router
 from batch.storage.backlog import Backlog
@@ -79,8 +79,11 @@ class Scorer:
             yield Scored(chunk.complete(made), violations)
 
     def _texts(self, batch: pa.RecordBatch) -> list[Any]:
-        texts, invalid = self._backlog.texts(batch)
-        return [INVALID_UTF8 if i in invalid else text for i, text in enumerate(texts)] if invalid else texts
+        texts, refused = self._backlog.texts(batch)
+        values: list[Any] = [*texts]
+        for row, code in refused.items():
+            values[row] = STAND_INS[code]
+        return values
 
 
 def load_first(engine: EngineClient, adapters: Adapters) -> dict[str, Any]:

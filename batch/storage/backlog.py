@@ -1,30 +1,26 @@
 """The backlog: the Parquet files that a run reads, checked before any expensive work."""
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import fs
 
 from batch.errors import InputError, nearest
-from batch.storage.hashing import Int64s, repeated, text_hashes
-from batch.storage.location import Location, reason, shown
-from batch.storage.parquet import (
-    FAILURES,
-    MAX_EXPANSION,
-    IdDigest,
-    ParquetSource,
-    is_string,
-    plain,
-    row_bytes,
-)
+from batch.storage.guard import guarded, note
+from batch.storage.hashing import IdDigest, Int64s, repeated, text_hashes
+from batch.storage.listing import Found, files_of
+from batch.storage.location import shown
+from batch.storage.parquet import ParquetSource
+from batch.storage.schema import is_id, is_string, is_text, names_alike, on_levels, plain
+from batch.storage.sizes import ROW_BYTES, row_bytes
+from batch.storage.unify import Unified, partition_value, unify
 
 MAX_ROWS = 500_000_000  # 8 bytes each are held while ids are checked
 MAX_BYTES = 1 << 40  # uncompressed, as declared and as read
 FREE_BYTES = 1 << 30  # decoded strings that are let through however small the file is
+MAX_EXPANSION = 1000  # decoded bytes over those in the file, beyond which it is a bomb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +29,9 @@ class Backlog:
 
     source: str
     files: tuple[ParquetSource, ...]
-    schema: pa.Schema
+    found: tuple[Found, ...]  # each file's place, and its partition keys
+    skipped: tuple[tuple[str, str], ...]  # (path, why) of files beside them that are not read
+    columns: Unified
     id_column: str
     text_column: str
 
@@ -41,21 +39,37 @@ class Backlog:
     def open(
         cls, source: str, id_column: str, text_column: str, output_columns: Sequence[str] = ()
     ) -> "Backlog":
-        """Open and check every footer; reads no rows. Raises `InputError`."""
-        files = tuple(ParquetSource.open(location) for location in _locations(source))
-        backlog = cls(shown(source), files, files[0].schema, id_column, text_column)
-        for check in (backlog._check_size, backlog._check_schemas, backlog._check_columns):
-            check()
+        """Open and check every footer, in a child process; reads no rows. Raises `InputError`."""
+        listing, files, columns = guarded(_opened, source, what=shown(source))
+        backlog = cls(shown(source), files, listing.files, listing.skipped, columns, id_column, text_column)
+        backlog._check_size()
+        backlog._check_columns()
         backlog.refuse_columns(output_columns)
         return backlog
 
+    @property
+    def schema(self) -> pa.Schema:
+        return self.columns.schema
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the input is not read, or does not stay as it was: a line each."""
+        return (*(f"skipped {path}: {why}" for path, why in self.skipped), *self.columns.notes)
+
     def refuse_columns(self, output_columns: Sequence[str]) -> None:
-        """Raises `InputError` if a column has the name of one that a run adds."""
-        taken = [name for name in self.schema.names if name in set(output_columns)]
-        if taken:
+        """Raises `InputError` if a column has the name of one that a run adds. Case does not tell them apart:
+        Spark and DuckDB take `Status` and `status` for one column.
+        """
+        if pair := names_alike(self.schema.names, output_columns):
+            alike = "" if pair[0] == pair[1] else f" (the output's is {pair[1]!r})"
             raise InputError(
-                f"{self.source} already has a column {taken[0]!r}; rename the output's with --prefix"
+                f"{self.source} already has a column {pair[0]!r}{alike}; rename the output's with --prefix"
             )
+
+    def verify(self) -> None:
+        """Raises `StorageError` where a file is not any more what it was when it was opened."""
+        for file in self.files:
+            file.verify()
 
     @property
     def rows(self) -> int:
@@ -69,6 +83,7 @@ class Backlog:
                     "path": f.location.path,
                     "size": f.size,
                     "modified_ns": f.modified_ns,
+                    "footer": f.footer[:16],
                     "row_groups": list(f.row_groups),
                 }
                 for f in self.files
@@ -84,45 +99,45 @@ class Backlog:
         stop_row: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Rows from `start_row` up to `stop_row`, in input order, in batches of at most `size` rows. Raises
-        `InputError`.
+        `InputError`, and `StorageError` where a file has changed.
         """
+        names = self.schema.names if columns is None else list(columns)
+        schema = pa.schema([self.schema.field(name) for name in names])
         left = (self.rows if stop_row is None else stop_row) - start_row
-        for file in self.files:
+        for file, found in zip(self.files, self.found, strict=True):
             if left > 0 and start_row < file.rows:
-                for batch in file.batches(start_row, size, columns):
-                    yield batch.slice(0, left)
+                keys = dict(found.partitions)
+                own = [field for field in schema if field.name not in keys]
+                own = pa.schema(own or [self.schema.field(self.id_column)])  # some column must tell the rows
+                for batch in file.batches(start_row, size, schema=own):
+                    whole = self._whole(batch, keys, schema) if keys or self.columns.levels else batch
+                    yield whole.slice(0, left)
                     left -= batch.num_rows
                     if left <= 0:
                         return
             start_row = max(0, start_row - file.rows)
 
+    def _whole(self, batch: pa.RecordBatch, keys: dict[str, str | None], schema: pa.Schema) -> pa.RecordBatch:
+        """A file's rows with its partition keys, and each ordered dictionary on the backlog's own levels."""
+        arrays = []
+        for field in schema:
+            if field.name in keys:
+                arrays.append(pa.repeat(partition_value(keys[field.name], field.type), batch.num_rows))
+            elif field.name in self.columns.levels:
+                levels = self.columns.levels[field.name]
+                arrays.append(on_levels(batch.column(field.name), levels, field.type))
+            else:
+                arrays.append(batch.column(field.name))
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
     def check_ids(self) -> str:
-        """Read every column once: all pages decode, and no id is null, invalid or there twice.
+        """Read every column once, in a child process: all pages decode, and no id is null, invalid or there
+        twice.
 
         Returns the sha256 (hex) of the ids in order. Raises `InputError` naming the row, counted from 0.
-        Holds 8 bytes a row: ids whose hashes are equal are compared in a second pass, so the answer is exact.
         """
-        digest = IdDigest()
-        hashes: Int64s = np.empty(self.rows, dtype=np.int64)
-        row = decoded = 0
-        for batch in self.batches():
-            ids = plain(batch.column(self.id_column))
-            if ids.null_count:
-                raise InputError(
-                    f"{self.source}: row {row + _first(ids.is_null())} has no id; fill it or drop the row"
-                )
-            digest.update(ids)
-            hashes[row : row + len(ids)] = self._hashes(ids, row)
-            row += len(ids)
-            decoded += int(row_bytes(batch).sum())
-            self._check_expansion(decoded)
-        hashes.sort()
-        repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        del hashes
-        if len(repeated):
-            self._check_repeated(repeated)
-        pa.default_memory_pool().release_unused()
-        return digest.hexdigest()
+        digest: str = guarded(read_through, self, what=self.source)
+        return digest
 
     def repeated_texts(self) -> Int64s:
         """The :func:`text_hashes` of texts that are there more than once, sorted. Holds 8 bytes a row."""
@@ -135,56 +150,36 @@ class Backlog:
         pa.default_memory_pool().release_unused()
         return repeated(hashes)
 
-    def texts(self, batch: pa.RecordBatch) -> tuple[list[str | None], set[int]]:
-        """The batch's requests, and the offsets of those that are not valid UTF-8 (None in the list, like a
-        null).
+    def texts(self, batch: pa.RecordBatch) -> tuple[list[str | None], dict[int, str]]:
+        """The batch's requests, and by their offsets the error codes of those that no contract need judge:
+        their bytes are not UTF-8 (None in the list, like a null), or the row holds more than `ROW_BYTES`.
         """
         column = plain(batch.column(self.text_column))
+        refused = {}
+        if batch.nbytes > ROW_BYTES:
+            refused = {int(row): "too_long" for row in np.flatnonzero(row_bytes(batch) > ROW_BYTES)}
         if pa.types.is_null(column.type):
-            return [None] * len(column), set()
-        try:
-            column.validate(full=True)  # nothing else in pyarrow looks at the bytes
-            return column.to_pylist(), set()
-        except (pa.ArrowInvalid, UnicodeDecodeError):
-            pass
+            return [None] * len(column), refused
+        if is_string(column.type):
+            try:
+                column.validate(full=True)  # nothing else in pyarrow looks at the bytes
+                return column.to_pylist(), refused
+            except (pa.ArrowInvalid, UnicodeDecodeError):
+                pass
         texts: list[str | None] = []
-        invalid = set()
         for offset, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
             try:
                 texts.append(None if value is None else value.decode())
             except UnicodeDecodeError:
                 texts.append(None)
-                invalid.add(offset)
-        return texts, invalid
+                refused.setdefault(offset, "invalid_utf8")
+        return texts, refused
 
     def _check_size(self) -> None:
         if self.rows > MAX_ROWS:
             raise InputError(f"{self.source} declares {self.rows} rows, more than {MAX_ROWS}; split it")
         if sum(file.declared_bytes for file in self.files) > MAX_BYTES:
             raise InputError(f"{self.source} declares more than {MAX_BYTES >> 30} GiB; split it")
-
-    def _check_expansion(self, decoded: int) -> None:
-        size = sum(file.size for file in self.files)
-        if decoded > MAX_BYTES or decoded > max(FREE_BYTES, size * MAX_EXPANSION):
-            expansion = f"{size} bytes expand to more than {decoded >> 20} MiB of text"
-            raise InputError(f"{self.source}: {expansion}; split or shorten it")
-
-    def _check_schemas(self) -> None:
-        first = {field.name: field.type for field in self.schema}
-        if len(first) < len(self.schema.names):
-            name = next(name for name in self.schema.names if self.schema.names.count(name) > 1)
-            raise InputError(f"{self.source} has two columns {name!r}; rename one")
-        for file in self.files[1:]:
-            other = {field.name: field.type for field in file.schema}
-            if list(other.items()) != list(first.items()) or len(other) < len(file.schema.names):
-                differing = [n for n in (*first, *other) if first.get(n) != other.get(n)]
-                what = (
-                    f"column {differing[0]!r} differs"
-                    if differing
-                    else "its columns come in another order or twice"
-                )
-                pair = f"{file.location.name} has not the schema of {self.files[0].location.name}"
-                raise InputError(f"{pair}: {what}; make them alike")
 
     def _check_columns(self) -> None:
         for option, name in (("--id-column", self.id_column), ("--text-column", self.text_column)):
@@ -194,87 +189,84 @@ class Backlog:
                     or f" (it has {', '.join(map(repr, self.schema.names[:8]))})"
                 )
                 raise InputError(f"{self.source} has no column {name!r}{hint}; name one with {option}")
-        for option, name, integers in (
-            ("--id-column", self.id_column, True),
-            ("--text-column", self.text_column, False),
+        for option, name, wanted, fits in (
+            ("--id-column", self.id_column, "strings, bytes or whole numbers", is_id),
+            ("--text-column", self.text_column, "strings", is_text),
         ):
             kind = self.schema.field(name).type
-            value = kind.value_type if pa.types.is_dictionary(kind) else kind
             # An empty export has columns of type null; so has one whose texts are all null.
-            empty = pa.types.is_null(kind) and (self.rows == 0 or not integers)
-            if not (is_string(value) or empty or (integers and pa.types.is_integer(kind))):
-                wanted = "strings or whole numbers" if integers else "strings"
+            empty = pa.types.is_null(kind) and (self.rows == 0 or fits is is_text)
+            marked = self.columns.marked.get(name) == ["ENUM"]  # its bytes are UTF-8
+            if not (fits(kind) or empty or marked):
                 found = f"column {name!r} is {str(kind)[:60]}, not {wanted}"
                 raise InputError(f"{self.source}: {found}; convert it or name another with {option}")
 
-    def _hashes(self, ids: pa.Array, row: int) -> Int64s:
-        """64 bits an id, int64 [rows]. Python's string hash is keyed anew in each process, so nobody can
-        prepare a backlog of equal hashes; whole numbers stand for themselves."""
-        if pa.types.is_integer(ids.type):
-            whole: Int64s = ids.to_numpy().astype(np.int64)
-            return whole
-        try:
-            hashes: Int64s = np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{self.source}: an id after row {row} is not valid UTF-8; correct it"
-            ) from error
-        return hashes
 
-    def _check_repeated(self, repeated: Int64s) -> None:
-        seen: dict[Any, int] = {}
-        row = 0
-        for batch in self.batches(columns=[self.id_column]):
-            ids = plain(batch.column(0))
-            suspects = np.flatnonzero(np.isin(self._hashes(ids, row), repeated))
-            for offset, value in zip(suspects, ids.take(pa.array(suspects)).to_pylist(), strict=True):
-                if value in seen:
-                    pair = f"rows {seen[value]} and {row + offset}"
-                    raise InputError(f"{self.source}: {pair} have the same id; make ids unique")
-                seen[value] = row + int(offset)
-            row += len(ids)
+def _opened(source: str) -> tuple[Any, tuple[ParquetSource, ...], Unified]:
+    """The files of an INPUT, their footers, and the columns that they share."""
+    listing = files_of(source)
+    files = []
+    for found in listing.files:
+        note(found.location.name)
+        files.append(ParquetSource.open(found.location))
+    return listing, tuple(files), unify(files, listing.files)
 
 
-def _first(mask: pa.Array) -> int:
-    return int(np.flatnonzero(mask.to_numpy(zero_copy_only=False))[0])
+def read_through(backlog: Backlog) -> str:
+    """What :meth:`Backlog.check_ids` is about.
+
+    Holds 8 bytes a row: ids whose hashes are equal are compared in a second pass, so the answer is exact.
+    """
+    digest = IdDigest()
+    hashes: Int64s = np.empty(backlog.rows, dtype=np.int64)
+    row = decoded = 0
+    for batch in backlog.batches():
+        ids = plain(batch.column(backlog.id_column))
+        if ids.null_count:
+            missing = row + int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
+            raise InputError(f"{backlog.source}: row {missing} has no id; fill it or drop the row")
+        digest.update(ids)
+        hashes[row : row + len(ids)] = _hashes(backlog, ids, row)
+        row += len(ids)
+        decoded += int(row_bytes(batch).sum())
+        _check_expansion(backlog, decoded)
+    again = repeated(hashes)
+    del hashes
+    if len(again):
+        _check_repeated(backlog, again)
+    pa.default_memory_pool().release_unused()
+    return digest.hexdigest()
 
 
-def _locations(source: str) -> list[Location]:
-    """The files of a path, directory or glob, in order of path."""
-    location = Location.of(source)
+def _check_expansion(backlog: Backlog, decoded: int) -> None:
+    size = sum(file.size for file in backlog.files)
+    if decoded > MAX_BYTES or decoded > max(FREE_BYTES, size * MAX_EXPANSION):
+        expansion = f"{size} bytes expand to more than {decoded >> 20} MiB of text"
+        raise InputError(f"{backlog.source}: {expansion}; split or shorten it")
+
+
+def _hashes(backlog: Backlog, ids: pa.Array, row: int) -> Int64s:
+    """64 bits an id, int64 [rows]. Python's string hash is keyed anew in each process, so nobody can
+    prepare a backlog of equal hashes; whole numbers stand for themselves."""
+    if pa.types.is_integer(ids.type):
+        whole: Int64s = ids.to_numpy().astype(np.int64)
+        return whole
     try:
-        info = location.filesystem.get_file_info(location.path)
-        if info.type == fs.FileType.File:
-            return [location]
-        root, deep, pattern = location.path, True, r".*\.(parquet|parq|pq)"
-        if info.type == fs.FileType.NotFound:
-            if not re.search(r"[*?\[]", location.path):
-                raise InputError(f"no file {location.name}; check the path")
-            root, pattern = re.split(r"/[^/]*[*?\[]", location.path)[0], _regex(location.path)
-            deep = "/" in location.path[len(root) + 1 :]
-        found = location.filesystem.get_file_info(fs.FileSelector(root or "/", recursive=deep))
-    except FAILURES as error:
-        raise InputError(f"cannot read {location.name}: {reason(error)}; check the path") from error
-    paths = sorted(file.path for file in found if file.type == fs.FileType.File)
-    # Not _SUCCESS, work directories and half-written outputs.
-    hidden = re.compile(r"/[._]")
-    paths = [
-        p
-        for p in paths
-        if re.fullmatch(pattern, p, re.DOTALL) and not hidden.search(p, len(root.rstrip("/")))
-    ]
-    if not paths:
-        raise InputError(f"no Parquet file matches {location.name}; check the path")
-    return [Location(location.filesystem, path, path) for path in paths]
+        hashes: Int64s = np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{backlog.source}: an id after row {row} is not valid UTF-8; correct it") from error
+    return hashes
 
 
-def _regex(glob: str) -> str:
-    """A glob as a regular expression: `*` and `?` stay inside a folder, `**/` crosses them."""
-    known = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    parts = []
-    for part in re.split(r"(\*\*/|\*|\?|\[[^]]+\])", glob):
-        if part.startswith("[") and part.endswith("]"):
-            parts.append(part.replace("[!", "[^", 1))
-        else:
-            parts.append(known.get(part) or re.escape(part))
-    return "".join(parts)
+def _check_repeated(backlog: Backlog, again: Int64s) -> None:
+    seen: dict[Any, int] = {}
+    row = 0
+    for batch in backlog.batches(columns=[backlog.id_column]):
+        ids = plain(batch.column(0))
+        suspects = np.flatnonzero(np.isin(_hashes(backlog, ids, row), again))
+        for offset, value in zip(suspects, ids.take(pa.array(suspects)).to_pylist(), strict=True):
+            if value in seen:
+                pair = f"rows {seen[value]} and {row + offset}"
+                raise InputError(f"{backlog.source}: {pair} have the same id; make ids unique")
+            seen[value] = row + int(offset)
+        row += len(ids)

@@ -1,9 +1,13 @@
-"""Hashes of many texts at once, to find those that are there more than once without holding the texts."""
+"""Hashes of many values at once: which are there more than once, and which were there in which order."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+
+from batch.storage.schema import plain
 
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -19,3 +23,36 @@ def repeated(hashes: Int64s) -> Int64s:
     hashes.sort()
     again: Int64s = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     return again
+
+
+class IdDigest:
+    """sha256 over a sequence of ids in order, whatever the batches they come in. Ids are strings, bytes or
+    whole numbers.
+    """
+
+    def __init__(self) -> None:
+        self._values, self._lengths = hashlib.sha256(), hashlib.sha256()
+
+    def update(self, ids: pa.Array) -> None:
+        """Add ids; there are no nulls among them."""
+        ids = plain(ids)
+        if pa.types.is_integer(ids.type):
+            self._values.update(ids.cast(_widest(ids.type)).to_numpy().tobytes())
+            return
+        if pa.types.is_decimal(ids.type):
+            ids = ids.cast(pa.string())
+        array = ids.cast(pa.large_binary())
+        if len(array):
+            offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[
+                array.offset : array.offset + len(array) + 1
+            ]
+            self._lengths.update(np.diff(offsets).tobytes())
+            if data := array.buffers()[2]:
+                self._values.update(data.slice(int(offsets[0]), int(offsets[-1] - offsets[0])))
+
+    def hexdigest(self) -> str:
+        return hashlib.sha256(self._lengths.digest() + self._values.digest()).hexdigest()
+
+
+def _widest(kind: pa.DataType) -> pa.DataType:
+    return pa.uint64() if pa.types.is_unsigned_integer(kind) else pa.int64()

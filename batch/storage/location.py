@@ -1,17 +1,21 @@
 """Where files lie and how they come to lie there: whole or not at all.
 
 A file is written under a temporary name beside its own, synced, renamed into place, and its directory synced.
-So a reader finds the old file, the new one or none, whenever the writer died. The temporary name is fixed:
-what a killed run left is overwritten by the next, and its leading dot hides it from a directory that is read
-as input.
+So a reader finds the old file, the new one or none, whenever the writer died. The temporary name is short, so
+that it fits where the file's own does, and cannot be guessed, so that nobody can lay a link there; its
+leading dot hides it from a directory that is read as input. What a killed run left goes when the file is next
+written.
 """
 
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import os
 import re
+import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,12 +29,18 @@ LASTING = {  # what a rerun would meet again: a person has to change something
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL, errno.ENXIO,
 }  # fmt: skip
+SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")  # of the stores that pyarrow reaches by itself
 
 
 def shown(name: str) -> str:
     """`name` on one line, without the credentials that a URI may carry."""
     name = re.sub(r"://[^/@]*@", "://", name)
     return re.sub(r"(://[^?]*)\?.*", r"\1", name).replace("\n", " ").replace("\r", " ")
+
+
+def printable(name: str) -> str:
+    """`name` as UTF-8, bytes that are none of it escaped."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def reason(error: BaseException) -> str:
@@ -60,6 +70,11 @@ def refused_or_failed(what: str, error: OSError, remedy: str) -> InputError | St
     return StorageError(f"{shown(what)}: {reason(error)}; run again")
 
 
+def is_local(source: str | Path) -> bool:
+    """Whether a path or a URI is on this machine; asks no store."""
+    return "://" not in os.fspath(source) or os.fspath(source).startswith("file://")
+
+
 @dataclasses.dataclass(frozen=True)
 class Location:
     """A path on one of pyarrow's filesystems. `name` is what the user called it."""
@@ -72,8 +87,17 @@ class Location:
     def of(cls, source: str | Path) -> "Location":
         """The location of a local path or a URI; raises `InputError` for a URI that pyarrow cannot open."""
         source = os.fspath(source)
+        if not source.strip():
+            raise InputError("an empty path (is a variable unset?); name a file")
+        if printable(source) != source:
+            raise InputError(f"{printable(source)}: the name is not valid UTF-8; rename the file")
         if "://" not in source:
             return cls(fs.LocalFileSystem(), os.path.abspath(source), source)
+        scheme = source.partition("://")[0].lower()
+        if scheme not in SCHEMES:
+            raise InputError(
+                f"cannot open {shown(source)}: no store is called {scheme}; copy the file here first"
+            )
         try:
             filesystem, path = fs.FileSystem.from_uri(source)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -90,6 +114,19 @@ class Location:
         parent, name_slash, name = self.name.rpartition("/")
         path = f"{folder}{slash}{prefix}{base}{suffix}"
         return Location(self.filesystem, path, f"{parent}{name_slash}{prefix}{name}{suffix}")
+
+    def open(self) -> pa.NativeFile:
+        """The file's bytes, for reading anywhere in them."""
+        return self.filesystem.open_input_file(self.path)
+
+    def stamp(self) -> tuple[int, int | None]:
+        """Size in bytes and time of change in ns (None where the store keeps none). Raises
+        `FileNotFoundError`.
+        """
+        info = self.filesystem.get_file_info(self.path)
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+        return info.size, info.mtime_ns
 
     def exists(self) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
@@ -135,7 +172,7 @@ def replacing(location: Location) -> Iterator[Location]:
     object store the move is a copy on the server, visible only once it is whole (S3 copies at most 5 GB in
     one piece).
     """
-    temporary = location.sibling(".", ".partial")
+    temporary, held = _temporary(location)
     try:
         yield temporary
         temporary.sync()
@@ -147,6 +184,42 @@ def replacing(location: Location) -> Iterator[Location]:
         if isinstance(error, (OSError, pa.ArrowException)) and not isinstance(error, BatchRouteError):
             raise storage_error(location.name, error) from error
         raise
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _temporary(location: Location) -> tuple[Location, int | None]:
+    """A new name beside `location`, and where that is local, a locked descriptor of the empty file. What
+    killed writers left goes: nobody has it locked. Raises `StorageError`.
+    """
+    folder, slash, base = location.path.rpartition("/")
+    stem = f".{hashlib.sha256(base.encode()).hexdigest()[:16]}."
+    name = f"{stem}{secrets.token_hex(8)}.partial"
+    temporary = Location(location.filesystem, f"{folder}{slash}{name}", f"{name} for {location.name}")
+    if not location.local:
+        return temporary, None
+    try:
+        for left in Path(folder or "/").glob(f"{stem}*.partial"):
+            _remove_unlocked(left)
+        mode = stat.S_IMODE(os.stat(location.path).st_mode) if location.exists() else None
+        made = os.open(temporary.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode or 0o666)
+        fcntl.flock(made, fcntl.LOCK_EX)
+        if mode is not None:
+            os.fchmod(made, mode)  # a file keeps its mode when it is replaced
+    except OSError as error:
+        raise storage_error(location.name, error) from error
+    return temporary, made
+
+
+def _remove_unlocked(left: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def write_file(location: Location | Path, data: bytes | pa.Buffer) -> None:
@@ -154,26 +227,6 @@ def write_file(location: Location | Path, data: bytes | pa.Buffer) -> None:
     location = location if isinstance(location, Location) else Location.of(location)
     with replacing(location) as temporary, temporary.filesystem.open_output_stream(temporary.path) as stream:
         stream.write(data)
-
-
-def check_writable(output: str | Path, what: str = "output") -> None:
-    """Refuse, before any work, a file that cannot be written: `InputError`. A remote store is not asked."""
-    location = Location.of(output)
-    if not location.local:
-        return
-    folder = os.path.dirname(location.path)
-    if os.path.isdir(location.path):
-        raise InputError(f"{what} {location.name} is a directory; give the name of a file")
-    if not os.path.isdir(folder):
-        raise InputError(f"{what} {location.name}: its directory does not exist; create it first")
-    probe = os.path.join(folder, f".{os.path.basename(location.path)}.probe")
-    try:  # os.access would answer yes to root on a read-only mount
-        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY, 0o600))
-        os.unlink(probe)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {what} {location.name}: {reason(error)}; choose another place"
-        ) from error
 
 
 def file_digest(path: Path) -> str:

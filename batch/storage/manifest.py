@@ -20,6 +20,7 @@ class Proof:
     ids: str  # sha256 of the ids in order
     sha256: str  # of the file
     bytes: int
+    columns: tuple[str, ...] = ()  # their names, as they were read back
 
 
 def manifest_location(output: str) -> Location:

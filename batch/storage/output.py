@@ -1,9 +1,10 @@
-"""Parquet in and out: the backlog's rows, the output's schema, shards, and the file that they are assembled
-into.
-"""
+"""Parquet out: the output's schema, shards, and the file that they are assembled into."""
 
+import contextlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +12,14 @@ import pyarrow.parquet as pq
 
 from batch.contract.fields import HasFields
 from batch.errors import ContractError, InputError, StorageError
-from batch.storage.backlog import Backlog
+from batch.storage.footer import AnnotatingSink
+from batch.storage.hashing import IdDigest
 from batch.storage.location import Location, replacing
 from batch.storage.manifest import Proof, remove_manifest
-from batch.storage.parquet import IdDigest, ParquetSource, plain, row_bytes
-
-__all__ = ["Backlog", "Proof", "assemble", "encode_shard", "output_columns", "output_schema"]
+from batch.storage.parquet import ParquetSource
+from batch.storage.schema import as_read
+from batch.storage.sizes import row_bytes
+from batch.storage.unify import ANNOTATIONS, carried_metadata
 
 ROW_GROUP = 16_384  # rows in a row group of the output, and
 GROUP_BYTES = 32 << 20  # bytes of strings, whichever comes first
@@ -34,12 +37,32 @@ def output_columns(answers: HasFields, prefix: str = "", triage: bool = False) -
 
 
 def output_schema(schema: pa.Schema, answers: HasFields, prefix: str = "", triage: bool = False) -> pa.Schema:
-    """Every input column as it is, then those that a run adds, which may all be null.
+    """Every input column as it is, with its metadata, then those that a run adds, which may all be null.
 
     Labels are plain strings: Parquet codes them by dictionary anyway, and every reader sees the same type.
+    Raises `InputError` for a column that can be read but not written.
     """
-    fields = [pa.field(field.name, field.type, field.nullable) for field in schema]
-    return pa.schema([*fields, *_added(answers, prefix, triage)])
+    added = _added(answers, prefix, triage)
+    return pa.schema([*schema, *added], carried_metadata(schema, added))
+
+
+def check_can_be_written(schema: pa.Schema) -> None:
+    """Raises `InputError` for a column that can be read but not written, or reads back as another type."""
+    for field in schema:
+        _try_to_write(field)
+
+
+def _try_to_write(field: pa.Field) -> None:
+    schema = pa.schema([field])
+    try:
+        back = pq.read_schema(pa.BufferReader(encode_shard(schema.empty_table())))
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        what = f"column {field.name!r} is {str(field.type)[:80]}, which Parquet has no place for"
+        raise InputError(f"{what}; convert it") from error
+    if not pa.schema(list(map(as_read, back))).equals(schema):
+        raise InputError(
+            f"column {field.name!r} would be {str(back.field(0).type)[:80]} when read back; convert it"
+        )
 
 
 def _added(answers: HasFields, prefix: str, triage: bool) -> list[pa.Field]:
@@ -56,6 +79,22 @@ def _added(answers: HasFields, prefix: str, triage: bool) -> list[pa.Field]:
         if names.count(name) > 1:
             raise ContractError(f"the contract's fields give two output columns {name!r}; rename the field")
     return [pa.field(prefix + name, kind) for name, kind in columns]
+
+
+@contextlib.contextmanager
+def parquet_writer(sink: Any, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Writes a file of the output to `sink`, which stays open: `schema` with its metadata is the file's, and
+    what Arrow cannot tell of the input's types (`ANNOTATIONS`) goes into the footer.
+    """
+    metadata = dict(schema.metadata or {})
+    wanted = json.loads(metadata.pop(ANNOTATIONS, b"{}"))
+    target = AnnotatingSink(sink, wanted) if wanted else sink
+    with pq.ParquetWriter(target, schema.with_metadata(metadata), **WRITING) as writer:
+        yield writer
+        if wanted:
+            target.hold()
+    if wanted:
+        target.release()
 
 
 def encode_shard(table: pa.Table) -> pa.Buffer:
@@ -81,11 +120,11 @@ def assemble(
     stay (`StorageError`).
     """
     location = Location.of(output)
-    metadata = {**metadata}
+    schema = schema.with_metadata({**(schema.metadata or {}), **metadata})
     with replacing(location) as temporary:
         with (
             temporary.filesystem.open_output_stream(temporary.path) as sink,
-            pq.ParquetWriter(sink, schema.with_metadata(metadata), **WRITING) as writer,
+            parquet_writer(sink, schema) as writer,
         ):
             for group in _row_groups(_rows(shards, schema), schema):
                 writer.write_table(group, row_group_size=group.num_rows)
@@ -117,7 +156,8 @@ def prove(location: Location, id_column: str = "id") -> Proof:
             rows += batch.num_rows
     except InputError as error:
         raise StorageError(f"the output does not read back: {error}") from error
-    return Proof(rows=rows, ids=digest.hexdigest(), sha256=location.sha256(), bytes=source.size)
+    names = tuple(source.schema.names)
+    return Proof(rows, digest.hexdigest(), location.sha256(), source.size, names)
 
 
 def _rows(shards: Iterable[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -156,8 +196,10 @@ def _one_chunk(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
     """
     columns = []
     for index, field in enumerate(schema):
-        column = pa.concat_arrays([plain(batch.column(index)) for batch in batches])
-        columns.append(
-            column.dictionary_encode().cast(field.type) if pa.types.is_dictionary(field.type) else column
-        )
+        arrays = [batch.column(index) for batch in batches]
+        if pa.types.is_dictionary(field.type) and not field.type.ordered:
+            whole = pa.concat_arrays([array.dictionary_decode() for array in arrays])
+            columns.append(whole.dictionary_encode().cast(field.type))
+        else:  # an ordered one has the same dictionary in every shard
+            columns.append(pa.concat_arrays(arrays))
     return pa.Table.from_arrays(columns, schema=schema)

@@ -7,38 +7,26 @@ again by the bytes that they turned out to hold.
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batch.errors import InputError, StorageError
-from batch.storage.hashing import Int64s
+from batch.errors import BatchRouteError, InputError, StorageError
+from batch.storage.footer import MAGIC, Annotations, annotations
+from batch.storage.guard import note, too_large
 from batch.storage.location import Location, reason
+from batch.storage.schema import as_read, conformed
+from batch.storage.sizes import BATCH_BYTES, MOST_ROW_BYTES, cuts, row_bytes, value_bytes
 
-BATCH_BYTES = 16 << 20  # strings in one batch, decoded
-ROW_BYTES = 16 << 20  # strings in one row: more is refused
-LIST_BYTES = 256 << 20  # values of one list column in one row group, decoded, unless the file holds them
-MAX_EXPANSION = 1000  # decoded bytes over those in the file, beyond which it is a bomb
 WIDTH = 8  # bytes of a number, at least
 LOCAL_BUFFER, REMOTE_BUFFER = 1 << 16, 1 << 22  # read ahead, a column: bounds memory against a wide row group
-FAILURES = (pa.ArrowException, OSError, MemoryError, ValueError, KeyError, TypeError, OverflowError)
-
-
-def is_string(kind: pa.DataType) -> bool:
-    return any((pa.types.is_string(kind), pa.types.is_large_string(kind), pa.types.is_string_view(kind)))
-
-
-def is_stringlike(kind: pa.DataType) -> bool:
-    """Whether values of `kind` have a length of their own: strings, bytes and dictionaries of them."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-    return binary or is_string(kind)
+FAILURES = (
+    *(pa.ArrowException, OSError, MemoryError, ValueError, KeyError, IndexError, TypeError),
+    *(OverflowError, RecursionError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,31 +36,40 @@ class ParquetSource:
     location: Location
     size: int  # bytes
     modified_ns: int | None  # None where the store keeps no time
+    footer: str  # sha256 of the footer's bytes: tells a file from another of its size and time
     row_groups: tuple[int, ...]  # rows in each
+    safe_rows: tuple[int, ...]  # rows of each that may be decoded at once
     declared_bytes: int  # uncompressed, as the footer has it
-    schema: pa.Schema
+    schema: pa.Schema  # as the rows are read, with the file's own metadata
+    annotations: Annotations  # what Arrow's types do not tell of the file's
+    annotation_names: dict[str, list[str]]
 
     @classmethod
     def open(cls, location: Location) -> "ParquetSource":
         try:
-            info = location.filesystem.get_file_info(location.path)
-            file = _open(location)
-            meta = file.metadata
-            groups = [meta.row_group(index) for index in range(meta.num_row_groups)]
-            schema = file.schema_arrow
-            source = cls(
-                location=location,
-                size=info.size,
-                modified_ns=info.mtime_ns,
-                row_groups=tuple(group.num_rows for group in groups),
-                declared_bytes=sum(group.total_byte_size for group in groups),
-                # Schema metadata (pandas, huggingface) describes exactly these columns; the output has more.
-                schema=pa.schema(
-                    [pa.field(field.name, _as_read(field.type), field.nullable) for field in schema]
-                ),
-            )
+            size, modified_ns = location.stamp()
+            with location.open() as handle:
+                footer = _footer(location, handle)
+                file = _file(location, handle)
+                meta = file.metadata
+                groups = [meta.row_group(index) for index in range(meta.num_row_groups)]
+                schema = file.schema_arrow
+                marks, names = annotations(footer)
+                coded = _file(location, handle, read_dictionary=_text_leaves(file), metadata=meta)
+                source = cls(
+                    location=location,
+                    size=size,
+                    modified_ns=modified_ns,
+                    footer=hashlib.sha256(footer).hexdigest(),
+                    row_groups=tuple(group.num_rows for group in groups),
+                    safe_rows=tuple(_safe_rows(coded, index) for index in range(len(groups))),
+                    declared_bytes=sum(group.total_byte_size for group in groups),
+                    schema=pa.schema(list(map(as_read, schema)), schema.metadata),
+                    annotations=marks,
+                    annotation_names=names,
+                )
         except FAILURES as error:
-            raise InputError(_refusal(location, error)) from error
+            raise _refusal(location, error) from error
         if min((*source.row_groups, 0)) < 0 or source.rows != meta.num_rows or source.declared_bytes < 0:
             raise InputError(f"{location.name}: its footer contradicts itself; write the file again")
         return source
@@ -82,32 +79,55 @@ class ParquetSource:
         return sum(self.row_groups)
 
     def batches(
-        self, start_row: int = 0, size: int = 4096, columns: Sequence[str] | None = None
+        self,
+        start_row: int = 0,
+        size: int = 4096,
+        columns: Sequence[str] | None = None,
+        schema: pa.Schema | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """The rows from `start_row` on, in batches of at most `size` rows and about `BATCH_BYTES`.
 
-        Row groups before `start_row` are not read. Raises `InputError` naming the row group, `StorageError`
-        where the store failed.
+        `schema` is what the columns are to be read as, by default the file's own. Row groups before
+        `start_row` are not read. Raises `InputError` naming the row group, `StorageError` where the store
+        failed or the file is another than when it was opened.
         """
-        schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        try:
-            file = _open(self.location)
-            coded = _open(self.location, read_dictionary=_text_leaves(file), metadata=file.metadata)
-        except FAILURES as error:
-            raise self._damaged(0, error) from error
-        first_row = 0
-        for group, rows in enumerate(self.row_groups):
-            if start_row < first_row + rows:
-                try:
-                    safe = min(size, self._safe_size(coded, group, schema.names))
-                    # Threads would hold whole row groups, and one core is the engine's.
-                    stream = file.iter_batches(
-                        safe, row_groups=[group], columns=schema.names, use_threads=False
-                    )
-                except FAILURES as error:
-                    raise self._damaged(group, error) from error
-                yield from self._group(group, stream, schema, max(0, start_row - first_row))
-            first_row += rows
+        schema = schema or self.schema
+        schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        with self._again() as handle:
+            first_row = 0
+            try:
+                file = _file(self.location, handle)
+            except FAILURES as error:
+                raise self._damaged(0, error) from error
+            for group, rows in enumerate(self.row_groups):
+                if start_row < first_row + rows:
+                    safe = min(size, self.safe_rows[group])
+                    try:
+                        # Threads would hold whole row groups, and one core is the engine's.
+                        stream = file.iter_batches(
+                            safe, row_groups=[group], columns=schema.names, use_threads=False
+                        )
+                    except FAILURES as error:
+                        raise self._damaged(group, error) from error
+                    note(f"{self.location.name}, row group {group},")
+                    yield from self._group(group, stream, schema, max(0, start_row - first_row))
+                first_row += rows
+            self._check_stamp()
+
+    def verify(self) -> None:
+        """Raises `StorageError` where the file is another than when it was opened."""
+        self._again().close()
+
+    def levels(self, column: str) -> list[pa.Array]:
+        """The dictionaries of a column that is read as one, a row group each."""
+        with self._again() as handle:
+            file = _file(self.location, handle)
+            heads = [
+                next(file.iter_batches(1, row_groups=[group], columns=[column], use_threads=False))
+                for group, rows in enumerate(self.row_groups)
+                if rows
+            ]
+        return [head.column(0).dictionary for head in heads if pa.types.is_dictionary(head.column(0).type)]
 
     def _group(
         self, group: int, stream: Iterator[pa.RecordBatch], schema: pa.Schema, skip: int
@@ -117,51 +137,71 @@ class ParquetSource:
             try:
                 batch = next(stream, None)
                 if batch is not None:
-                    arrays = [batch.column(field.name).cast(field.type) for field in schema]
+                    arrays = [conformed(batch.column(field.name), field.type) for field in schema]
                     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
                     sizes = row_bytes(batch)
             except FAILURES as error:
                 raise self._damaged(group, error) from error
             if batch is None:
                 break
+            if len(sizes) and sizes.max() > MOST_ROW_BYTES:
+                self._refuse_row(batch, sum(self.row_groups[:group]) + row, int(sizes.argmax()))
             row += batch.num_rows
             drop = min(skip, batch.num_rows)
             skip -= drop
-            if len(sizes) and sizes.max() > ROW_BYTES:
-                what = f"a row of row group {group} holds more than {ROW_BYTES >> 20} MiB"
-                raise InputError(f"{self.location.name}: {what}; shorten or drop it")
-            for start, end in _cuts(sizes[drop:], BATCH_BYTES):
+            for start, end in cuts(sizes[drop:], BATCH_BYTES):
                 yield batch.slice(drop + start, end - start)
+            if self.location.local:  # a store is asked at the end
+                self._check_stamp()
         if row != self.row_groups[group]:
             raise self._damaged(
                 group, ValueError(f"{row} rows where its footer has {self.row_groups[group]}")
             )
 
-    def _safe_size(self, file: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
-        """Rows of the row group that may be decoded at once. `file` reads texts as dictionaries, unexpanded.
+    def _refuse_row(self, batch: pa.RecordBatch, first: int, offset: int) -> None:
+        held = {name: int(value_bytes(batch[name])[offset]) for name in batch.schema.names}
+        name = max(held, key=lambda each: held[each])
+        what = (
+            f"row {first + offset} holds more than {MOST_ROW_BYTES >> 20} MiB, most of it in column {name!r}"
+        )
+        raise InputError(f"{self.location.name}: {what}; shorten or drop it")
 
-        Raises `InputError` where a list's values, however few bytes code them, would not fit at all.
-        """
-        meta = file.metadata.row_group(group)
-        largest = 1.0  # bytes a row, of the columns' means
-        for index in range(meta.num_columns):
-            column = meta.column(index)
-            top = column.path_in_schema.partition(".")[0]
-            if top not in names and column.path_in_schema not in names:
-                continue
-            width = max(WIDTH, column.total_uncompressed_size / max(1, column.num_values))
-            listed = file.schema.column(index).max_repetition_level > 0
-            most = max(LIST_BYTES, MAX_EXPANSION * column.total_compressed_size) if listed else math.inf
-            for refine in (False, True):
-                if refine and column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
-                    width = max(width, _longest(file, group, column.path_in_schema))
-                if width * column.num_values > most:
-                    what = f"column {top!r} of row group {group} expands to more than {int(most) >> 20} MiB"
-                    raise InputError(f"{self.location.name}: {what}; split or shorten it")
-            largest = max(largest, width * column.num_values / max(1, meta.num_rows))
-        return max(1, int(BATCH_BYTES / largest))
+    def _again(self) -> pa.NativeFile:
+        """The file, open, if it is still the one that was checked."""
+        try:
+            self._check_stamp()
+            handle = self.location.open()
+            footer = _footer(self.location, handle)
+        except InputError as error:
+            raise self._changed() from error
+        except FAILURES as error:
+            raise StorageError(
+                f"cannot read {self.location.name}: {reason(error)}; run again to resume"
+            ) from error
+        if hashlib.sha256(footer).hexdigest() != self.footer:
+            raise self._changed()
+        return handle
 
-    def _damaged(self, group: int, error: BaseException) -> InputError | StorageError:
+    def _check_stamp(self) -> None:
+        try:
+            stamp = self.location.stamp()
+        except FileNotFoundError as error:
+            raise self._changed() from error
+        if stamp != (self.size, self.modified_ns):
+            raise self._changed()
+
+    def _changed(self) -> StorageError:
+        return StorageError(
+            f"{self.location.name} was changed while it was read; run again when nobody writes to it any more"
+        )
+
+    def _damaged(self, group: int, error: BaseException) -> BatchRouteError:
+        try:
+            self._check_stamp()
+        except StorageError as changed:
+            return changed
+        if isinstance(error, MemoryError):
+            return too_large(f"{self.location.name}, row group {group},")
         where = f"{self.location.name}: cannot read row group {group}: {reason(error)}"
         failed_store = (
             isinstance(error, OSError)
@@ -171,6 +211,19 @@ class ParquetSource:
         if failed_store:
             return StorageError(f"{where}; run again to resume")
         return InputError(f"{where}; write the file again")
+
+
+def _safe_rows(file: pq.ParquetFile, group: int) -> int:
+    """Rows of the row group that may be decoded at once. `file` reads texts as dictionaries, unexpanded."""
+    meta = file.metadata.row_group(group)
+    largest = 1.0  # bytes a row, of the columns' means
+    for index in range(meta.num_columns):
+        column = meta.column(index)
+        width = max(WIDTH, column.total_uncompressed_size / max(1, column.num_values))
+        if column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
+            width = max(width, _longest(file, group, column.path_in_schema))
+        largest = max(largest, width * column.num_values / max(1, meta.num_rows))
+    return max(1, int(BATCH_BYTES / largest))
 
 
 def _text_leaves(file: pq.ParquetFile) -> list[str]:
@@ -195,107 +248,44 @@ def _longest(file: pq.ParquetFile, group: int, path: str) -> int:
     return (pc.max(pc.binary_length(array.dictionary)).as_py() or 0) if array is not None else 0
 
 
-def _as_read(kind: pa.DataType) -> pa.DataType:
-    """Dictionaries of one file differ from another's, so their indices get room: the reader gives int32."""
-    return pa.dictionary(pa.int32(), kind.value_type, kind.ordered) if pa.types.is_dictionary(kind) else kind
-
-
-def _open(location: Location, **options: Any) -> pq.ParquetFile:
+def _file(location: Location, handle: pa.NativeFile, **options: Any) -> pq.ParquetFile:
     return pq.ParquetFile(
-        location.path,
-        filesystem=location.filesystem,
+        handle,
         pre_buffer=False,
         buffer_size=LOCAL_BUFFER if location.local else REMOTE_BUFFER,
         page_checksum_verification=True,
+        # Spark's old timestamps are of 96 bits; as nanoseconds of 64 they would wrap beyond 1677 and 2262.
+        coerce_int96_timestamp_unit="us",
         **options,
     )
 
 
-def _refusal(location: Location, error: BaseException) -> str:
-    """Why a file could not be opened, told from its first and last bytes where pyarrow's words do
-    not help.
-    """
-    if isinstance(error, PermissionError):
-        return f"cannot read {location.name}: {reason(error)}; check its permissions"
-    try:
-        with location.filesystem.open_input_file(location.path) as file:
-            size = file.size()
-            head = file.read(4)
-            tail = file.read_at(min(4, size), max(0, size - 4))
-    except FAILURES as failure:
-        return f"cannot read {location.name}: {reason(failure)}; check the path"
+def _footer(location: Location, handle: pa.NativeFile) -> bytes:
+    """The footer's bytes. Raises `InputError` for what has none, told from the first and last bytes."""
+    size = handle.size()
+    head, tail = handle.read_at(min(4, size), 0), handle.read_at(min(8, size), max(0, size - 8))
     if not size:
-        return f"{location.name} is empty, not Parquet; write the file again"
-    if b"PARE" in (head, tail) or "encrypt" in str(error).lower() or "decrypt" in str(error).lower():
-        return f"{location.name} is encrypted; decrypt it first"
-    if head == b"PAR1" and tail != b"PAR1":
-        return f"{location.name} is truncated; write the file again"
-    if head != b"PAR1":
-        return f"{location.name} is not a Parquet file; convert it first"
-    return f"{location.name}: its Parquet footer cannot be read ({reason(error)}); write the file again"
+        raise InputError(f"{location.name} is empty, not Parquet; write the file again")
+    if b"PARE" in (head, tail[-4:]):
+        raise InputError(f"{location.name} is encrypted; decrypt it first")
+    if head != MAGIC:
+        raise InputError(f"{location.name} is not a Parquet file; convert it first")
+    length = int.from_bytes(tail[:4], "little")
+    if size < 12 or tail[4:] != MAGIC or length > size - 12:
+        raise InputError(f"{location.name} is truncated; write the file again")
+    footer: bytes = handle.read_at(length, size - 8 - length)
+    return footer
 
 
-def row_bytes(batch: pa.RecordBatch | pa.Table) -> Int64s:
-    """Bytes of strings in each row, int64 [rows]; other types are small and nested ones are not counted."""
-    sizes: Int64s = np.zeros(batch.num_rows, dtype=np.int64)
-    for column in batch.columns:
-        if not is_stringlike(column.type):
-            continue
-        if pa.types.is_dictionary(column.type):
-            lengths = pc.take(pc.binary_length(_measurable(column.dictionary)), column.indices)
-        else:
-            lengths = pc.binary_length(_measurable(column))
-        sizes += pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False)
-    return sizes
-
-
-def _measurable(column: pa.Array) -> pa.Array:
-    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
-        return column.cast(pa.large_binary())  # binary_length has no kernel for views
-    return column
-
-
-def _cuts(sizes: Int64s, limit: int) -> Iterator[tuple[int, int]]:
-    """Runs ``(start, end)`` of rows that hold at most `limit` bytes each, or one row."""
-    ends = np.cumsum(sizes)
-    start = 0
-    while start < len(sizes):
-        before = ends[start] - sizes[start]
-        end = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
-        yield start, end
-        start = end
-
-
-class IdDigest:
-    """sha256 over a sequence of ids in order, whatever the batches they come in. Ids are strings or whole
-    numbers.
-    """
-
-    def __init__(self) -> None:
-        self._values, self._lengths = hashlib.sha256(), hashlib.sha256()
-
-    def update(self, ids: pa.Array) -> None:
-        """Add ids; there are no nulls among them."""
-        if pa.types.is_integer(ids.type):
-            self._values.update(ids.cast(_widest(ids.type)).to_numpy().tobytes())
-            return
-        array = plain(ids).cast(pa.large_binary())
-        if len(array):
-            offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[
-                array.offset : array.offset + len(array) + 1
-            ]
-            self._lengths.update(np.diff(offsets).tobytes())
-            if data := array.buffers()[2]:
-                self._values.update(data.slice(int(offsets[0]), int(offsets[-1] - offsets[0])))
-
-    def hexdigest(self) -> str:
-        return hashlib.sha256(self._lengths.digest() + self._values.digest()).hexdigest()
-
-
-def plain(array: pa.Array) -> pa.Array:
-    """`array` without a dictionary."""
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-
-
-def _widest(kind: pa.DataType) -> pa.DataType:
-    return pa.uint64() if pa.types.is_unsigned_integer(kind) else pa.int64()
+def _refusal(location: Location, error: BaseException) -> InputError:
+    """Why a file could not be opened."""
+    if isinstance(error, OSError) and error.errno:
+        remedy = "check its permissions" if isinstance(error, PermissionError) else "check the path"
+        return InputError(f"cannot read {location.name}: {reason(error)}; {remedy}")
+    if isinstance(error, MemoryError):
+        return too_large(location.name)
+    if "crypt" in str(error).lower():
+        return InputError(f"{location.name} is encrypted; decrypt it first")
+    return InputError(
+        f"{location.name}: its Parquet footer cannot be read ({reason(error)}); write the file again"
+    )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from batch.storage.location import check_writable
+from batch.storage.places import check_writable
 
 PATH = click.Path(path_type=Path)
 SHARE = click.FloatRange(1e-4, 0.5)

@@ -8,7 +8,8 @@ import click
 
 from batch.contract.contract import Contract
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line
-from batch.storage.location import check_writable, write_file
+from batch.storage.location import write_file
+from batch.storage.places import check_writable
 from train.commands.options import PATH, writable
 from train.dataset import load_rows
 from train.decisions import DecisionLog

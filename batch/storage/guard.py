@@ -1,0 +1,168 @@
+"""Files that nobody vouches for are parsed here first: in a child process of bounded memory.
+
+Parquet's reader ends its process on some damaged footers, by a C++ exception that nothing can catch, and
+takes gigabytes for others. So a backlog's footers and pages are read once in a child, which may die; what it
+has read whole the run reads again by itself. One child serves a whole process: it is started by the first
+call and again after a death.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import IO, Any
+
+from batch.errors import InputError, StorageError
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+MEMORY = 768 << 20  # bytes of data that the child may hold
+REACH = 10.0  # seconds to the first word of a store
+PATIENCE = 600.0  # seconds between two words
+STOP_SECONDS = 2.0
+
+_told: Callable[[str], None] = lambda where: None  # noqa: E731  (in the child: tells the parent where it is)
+
+
+def note(where: str) -> None:
+    """Say what is read now, so that a death or a silence can be told by its name."""
+    _told(where)
+
+
+class _Child:
+    """A reader's process. `where` is what it last said it read."""
+
+    def __init__(self) -> None:
+        self._conn, theirs = Pipe()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
+        root = str(Path(__file__).parents[2])
+        paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": paths, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "batch.storage.guard", str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], memory: int, what: str) -> Any:
+        patience, where = REACH, what
+        try:
+            self._conn.send((function, arguments, memory))
+            while self._conn.poll(patience):
+                kind, value = self._conn.recv()
+                if kind == "done":
+                    return value
+                if kind == "failed":
+                    raise value
+                patience, where = PATIENCE, value or where
+        except (EOFError, ConnectionError) as error:
+            raise self._died(where) from error
+        if patience == REACH:
+            raise InputError(
+                f"{where} did not answer within {REACH:.0f} s; check the address and the network"
+            )
+        raise StorageError(f"{where} gave nothing for {PATIENCE:.0f} s; run again to resume")
+
+    def _died(self, where: str) -> InputError:
+        self.close()
+        self._log.seek(0)
+        last = self._log.read()[-2000:].decode(errors="replace").lower()
+        if "crypt" in last:
+            return InputError(f"{where} is encrypted; decrypt it first")
+        if "bad_alloc" in last or "memory" in last:
+            return too_large(where)
+        return InputError(f"{where} is damaged: Parquet's reader ends on it; write the file again")
+
+    def close(self) -> None:
+        self._conn.close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def too_large(where: str) -> InputError:
+    limit = f"the {MEMORY >> 20} MiB that its reader may take"
+    return InputError(f"{where} expands beyond {limit}; write it with smaller row groups")
+
+
+_child: _Child | None = None
+_lock = threading.Lock()
+
+
+def guarded(function: Callable[..., Any], *arguments: Any, what: str, memory: int = MEMORY) -> Any:
+    """``function(*arguments)`` in the child; both ways everything is pickled. `what` is read, by its name.
+
+    Raises what the function raises; `InputError` where the child died of it or a store did not answer.
+    """
+    global _child
+    with _lock:
+        if _child is None or not _child.alive:
+            stop()
+            _child = _Child()
+        child = _child
+        try:
+            return child.call(function, arguments, memory, what)
+        except BaseException as error:
+            if not getattr(error, "raised_there", False):  # it died, hangs, or works on what nobody waits for
+                stop(at_once=True)
+            raise
+
+
+def stop(at_once: bool = False) -> None:
+    """End the child, if there is one."""
+    global _child
+    if _child:
+        with contextlib.suppress(OSError):
+            if at_once:
+                _child._process.kill()
+            _child.close()
+        _child = None
+
+
+atexit.register(stop)
+
+
+def _serve(conn: Connection, parent: int) -> None:
+    """The child's life: one call after another, until the parent is gone."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    global _told
+    _told = lambda where: conn.send(("at", where))  # noqa: E731
+    while True:
+        try:
+            function, arguments, memory = conn.recv()
+        except EOFError:
+            return
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.RLIM_INFINITY))
+        try:
+            answer = "done", function(*arguments)
+        except MemoryError:
+            answer = "failed", too_large("the input")
+        except Exception as error:
+            error.raised_there = True  # type: ignore[attr-defined]
+            answer = "failed", error
+        conn.send(answer)
+
+
+if __name__ == "__main__":
+    # the module of this name is another than `__main__`: `note` is asked for there
+    from batch.storage import guard
+
+    guard._serve(Connection(int(sys.argv[1])), int(sys.argv[2]))

@@ -1,0 +1,141 @@
+"""Where a run reads and writes: no two of its places may be one, whatever they are called."""
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from batch.errors import InputError
+from batch.storage.guard import guarded
+from batch.storage.listing import HEADS, would_read
+from batch.storage.location import Location, is_local, printable, reason, shown
+
+NAME_BYTES = 255  # of a file's name, at most
+LONGEST_SUFFIX = ".manifest.json"  # of the files beside an output
+Places = Mapping[str, str | Path | None]  # by option; None is not asked for
+
+
+def check_output(source: str, output: str, folders: Places) -> None:
+    """Refuse, before any work, an output or folders that cannot be written, or that are one another's or the
+    input's place: `InputError`.
+    """
+    check_writable(output, suffix=LONGEST_SUFFIX)
+    if not is_local(output):
+        guarded(_ask, output, what=f"output {shown(output)}")
+    given = {what: folder for what, folder in folders.items() if folder is not None}
+    for what, folder in given.items():
+        check_folder(folder, f"{what} {printable(str(folder))}", "choose another place")
+    _refuse_same({"the input": source, "output": output, **given})
+    _refuse_in_input(source, "output", output)
+
+
+def check_outlets(source: str, output: str, outlets: Places) -> None:
+    """Refuse, before any work, files beside the output that cannot be written, or that would be written over
+    it, one another or the input: `InputError`. The output itself is not asked.
+    """
+    given = {what: path for what, path in outlets.items() if path is not None}
+    for what, path in given.items():
+        check_writable(path, what)
+    manifest = (
+        {"the output's manifest": f"{Location.of(output).path}.manifest.json"} if is_local(output) else {}
+    )
+    _refuse_same({"the input": source, "the output": output, **manifest, **given})
+    for what, path in given.items():
+        _refuse_in_input(source, what, path)
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                if file.read(4) in HEADS:
+                    raise InputError(f"{what} {path} is a Parquet file; choose another place")
+
+
+def check_writable(output: str | Path, what: str = "output", suffix: str = "") -> None:
+    """Refuse, before any work, a file that cannot be written: `InputError`. A remote store is not asked.
+
+    `suffix` is the longest that other files beside it add to its name.
+    """
+    if not is_local(output):
+        return
+    location = Location.of(output)
+    name = f"{what} {printable(location.name)}"
+    folder, base = os.path.split(location.path)
+    if os.path.islink(location.path):
+        raise InputError(f"{name} is a symbolic link; name the file that it leads to")
+    if os.path.isdir(location.path):
+        raise InputError(f"{name} is a directory; give the name of a file")
+    if os.fspath(output).endswith("/"):
+        raise InputError(
+            f"{name}: that directory does not exist; create it first, or give the name of a file"
+        )
+    if os.path.exists(location.path) and not os.path.isfile(location.path):
+        raise InputError(f"{name} is a device or a pipe; give the name of a file")
+    if not os.path.isdir(folder):
+        raise InputError(f"{name}: its directory does not exist; create it first")
+    if len(os.fsencode(base)) + len(suffix) > NAME_BYTES:
+        raise InputError(
+            f"{name}: the name is longer than {NAME_BYTES - len(suffix)} bytes; choose a shorter one"
+        )
+    check_folder(folder, name, "choose another place")
+
+
+def check_folder(folder: str | Path, what: str, remedy: str) -> None:
+    """Refuse a folder in which no file can be made, or which cannot be made where it is not there:
+    `InputError`.
+    """
+    path = os.path.abspath(folder)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    probe = os.path.join(path, f".{secrets.token_hex(8)}.probe")
+    try:  # os.access would answer yes to root on a read-only mount
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.unlink(probe)
+    except OSError as error:
+        raise InputError(f"cannot write {what}: {reason(error)}; {remedy}") from error
+
+
+def refuse_inputs(output: str, inputs: Iterable[Location]) -> None:
+    """Raises `InputError` where `output` is one of the files that are read."""
+    if _identity(output) in {_identity(each.path if each.local else each.name) for each in inputs}:
+        raise InputError(f"output {output} is one of the input's files; choose another name")
+
+
+def _refuse_same(places: Mapping[str, str | Path]) -> None:
+    seen: dict[object, str] = {}
+    for what, path in places.items():
+        if (other := seen.setdefault(_identity(path), what)) != what:
+            raise InputError(f"{what} {printable(str(path))} is {other} as well; choose another place")
+
+
+def _refuse_in_input(source: str, what: str, path: str | Path) -> None:
+    if is_local(path) and would_read(source, os.path.realpath(Location.of(path).path)):
+        why = "lies in the input's folder and would be read with it"
+        raise InputError(f"{what} {path} {why}; choose another place")
+
+
+def _identity(path: str | Path) -> object:
+    """What is the same for one file under two names: device and inode, or its folder's and its name before it
+    is there. What is on no disk here is its address.
+    """
+    if not is_local(path):
+        return os.fspath(path)
+    real = os.path.realpath(Location.of(path).path)
+    try:
+        status = os.stat(real)
+        return status.st_dev, status.st_ino
+    except OSError:
+        pass
+    try:
+        status = os.stat(os.path.dirname(real))
+        return status.st_dev, status.st_ino, os.path.basename(real)
+    except OSError:
+        return real
+
+
+def _ask(path: str) -> None:
+    """Whether the store of a URI answers. Raises `InputError`."""
+    location = Location.of(path)
+    try:
+        location.filesystem.get_file_info(location.path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot reach {location.name}: {reason(error)}; check the URI") from error

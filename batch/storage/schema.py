@@ -1,0 +1,217 @@
+"""The columns' Arrow types: as a file's are read, as several files agree on them, and which can be ids or
+texts.
+
+Files that Spark, DuckDB and pyarrow.dataset take for one table are one here too: nullability, kinds of
+strings, dictionaries, the width of numbers and the order of columns may differ. Nothing is widened with a
+loss.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+from pyarrow import types
+
+INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
+UNITS = ("s", "ms", "us", "ns")  # from coarse to fine
+
+
+def is_string(kind: pa.DataType) -> bool:
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Lists of any layout but fixed-size ones."""
+    views = types.is_list_view(kind) or types.is_large_list_view(kind)
+    return bool(types.is_list(kind) or types.is_large_list(kind) or views)
+
+
+def values_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values themselves, without a dictionary and without an extension's name."""
+    if types.is_dictionary(kind):
+        return values_type(kind.value_type)
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """`array` as :func:`values_type` has it."""
+    if types.is_dictionary(array.type):
+        return plain(array.dictionary_decode())
+    return array.storage if isinstance(array.type, pa.BaseExtensionType) else array
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Strings, dictionaries of them, and JSON."""
+    return is_string(values_type(kind))
+
+
+def is_id(kind: pa.DataType) -> bool:
+    """Strings, bytes (a UUID is sixteen) and whole numbers, decimals of scale 0 among them."""
+    kind = values_type(kind)
+    whole = types.is_integer(kind) or (types.is_decimal(kind) and kind.scale == 0)
+    return whole or is_string(kind) or is_binary(kind) or types.is_fixed_size_binary(kind)
+
+
+def as_read(field: pa.Field) -> pa.Field:
+    """Dictionaries of one row group differ from another's, so their indices get room. Inside nested values
+    Arrow cannot join them, nor slice views when it writes: there both are plain values.
+    """
+    kind = field.type
+    if types.is_dictionary(kind):
+        return field.with_type(pa.dictionary(pa.int32(), kind.value_type, kind.ordered))
+    return field.with_type(_nested(kind, lambda inner: inner.with_type(_inside(inner.type))))
+
+
+def _inside(kind: pa.DataType) -> pa.DataType:
+    if types.is_dictionary(kind):
+        return kind.value_type
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        return pa.string() if types.is_string_view(kind) else pa.binary()
+    return _nested(kind, lambda inner: inner.with_type(_inside(inner.type)))
+
+
+def _nested(kind: pa.DataType, change: Callable[[pa.Field], pa.Field]) -> pa.DataType:
+    """`kind` with each of its child fields changed; the same type where it has none."""
+    if types.is_struct(kind):
+        return pa.struct([change(kind.field(index)) for index in range(kind.num_fields)])
+    if types.is_map(kind):
+        return pa.map_(change(kind.key_field), change(kind.item_field), kind.keys_sorted)
+    if types.is_fixed_size_list(kind):
+        return pa.list_(change(kind.value_field), kind.list_size)
+    if types.is_large_list(kind):
+        return pa.large_list(change(kind.value_field))
+    if types.is_list_view(kind) or types.is_large_list_view(kind):
+        view = pa.list_view if types.is_list_view(kind) else pa.large_list_view
+        return view(change(kind.value_field))
+    return pa.list_(change(kind.value_field)) if types.is_list(kind) else kind
+
+
+def unified_field(one: pa.Field, other: pa.Field) -> pa.Field | None:
+    """A field that holds the values of both, with the metadata of the first; None where there is none."""
+    kind = unified(one.type, other.type)
+    return None if kind is None else one.with_type(kind).with_nullable(one.nullable or other.nullable)
+
+
+def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """A type that holds every value of both exactly; None where there is none."""
+    if one.equals(other):
+        return one
+    if types.is_null(one) or types.is_null(other):
+        return other if types.is_null(one) else one
+    for rule in (_strings, _numbers, _times, _nests):
+        if (kind := rule(one, other)) is not None:
+            return kind
+    return None
+
+
+def _strings(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if types.is_dictionary(one) and types.is_dictionary(other):
+        values = unified(one.value_type, other.value_type)
+        return values and pa.dictionary(pa.int32(), values, one.ordered and other.ordered)
+    one, other = values_type(one), values_type(other)
+    if is_string(one) and is_string(other):
+        large = types.is_large_string(one) or types.is_large_string(other)
+        return one if one.equals(other) else pa.large_string() if large else pa.string()
+    if is_binary(one) and is_binary(other):
+        large = types.is_large_binary(one) or types.is_large_binary(other)
+        return one if one.equals(other) else pa.large_binary() if large else pa.binary()
+    return None
+
+
+def _numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if types.is_integer(one) and types.is_integer(other):
+        if types.is_signed_integer(one) == types.is_signed_integer(other):
+            return max(one, other, key=lambda kind: int(kind.bit_width))
+        signed, unsigned = (one, other) if types.is_signed_integer(one) else (other, one)
+        width = max(signed.bit_width, 2 * unsigned.bit_width)
+        return next((kind for kind in INTEGERS if kind.bit_width == width), None)
+    if types.is_floating(one) and types.is_floating(other):
+        return max(one, other, key=lambda kind: int(kind.bit_width))
+    if types.is_decimal(one) and types.is_decimal(other) and one.scale == other.scale:
+        return max(one, other, key=lambda kind: (int(kind.bit_width), int(kind.precision)))
+    return None
+
+
+def _times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if types.is_date(one) and types.is_date(other):
+        return pa.date32()
+    same = [
+        kind for kind in (types.is_timestamp, types.is_time, types.is_duration) if kind(one) and kind(other)
+    ]
+    if not same:
+        return None
+    unit = max(one.unit, other.unit, key=UNITS.index)
+    if same[0] is types.is_timestamp:
+        if (one.tz is None) != (other.tz is None):
+            return None
+        return pa.timestamp(unit, one.tz if one.tz == other.tz else "UTC")
+    if same[0] is types.is_duration:
+        return pa.duration(unit)
+    return pa.time64(unit) if unit in ("us", "ns") else pa.time32(unit)
+
+
+def _nests(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if types.is_struct(one) and types.is_struct(other):
+        pairs = [
+            (one.field(index), other.field(index)) for index in range(min(one.num_fields, other.num_fields))
+        ]
+        if one.num_fields != other.num_fields or any(a.name != b.name for a, b in pairs):
+            return None
+        fields = [unified_field(a, b) for a, b in pairs]
+        return None if None in fields else pa.struct(fields)
+    if types.is_map(one) and types.is_map(other):
+        key, item = (
+            unified_field(one.key_field, other.key_field),
+            unified_field(one.item_field, other.item_field),
+        )
+        return None if key is None or item is None else pa.map_(key, item)
+    if is_list(one) and is_list(other):
+        value = unified_field(one.value_field, other.value_field)
+        large = types.is_large_list(one) or types.is_large_list(other)
+        return None if value is None else pa.large_list(value) if large else pa.list_(value)
+    return None
+
+
+def conformed(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`array` as `kind`, which :func:`unified` made of its type. Raises `pa.ArrowInvalid` on any loss."""
+    if array.type.equals(kind):
+        return array  # and not cast: that breaks the offsets of a sliced list of nulls
+    if types.is_nested(kind) and _holds_null(array.type):
+        return pa.array(array.to_pylist(), kind)
+    if types.is_dictionary(kind) and not types.is_dictionary(array.type):
+        return array.cast(kind.value_type).dictionary_encode().cast(kind)
+    return plain(array).cast(kind) if isinstance(array.type, pa.BaseExtensionType) else array.cast(kind)
+
+
+def _holds_null(kind: pa.DataType) -> bool:
+    return types.is_null(kind) or any(_holds_null(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def merged_levels(found: Sequence[pa.Array]) -> pa.Array | None:
+    """One order of an ordered dictionary's values that keeps each of the orders found; None where they
+    contradict one another. `found` is not empty; the longest must hold the others."""
+    longest = max(found, key=len)
+    place = {value: index for index, value in enumerate(longest.to_pylist())}
+    for levels in found:
+        places = [place.get(value, -1) for value in levels.to_pylist()]
+        if places != sorted(set(places)) or -1 in places:
+            return None
+    return longest
+
+
+def on_levels(array: pa.DictionaryArray, levels: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`array` with the dictionary `levels`, which :func:`merged_levels` made of its own."""
+    if array.dictionary.equals(levels):
+        return array
+    return pa.DictionaryArray.from_arrays(
+        pa.compute.index_in(plain(array), levels).cast(pa.int32()), levels, ordered=kind.ordered
+    )
+
+
+def names_alike(names: Sequence[str], others: Sequence[str]) -> tuple[str, str] | None:
+    """The first pair of names that most readers take for one: they differ in case at most."""
+    known = {other.casefold(): other for other in others}
+    return next(((name, known[name.casefold()]) for name in names if name.casefold() in known), None)
