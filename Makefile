@@ -54,6 +54,9 @@ doctor: setup ## is the champion served as it was trained? twelve checks, exit 2
 test: setup ## every test, in two processes: most of the time goes to starts of engines, which use one core
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+families: setup ## tiny random bases of every family in docs/bases.md through fit, doctor and engine, beside PEFT
+	BATCH_ROUTE_FAMILIES=all $(BIN)/python -m pytest tests/train/test_families.py tests/train/test_foreign_adapters.py
+
 faults: setup ## 200 kills over the commit path, 200 signals over a run's life; short forms of these run with the tests
 	$(BIN)/python -m tests.faults.kill_storm --kills 200
 	$(BIN)/python -m tests.faults.signal_storm --signals 200

@@ -50,7 +50,7 @@ class Calibration:
                 for name, entry in content["fields"].items()
             }
             threshold = None if content["threshold"] is None else float(content["threshold"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise AdapterError(
                 f"{path}: is no calibration ({type(error).__name__}: {error}); calibrate the adapter again"
             ) from error

@@ -48,7 +48,7 @@ class Contract:
             raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except FileNotFoundError:
             raise ContractError(f"no contract at {path}; give the path of a contract.toml") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ContractError(f"{path}: {error}; correct the file") from error
         try:
             return cls.from_dict(raw)

@@ -10,6 +10,10 @@ from typing import Any, Literal, Protocol
 from batch.contract import validation
 from batch.errors import ContractError
 
+# What outputs and labelled rows have beside a contract's fields.
+RESERVED = frozenset(
+    ("id", "request", "facts", "status", "score", "error", "error_code", "adapter", "triage", "rules_applied")
+)
 ASCII_TEXT = r"[ -!#-\[\]-~]"  # printable ASCII without the quote and the backslash, so JSON never escapes it
 ANY_TEXT = r'[^"\\\x00-\x1f\x7f-\x9f\ud800-\udfff]'
 
@@ -115,9 +119,14 @@ def read_field(entry: Any) -> Field:
 
 
 def check_fields(fields: tuple[Field, ...]) -> None:
-    names = [field.name for field in fields]
+    names = [field.name.lower() for field in fields]  # case tells columns apart for few who read them
     if not fields or len(set(names)) < len(names):
         raise ContractError("a contract needs at least one field, and each name once")
+    made = {f"{name}{ending}": name for name in names for ending in ("_score", "_model")}
+    for name in names:
+        if name in RESERVED or name in made:
+            whose = f"of field {made[name]!r}" if name in made else "of every output or labelled row"
+            raise ContractError(f"field {name!r}: that is a column {whose}; choose another name")
     if not any(field.scored for field in fields):
         raise ContractError("a contract needs at least one label or boolean field")
     for field in fields:

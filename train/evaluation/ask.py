@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from batch.adapter.base_model import resolve_base
+from batch.adapter.base_model import check_holds, resolve_base
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.adapter.renderer import Renderer
@@ -58,7 +58,9 @@ def candidate(
         if champion and not base_model
         else resolve_base(base_model or "data/mini-base")
     )
-    return Candidate("base", None, rules, Renderer.load(folder, rules), folder)
+    renderer = Renderer.load(folder, rules)
+    check_holds(folder, renderer)
+    return Candidate("base", None, rules, renderer, folder)
 
 
 def route(

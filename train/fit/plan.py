@@ -35,6 +35,7 @@ class Plan:
     supervised_per_epoch: int | None  # None where tokens are estimated
     longest: int  # tokens of the longest row
     memory: dict[str, tuple[float, str]]  # part → bytes, formula
+    folded: bool = False  # the base's template knows no system turn
 
     @property
     def percent(self) -> float:
@@ -78,6 +79,7 @@ def make_plan(config: Config) -> Plan:
         supervised_per_epoch=supervised,
         longest=max(lengths),
         memory=estimate_memory(model, config, max(lengths)),
+        folded=renderer is not None and renderer.style.folded,
     )
 
 
@@ -145,6 +147,8 @@ def tables(plan: Plan, config: Config) -> list[Table]:
     facts.add_row(
         "tokens an epoch", f"{approximately}{plan.tokens_per_epoch:,}{note}; longest row {plan.longest:,}"
     )
+    if plan.folded:
+        facts.add_row("instructions", "in the user's turn: the base's chat template knows no system turn")
     memory = Table(title="memory, estimated", title_justify="left")
     memory.add_column("part")
     memory.add_column("GiB", justify="right")

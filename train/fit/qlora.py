@@ -88,6 +88,8 @@ def fit(
     registry = registry or Registry()
     console = console or PlainConsole(stderr=True)
     job = prepare(config)
+    if job.renderer.style.folded:
+        console.print("the base's chat template knows no system turn: the instructions stand in the user's")
     with _run_folder(registry, job.fingerprint) as run:
         trainer = train(job, run, console)
         with failures(config.path, run):

@@ -156,7 +156,9 @@ def _incomparable(champion: Candidate | None, comparable: bool, rows: bool) -> G
         return Gate(
             "champion",
             False,
-            f"champion {champion.name[:12]} has other fields or labels, so nothing can be compared",
+            f"champion {champion.name[:12]} has other fields or labels, so nothing can be compared; "
+            "promote with --force if the task has changed, or give each task a registry "
+            "($BATCH_ROUTE_ADAPTERS)",
         )
     if not rows:
         return Gate("champion", True, "no dataset to compare on; name one with --against", checked=False)

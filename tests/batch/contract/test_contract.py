@@ -537,3 +537,23 @@ def test_an_escalation_of_unknown_values_is_refused(contract: Contract, escalate
     raw["fields"][1]["escalates"] = escalates
     with pytest.raises(ContractError, match="escalates"):
         Contract.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("status",), ("Status",), ("SCORE",), ("error",), ("error_code",), ("adapter",), ("triage",), ("id",), ("request",),
+        ("facts",), ("rules_applied",), ("k", "k_score"), ("k_model", "k"), ("risk", "Risk"), ("K", "k_Score"),
+    ],
+)  # fmt: skip
+def test_a_field_that_collides_with_a_column_is_refused(names: tuple[str, ...]) -> None:
+    fields = [{"name": name, "type": "boolean"} for name in names]
+    with pytest.raises(ContractError, match=r"that is a column|each name once"):
+        Contract.from_dict({"name": "x", "prompt": {"system": "{fields}"}, "fields": fields})
+
+
+@pytest.mark.parametrize("content", ['{"a":' * 100_000, "[" * 100_000, "[]", "7", '"x"', "null"])
+def test_a_snapshot_that_is_no_table_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "contract.json").write_text(content)
+    with pytest.raises(ContractError):
+        Contract.load(tmp_path / "contract.json")
