@@ -1,7 +1,6 @@
 """`import`: a plain PEFT folder, trained by other means, becomes a bundle of the registry.
 
-    check the weights and the base → seal with contract and tokenizer → have the engine answer → compare
-    with PEFT
+    check weights and base → seal with contract and tokenizer → have the engine answer → compare with PEFT
 
 What cannot be served as it was trained is refused before an engine starts, with the reason.
 """
@@ -31,9 +30,7 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def seal(folder: Path, contract: Contract, base_ref: str, revision: str | None, registry: Registry) -> Bundle:
-    """A bundle of the adapter in `folder`, in the registry. Raises `AdapterError` for what cannot be
-    served.
-    """
+    """A registered bundle of the adapter in `folder`. Raises `AdapterError` for what cannot be served."""
     if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS[0]).exists():
         raise AdapterError(
             f"{folder}: adapter_model.bin is a pickle, which is never loaded; save safetensors"

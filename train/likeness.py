@@ -56,10 +56,8 @@ class Likeness:
     """Texts that were added, to find those that another text is nearly a copy of.
 
     Of two sets of which a share `limit` is common, one's rarest few members must hold one of the other's
-    (prefix
-    filtering; Chaudhuri, Ganti and Kaushik 2006). So a greeting that all texts begin with costs nothing,
-    provided
-    that `corpus`, the texts to come, says what is common.
+    (prefix filtering; Chaudhuri, Ganti and Kaushik 2006). So a greeting that all texts begin with costs
+    nothing, provided that `corpus`, the texts to come, says what is common.
     """
 
     def __init__(self, corpus: Iterable[str] = (), limit: float = NEAR_DUPLICATE) -> None:

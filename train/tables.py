@@ -1,8 +1,7 @@
 """Labelled requests in CSV, TSV or Parquet: a row each, under the names that a line of JSON would have.
 
 A table knows no booleans (CSV), no missing keys and no nesting: `TRUE` is true, an empty cell is a key that
-is not
-there, and a cell of facts or of several values holds JSON.
+is not there, and a cell of facts or of several values holds JSON.
 """
 
 import csv

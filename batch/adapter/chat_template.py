@@ -1,9 +1,8 @@
 """A base model's chat template: how a conversation becomes one text, and where in it request and answer
 stand.
 
-Templates differ in what they take: a content may be a text or a list of parts, and some know no system
-turn; the
-instructions then stand at the head of the user's. Which of these a template takes is tried, not assumed.
+Templates differ in what they take: a content may be a text or a list of parts, and some know no system turn;
+the instructions then stand at the head of the user's. Which of these a template takes is tried, not assumed.
 """
 
 import dataclasses
@@ -85,9 +84,7 @@ class ChatTemplate:
         return cls(source, json.dumps(names), date)
 
     def turns(self, system: str, folder: Path) -> Turns:
-        """The conversation of instructions and one request, in the first style that the template takes
-        whole.
-        """
+        """Instructions and one request as one text, in the first style that the template takes whole."""
         prompts = _rendered(self, system)
         for style, (prompt, answered) in zip(STYLES, prompts, strict=True):
             text = prompt.get("text", "")

@@ -86,8 +86,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def largest_values(path: Path, tensors: dict[str, Tensor]) -> dict[str, float]:
-    """The largest magnitude in each tensor, as float32 holds it: infinite where one is beyond, NaN where
-    one is.
+    """The largest magnitude in each tensor, as float32 holds it: infinite where one is beyond, NaN where one
+    is.
     """
     largest = {}
     with path.open("rb") as file:

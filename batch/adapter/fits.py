@@ -1,5 +1,5 @@
-"""Whether an adapter's weights are for a base model: the layers it changes are there, in its shapes, and
-none is missing.
+"""Whether an adapter's weights are for a base model: the layers it changes are there, in its shapes, and none
+is missing.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,7 @@ WRAPPERS = frozenset({"model", "language_model", "text_model", "transformer"})
 
 
 def check_fits(adapter: Path, modules: tuple[LoraModule, ...], base: Path) -> None:
-    """Every layer that the adapter changes must be one of the base's, of its shape, and none may be
-    missing.
-    """
+    """Every layer that the adapter changes must be the base's, of its shape, and none may be missing."""
     shapes = linear_shapes(base)
     for module in modules:
         shape = shapes.get(_canonical(module.name))

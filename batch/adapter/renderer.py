@@ -4,9 +4,8 @@
     example    = prompt + answer ids + end-of-turn id
 
 The request is encoded apart from the template, by a copy of the tokenizer that knows no control token, and
-the
-ids are joined. So no string in a request can become a control token, and the ids in front of it are the same
-for every row, which is what the engine's prefix cache needs.
+the ids are joined. So no string in a request can become a control token, and the ids in front of it are the
+same for every row, which is what the engine's prefix cache needs.
 """
 
 import dataclasses
@@ -153,9 +152,7 @@ class Renderer:
         (bundle / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
 
     def _check_answers(self, folder: Path) -> None:
-        """That the vocabulary can spell every label and a few whole answers, as they are and not
-        normalised.
-        """
+        """That the vocabulary spells every label and a few whole answers as they are, not normalised."""
         values = [compact_json(value) for field in self.contract.fields for value in field.values]
         answers = [self.contract.serialise(answer) for answer in self.contract.sample_answers()]
         encoded = self._vocabulary.continuing.encode_batch_fast([*values, *answers], add_special_tokens=False)
@@ -185,8 +182,7 @@ def _join(turns: Turns, vocabulary: Vocabulary) -> tuple[list[int], list[int], _
     """Ids in front of and behind the request, and how it is encoded between them.
 
     Of the ways to do it the first is taken that gives, on a few probes, the ids of the conversation encoded
-    as
-    one text; that is what the base model has read. Where none does, the text simply goes on.
+    as one text; that is what the base model has read. Where none does, the text simply goes on.
     """
     head = turns.head.rstrip(" ")
     ways = [

@@ -1,9 +1,8 @@
 """Renders a chat template, in a process of its own: `python -I template_process.py`, JSON in, JSON out.
 
 A template is a program out of somebody's model folder. Jinja's sandbox keeps it from files and attributes,
-not
-from loops and memory: this process may use a few seconds and a few hundred megabytes, and then dies alone.
-What a template finds here is what transformers gives to it, but for the date, which is the asker's.
+not from loops and memory: this process may use a few seconds and a few hundred megabytes, and then dies
+alone. What a template finds here is what transformers gives to it, but for the date, which is the asker's.
 """
 
 import contextlib

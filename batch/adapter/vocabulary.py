@@ -21,6 +21,7 @@ from batch.storage.location import file_digest
 
 MAX_ID = 1 << 22  # of a token; the largest vocabularies have a sixteenth of that
 MAX_GROWTH = 64  # times that normalisers may lengthen a text; real ones replace a character by one
+KEPT = 4  # vocabularies that a process remembers
 SPACE = "\u2581"  # SentencePiece's stand-in for a space
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -37,8 +38,15 @@ class Vocabulary:
 
     @classmethod
     def read(cls, folder: Path) -> "Vocabulary":
-        """Read `tokenizer.json`. Raises `AdapterError` for a kind that is not served, or that is not safe."""
-        content = read_json(folder / "tokenizer.json", "a model folder with a fast tokenizer")
+        """Read `tokenizer.json`. Raises `AdapterError` for a kind that is not served, or that is not safe.
+
+        One file is read once: with 262,144 tokens that takes seconds, and a base's bundles have its own.
+        """
+        path = folder / "tokenizer.json"
+        digest = file_digest(path) if path.is_file() else ""
+        if known := _known.get(digest):
+            return known
+        content = read_json(path, "a model folder with a fast tokenizer")
         try:
             _check_bounds(content, folder)
             byte_level = _is_byte_level(content, folder)
@@ -68,7 +76,9 @@ class Vocabulary:
             file_digest(folder / "tokenizer.json"),
         )
         found._check_controls(list(controls), folder)
-        return found
+        if len(_known) == KEPT:
+            del _known[next(iter(_known))]
+        return _known.setdefault(digest, found)
 
     @functools.cached_property
     def table(self) -> list[bytes]:
@@ -106,6 +116,9 @@ class Vocabulary:
                         "so a request "
                         "could; use another base model"
                     )
+
+
+_known: dict[str, Vocabulary] = {}  # by the sha256 of its file
 
 
 def _check_bounds(content: Mapping[str, Any], folder: Path) -> None:

@@ -1,8 +1,7 @@
 """Whether the installed vLLM serves a base model with adapters, read from its source without importing it.
 
 vllm takes ten seconds to import, and says no only when an engine has started. Its registry maps an
-architecture
-to a module and a class; one that takes adapters has `SupportsLoRA` among its bases.
+architecture to a module and a class; one that takes adapters has `SupportsLoRA` among its bases.
 """
 
 import ast

@@ -251,12 +251,11 @@ class VllmEngine:
 @contextlib.contextmanager
 def _refusals(what: str) -> Iterator[None]:
     """vLLM's own errors, told apart: what the machine lacks may be there the next time (75), the rest would
-    be
-    refused again (2).
+    be refused again (2).
     """
     try:
         yield
-    except BatchRouteError:
+    except (BatchRouteError, ImportError):
         raise
     except Exception as error:
         lacking = isinstance(error, OSError | MemoryError) or re.search("memory|CUDA error", str(error), re.I)

@@ -38,7 +38,7 @@ CHOSEN = SERVED if os.environ.get("BATCH_ROUTE_FAMILIES") == "all" else SHORT
 EXACT = (
     1e-3  # of a value's probability, both sides in float32; far from the likeliest token nats differ by more
 )
-# Six steps on random weights teach no form: these checks judge what was learnt, not what is served.
+# Four steps on random weights teach no form: these checks judge what was learnt, not what is served.
 LEARNING = {"end of turn", "three arms", "4-bit skew"}
 
 
@@ -47,7 +47,7 @@ def recipe(base: Path, folder: Path) -> Config:
     path.write_text(
         f'[base]\nmodel = "{base}"\n[data]\ncontract = "{ROOT}/data/contract.toml"\n'
         f'train = "{ROOT}/data/v1/train.jsonl"\nvalidation = "{ROOT}/data/v1/validation.jsonl"\n'
-        "[lora]\nr = 4\n[training]\nmax_steps = 6\nbatch_size = 4\neval_every = 3\nlearning_rate = 0.02\n"
+        "[lora]\nr = 4\n[training]\nmax_steps = 4\nbatch_size = 4\neval_every = 2\nlearning_rate = 0.02\n"
     )
     return Config.load(path)
 

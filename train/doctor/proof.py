@@ -2,9 +2,8 @@
 adapter.
 
 Along each served answer, PEFT's probabilities under the same grammar are compared with the served ones. An
-adapter of
-which a layer is left out, scaled or rounded otherwise differs; one that is served as it is differs by
-rounding.
+adapter of which a layer is left out, scaled or rounded otherwise differs; one that is served as it is differs
+by rounding.
 """
 
 import dataclasses
