@@ -1,0 +1,49 @@
+"""docs/: what is generated is current, links lead somewhere, and examples name options that exist."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from batch.cli import main as batch_route
+from tests.conftest import ROOT
+from train.cli import main as batch_train
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_reference_is_what_the_programs_say() -> None:
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs/make_reference.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.reference(), "run python docs/make_reference.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def commands(page: Path) -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    words = [shlex.split(line) for line in lines if re.match(r"(\w+=\S+ )?batch-(route|train) ", line)]
+    return [[word for word in each if "=" not in word or word.startswith("-")] for each in words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_are_command_lines_that_parse(page: Path) -> None:
+    for program, *words in commands(page):
+        words = [word for word in words if word != "…"]
+        if program == "batch-route":
+            command: click.Command | None = batch_route
+        else:
+            command = batch_train.get_command(click.Context(batch_train), words.pop(0))
+        assert command is not None, (program, words)
+        with command.make_context(program, list(words), resilient_parsing=False):
+            pass
