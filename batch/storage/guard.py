@@ -77,7 +77,8 @@ class _Child:
         raise StorageError(f"{where} gave nothing for {PATIENCE:.0f} s; run again to resume")
 
     def _died(self, where: str) -> InputError:
-        self.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
         self._log.seek(0)
         last = self._log.read()[-2000:].decode(errors="replace").lower()
         if "crypt" in last:
@@ -93,6 +94,7 @@ class _Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._log.close()
 
 
 def too_large(where: str) -> InputError:

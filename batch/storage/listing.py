@@ -162,7 +162,9 @@ def _local(
     above = above | {(status.st_dev, status.st_ino)}
     if parts and printable(folder) == folder:
         _refuse_table(Location.of("/"), folder)
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as found:
+        entries = list(found)
+    for entry in entries:
         inner = (*parts, entry.name)
         try:
             status = entry.stat()

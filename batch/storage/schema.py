@@ -161,7 +161,7 @@ def _nests(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         if one.num_fields != other.num_fields or any(a.name != b.name for a, b in pairs):
             return None
         fields = [unified_field(a, b) for a, b in pairs]
-        return None if None in fields else pa.struct(fields)
+        return None if any(field is None for field in fields) else pa.struct(fields)
     if types.is_map(one) and types.is_map(other):
         key, item = (
             unified_field(one.key_field, other.key_field),

@@ -1,0 +1,192 @@
+"""Which files an INPUT names: each is read or named with a reason; nothing is left out silently."""
+
+import os
+import socket
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batch.errors import InputError
+from batch.storage.backlog import Backlog
+from batch.storage.listing import files_of
+
+
+def put(path: Path, number: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:  # pyarrow asks for a name in UTF-8
+        pq.write_table(pa.table({"id": [f"{path.name!r} {number}"], "request": ["find it"]}), file)
+    return path
+
+
+def read(source: object) -> list[str]:
+    root = str(source).split("*")[0].split("[")[0].rpartition("/")[0] if "*" in str(source) else source
+    return [os.path.relpath(found.location.path, root) for found in files_of(str(source)).files]
+
+
+def skipped(source: object) -> dict[str, str]:
+    return {os.path.basename(path): why for path, why in files_of(str(source)).skipped}
+
+
+NAMES = ("a.parquet", "B.PARQUET", "c.parq", "d.pq", "e.parquet.gzip", "f.snappy.parquet", "g.parquet.zst")
+
+
+@pytest.mark.parametrize(
+    "name", [*NAMES, "20260101_000000_00001_abcde", "part-0", "h.pqt", "export.2026-11-26"]
+)
+def test_a_parquet_file_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    put(tmp_path / name)
+    assert read(tmp_path) == [name]
+
+
+def test_what_is_not_read_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "a.parquet")
+    for name in ("_hidden.parquet", ".tmp.parquet", "b.parquet.crdownload", "c.parquet~", "d.parquet.bak"):
+        put(tmp_path / name)
+    put(tmp_path / "_temporary/0/e.parquet")
+    (tmp_path / "rows.csv").write_text("id,request\n")
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "notes").touch()
+    os.mkfifo(tmp_path / "pipe.parquet")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "s"))
+    assert read(tmp_path) == ["a.parquet"]
+    assert skipped(tmp_path) == {
+        **dict.fromkeys(("_hidden.parquet", ".tmp.parquet", "_temporary", "_SUCCESS"), "hidden"),
+        "b.parquet.crdownload": "its name ends in .crdownload",
+        "c.parquet~": "its name ends in ~",
+        "d.parquet.bak": "its name ends in .bak",
+        **dict.fromkeys(("rows.csv", "notes"), "not Parquet"),
+        **dict.fromkeys(("pipe.parquet", "s"), "a device, a pipe or a socket"),
+    }
+    notes = Backlog.open(str(tmp_path), "id", "request").notes
+    assert f"skipped {tmp_path}/rows.csv: not Parquet" in notes and len(notes) == 11
+
+
+def test_what_is_named_as_parquet_and_is_none_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_text("id,request\n")
+    with pytest.raises(InputError, match=r"b\.parquet is not a Parquet file"):
+        Backlog.open(str(tmp_path), "id", "request")
+
+
+@pytest.mark.parametrize("name", ["b.parquet", "B.PARQ", "b"])
+def test_a_link_to_nothing_is_refused(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "a.parquet")
+    (tmp_path / name).symlink_to(tmp_path / "gone/b.parquet")
+    with pytest.raises(InputError, match="a link to a file that is not there"):
+        files_of(str(tmp_path))
+    with pytest.raises(InputError, match="a link to nothing"):
+        files_of(str(tmp_path / name))
+
+
+def test_links_are_followed_and_a_file_is_read_once(tmp_path: Path) -> None:
+    put(tmp_path / "store/a.parquet")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/folder").symlink_to(tmp_path / "store")
+    (tmp_path / "in/latest.parquet").symlink_to(tmp_path / "store/a.parquet")
+    (tmp_path / "in/round").symlink_to(tmp_path / "in")
+    assert read(tmp_path / "in") == ["folder/a.parquet"]
+    assert skipped(tmp_path / "in") == {"latest.parquet": f"the same file as {tmp_path}/in/folder/a.parquet"}
+
+
+def test_globs_of_files_and_of_folders(tmp_path: Path) -> None:
+    for name in (
+        "n1/a.parquet",
+        "n1/deep/b.parquet",
+        "n2/c.parquet",
+        "other/d.parquet",
+        "spark.parquet/part-0",
+    ):
+        put(tmp_path / name)
+    assert read(f"{tmp_path}/n*") == ["n1/a.parquet", "n1/deep/b.parquet", "n2/c.parquet"]
+    assert read(f"{tmp_path}/n[!1]/*.parquet") == ["n2/c.parquet"]
+    assert read(f"{tmp_path}/*.parquet") == ["spark.parquet/part-0"]
+    assert read(f"{tmp_path}/**/[ab].parquet") == ["n1/a.parquet", "n1/deep/b.parquet"]
+    assert read(f"{tmp_path}/n1/**") == ["a.parquet", "deep/b.parquet"]
+
+
+@pytest.mark.parametrize("folder", ["backlog [2026-11]", "[a", "q?", "50% *new*", "日本 [x]"])
+def test_what_lies_there_under_its_very_name_is_no_pattern(tmp_path: Path, folder: str) -> None:
+    put(tmp_path / folder / "a.parquet")
+    for source in (tmp_path / folder, tmp_path / folder / "a.parquet", tmp_path / folder / "*.parquet"):
+        assert [found.location.path for found in files_of(str(source)).files] == [
+            str(tmp_path / folder / "a.parquet")
+        ]
+    with pytest.raises(InputError, match=r"no (Parquet )?file"):
+        files_of(str(tmp_path / folder / "slip.parquet"))
+
+
+def test_partitions_become_columns(tmp_path: Path) -> None:
+    for index, path in enumerate(("_day=2026-11-01/shop=7", "_day=2026-11-02/shop=-12")):
+        put(tmp_path / "t" / path / f"part-{index}", index)
+    backlog = Backlog.open(str(tmp_path / "t"), "id", "request")
+    backlog.check_ids()
+    rows = pa.Table.from_batches(backlog.batches(), backlog.schema)
+    assert [str(backlog.schema.field(name).type) for name in ("_day", "shop")] == ["date32[day]", "int64"]
+    assert [str(day) for day in rows["_day"].to_pylist()] == ["2026-11-01", "2026-11-02"]
+    assert rows["shop"].to_pylist() == [7, -12]
+    (batch,) = list(backlog.batches(columns=["shop"], start_row=1))
+    assert batch.to_pydict() == {"shop": [-12]}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "read_as"),
+    [
+        (("01", "2"), "string", ["01", "2"]),
+        (("__HIVE_DEFAULT_PARTITION__", "a%2Fb"), "string", [None, "a/b"]),
+        (("1", "9223372036854775808"), "string", ["1", "9223372036854775808"]),
+        (("5", "__HIVE_DEFAULT_PARTITION__"), "int64", [5, None]),
+    ],
+)
+def test_partition_values_lose_nothing(
+    tmp_path: Path, values: tuple[str, str], kind: str, read_as: list[object]
+) -> None:
+    for value in values:
+        put(tmp_path / f"k={value}/{values.index(value)}.parquet", values.index(value))
+    backlog = Backlog.open(str(tmp_path), "id", "request")
+    assert str(backlog.schema.field("k").type) == kind
+    assert [value for batch in backlog.batches() for value in batch.column("k").to_pylist()] == read_as
+
+
+def test_partitions_that_contradict_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "one/Request=1/a.parquet")
+    with pytest.raises(InputError, match="'Request' is also a column, 'request'"):
+        Backlog.open(str(tmp_path / "one"), "id", "request")
+    put(tmp_path / "two/day=1/a.parquet")
+    put(tmp_path / "two/b.parquet")
+    with pytest.raises(InputError, match="same partition keys"):
+        Backlog.open(str(tmp_path / "two"), "id", "request")
+
+
+@pytest.mark.parametrize(
+    ("inside", "kind"),
+    [
+        ("_delta_log/00000000000000000000.json", "Delta"),
+        ("metadata/v1.metadata.json", "Iceberg"),
+        (".hoodie/x", "Hudi"),
+    ],
+)
+def test_tables_with_a_log_are_refused_by_name(tmp_path: Path, inside: str, kind: str) -> None:
+    put(tmp_path / "lake/table/day=1/a.parquet")
+    (tmp_path / "lake/table" / inside).parent.mkdir()
+    (tmp_path / "lake/table" / inside).touch()
+    for source in ("lake", "lake/table", "lake/table/day=1", "lake/t*", "lake/table/day=*/*.parquet"):
+        with pytest.raises(InputError, match=rf"lake/table is a {kind} table"):
+            files_of(str(tmp_path / source))
+    assert read(tmp_path / "lake/table/day=1/a.parquet")  # a file by its own name is the user's word
+
+
+@pytest.mark.parametrize("source", ["", " ", "nosuch://x/y", "hf://datasets/a/b", "http://host/x.parquet"])
+def test_what_is_no_path_is_refused_at_once(source: str) -> None:
+    with pytest.raises(InputError, match="; "):
+        files_of(source)
+
+
+def test_names_that_are_not_utf8_are_refused_and_shown(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.parquet")
+    put(tmp_path / name)
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=r"caf\\xe9\.parquet: the name is not valid UTF-8"):
+            files_of(str(source))

@@ -1,0 +1,128 @@
+"""No two places of a run are one, whatever they are called; and what cannot be written is refused before any work."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batch.errors import InputError
+from batch.storage.location import Location, write_file
+from batch.storage.places import check_outlets, check_output, check_writable, refuse_inputs
+
+
+def put(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"id": ["a"], "request": ["find it"]}), path)
+    return path
+
+
+def link(path: Path, target: Path) -> Path:
+    path.symlink_to(target)
+    return path
+
+
+def hard(path: Path, target: Path) -> Path:
+    os.link(target, path)
+    return path
+
+
+OTHER_NAMES: dict[str, Callable[[Path], Path]] = {
+    "itself": lambda file: file,
+    "dots": lambda file: file.parent / "x" / ".." / file.name,
+    "through a linked folder": lambda file: link(file.parents[1] / "alias", file.parent) / file.name,
+    "a hard link": lambda file: hard(file.parents[1] / "hard.parquet", file),
+    "a link": lambda file: link(file.parents[1] / "soft.parquet", file),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_the_input_by_another_name_is_no_place_to_write(tmp_path: Path, name: str) -> None:
+    source = put(tmp_path / "real/in.parquet")
+    (tmp_path / "real/x").mkdir()
+    other = OTHER_NAMES[name](source)
+    with pytest.raises(InputError):
+        check_output(str(source), str(other), {})
+    with pytest.raises(InputError):
+        check_outlets(str(source), str(tmp_path / "out.parquet"), {"--metrics": other})
+    if name not in ("a link",):
+        with pytest.raises(InputError, match="one of the input's files"):
+            refuse_inputs(str(other), [Location.of(source)])
+
+
+def test_outlets_are_neither_the_output_nor_one_another(tmp_path: Path) -> None:
+    source, output = str(put(tmp_path / "in.parquet")), str(tmp_path / "out.parquet")
+    check_outlets(source, output, {"--metrics": tmp_path / "m", "--report": tmp_path / "r"})
+    for path in (output, f"{output}.manifest.json", tmp_path / "m"):
+        with pytest.raises(InputError, match="as well"):
+            check_outlets(source, output, {"--metrics": tmp_path / "m", "--report": Path(path)})
+    with pytest.raises(InputError, match="is a Parquet file"):
+        check_outlets(source, output, {"--report": put(tmp_path / "precious.parquet")})
+    for folder in (tmp_path / "in.parquet", tmp_path / "out.parquet"):
+        with pytest.raises(InputError):
+            check_output(source, output, {"--cache": folder})
+    with pytest.raises(InputError, match=r"--cache .* is --work-dir as well"):
+        check_output(source, output, {"--work-dir": tmp_path / "w", "--cache": f"{tmp_path}/./w/"})
+
+
+@pytest.mark.parametrize(
+    "source", ["night", "night/", "night/*", "night/*.parquet", "n*/", "night/**/*.parquet"]
+)
+def test_an_output_that_the_next_run_would_read_is_refused(tmp_path: Path, source: str) -> None:
+    put(tmp_path / "night/a.parquet")
+    (tmp_path / "night/deep").mkdir()
+    with pytest.raises(InputError, match="would be read with it"):
+        check_output(f"{tmp_path}/{source}".rstrip("/"), str(tmp_path / "night/out.parquet"), {})
+    check_output(f"{tmp_path}/night/a*.parquet", str(tmp_path / "night/out.parquet"), {})
+    check_output(str(tmp_path / "night"), str(tmp_path / "night/.out.parquet"), {})
+
+
+def test_what_cannot_be_an_output(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    link(tmp_path / "link.parquet", tmp_path / "elsewhere")
+    for name, why in {
+        "folder": "is a directory",
+        "scored/": "does not exist",
+        "no/out.parquet": "its directory does not exist",
+        "pipe": "a device or a pipe",
+        "link.parquet": "is a symbolic link",
+        "依" * 81 + ".parquet": "longer than 241 bytes",
+        "": "is a directory",
+    }.items():
+        with pytest.raises(InputError, match=why):
+            check_output("in.parquet", f"{tmp_path}/{name}", {})
+    with pytest.raises(InputError, match="a device or a pipe"):
+        check_writable("/dev/null")
+    with pytest.raises(InputError, match=r"caf\\xe9: the name is not valid UTF-8"):
+        check_output("in.parquet", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"), {})
+
+
+def test_long_names_file_uris_and_modes(tmp_path: Path) -> None:
+    """A name of 241 bytes fits with all that lies beside it; a file keeps its mode."""
+    name = "依" * 80 + "a"
+    check_output("in.parquet", f"{tmp_path}/{name}", {})
+    for each in (name, f"{name}.manifest.json"):
+        write_file(tmp_path / each, b"x")
+    check_output("in.parquet", f"file://{tmp_path}/a%20b.parquet", {})
+    (tmp_path / name).chmod(0o600)
+    write_file(tmp_path / name, b"y")
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert sorted(os.listdir(tmp_path)) == sorted([name, f"{name}.manifest.json"])
+
+
+def test_a_temporary_name_cannot_be_planted_and_a_live_writer_keeps_its_own(tmp_path: Path) -> None:
+    from batch.storage.location import replacing
+
+    target = tmp_path / "a"
+    with replacing(Location.of(target)) as one:
+        Path(one.path).write_bytes(b"one")
+        with replacing(Location.of(target)) as two:
+            assert one.path != two.path and os.path.exists(one.path)
+            Path(two.path).write_bytes(b"two")
+        assert target.read_bytes() == b"two"
+    assert target.read_bytes() == b"one"
+    assert os.listdir(tmp_path) == ["a"]

@@ -1,0 +1,238 @@
+"""Files that differ as exports do are one backlog; what contradicts is refused with the column and both types."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batch.contract.contract import Contract
+from batch.errors import InputError
+from batch.storage.backlog import Backlog
+from batch.storage.output import output_schema, parquet_writer
+from batch.storage.unify import SPARK
+
+
+def files(folder: Path, *columns: Any, **options: Any) -> Path:
+    """A file a column `x`, each of two rows."""
+    for index, column in enumerate(columns):
+        fields = {"id": [f"{index}-0", f"{index}-1"], "request": ["find it"] * 2}
+        pq.write_table(pa.table({**fields, "x": column}), folder / f"{index}.parquet", **options)
+    return folder
+
+
+def opened(source: Path) -> Backlog:
+    backlog = Backlog.open(str(source), "id", "request")
+    backlog.check_ids()
+    return backlog
+
+
+def rows(backlog: Backlog) -> pa.Table:
+    return pa.Table.from_batches(backlog.batches(), backlog.schema)
+
+
+def words(kind: pa.DataType) -> pa.Array:
+    array = pa.array(["a", None])
+    return array.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else array.cast(kind)
+
+
+STRINGS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+
+
+@pytest.mark.parametrize("other", [*STRINGS, pa.dictionary(pa.int32(), pa.large_string())], ids=str)
+@pytest.mark.parametrize("one", STRINGS, ids=str)
+def test_kinds_of_strings_are_one(tmp_path: Path, one: pa.DataType, other: pa.DataType) -> None:
+    backlog = opened(files(tmp_path, words(one), words(other)))
+    assert rows(backlog)["x"].to_pylist() == ["a", None] * 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (pa.int8(), pa.int64(), pa.int64()),
+        (pa.uint8(), pa.int8(), pa.int16()),
+        (pa.uint32(), pa.int64(), pa.int64()),
+        (pa.float32(), pa.float64(), pa.float64()),
+        (pa.decimal128(5, 2), pa.decimal128(20, 2), pa.decimal128(20, 2)),
+        (pa.null(), pa.list_(pa.string()), pa.list_(pa.string())),
+        (pa.timestamp("ms"), pa.timestamp("us"), pa.timestamp("us")),
+        (pa.timestamp("us", "UTC"), pa.timestamp("us", "Europe/Berlin"), pa.timestamp("us", "UTC")),
+        (pa.list_(pa.null()), pa.list_(pa.string()), pa.list_(pa.string())),
+        (pa.list_(pa.int32()), pa.large_list(pa.int64()), pa.large_list(pa.int64())),
+        (pa.struct([("a", pa.int8())]), pa.struct([("a", pa.int32())]), pa.struct([("a", pa.int32())])),
+        (pa.map_(pa.string(), pa.int8()), pa.map_(pa.string(), pa.int32()), pa.map_(pa.string(), pa.int32())),
+    ],
+    ids=str,
+)
+def test_widths_are_one(tmp_path: Path, one: pa.DataType, other: pa.DataType, both: pa.DataType) -> None:
+    for order in ((one, other), (other, one)):
+        backlog = opened(files(tmp_path, *(pa.nulls(2, kind) for kind in order)))
+        assert backlog.schema.field("x").type.equals(both)
+        assert rows(backlog)["x"].null_count == 4
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.int64(), pa.string()),
+        (pa.int64(), pa.float64()),
+        (pa.uint64(), pa.int64()),
+        (pa.decimal128(5, 2), pa.decimal128(5, 3)),
+        (pa.timestamp("us"), pa.timestamp("us", "UTC")),
+        (pa.struct([("a", pa.int8())]), pa.struct([("b", pa.int8())])),
+        (pa.list_(pa.string()), pa.string()),
+        (pa.binary(), pa.string()),
+    ],
+    ids=str,
+)
+def test_what_loses_something_is_refused(tmp_path: Path, one: pa.DataType, other: pa.DataType) -> None:
+    files(tmp_path, pa.nulls(2, one), pa.nulls(2, other))
+    with pytest.raises(
+        InputError, match=r"column 'x' is .* in .*1\.parquet and .* before it; make them alike"
+    ):
+        opened(tmp_path)
+
+
+def test_a_timestamp_that_does_not_fit_the_finer_unit_is_refused(tmp_path: Path) -> None:
+    files(tmp_path, pa.array([2**60, 0], pa.timestamp("ms")), pa.nulls(2, pa.timestamp("us")))
+    with pytest.raises(InputError, match=r"0\.parquet: cannot read row group 0"):
+        opened(tmp_path)
+
+
+def test_order_and_nullability_differ_freely(tmp_path: Path) -> None:
+    required = pa.schema(
+        [("id", pa.string()), pa.field("x", pa.int8(), nullable=False), ("request", pa.string())]
+    )
+    pq.write_table(pa.table([["a"], [1], ["find it"]], schema=required), tmp_path / "0.parquet")
+    pq.write_table(
+        pa.table({"request": ["find it"], "id": ["b"], "x": pa.array([None], pa.int8())}),
+        tmp_path / "1.parquet",
+    )
+    backlog = opened(tmp_path)
+    assert backlog.schema.names == ["id", "x", "request"] and backlog.schema.field("x").nullable
+    assert rows(backlog).to_pydict() == {"id": ["a", "b"], "x": [1, None], "request": ["find it"] * 2}
+
+
+def levels(*values: str, codes: tuple[int, ...] = (0, 0)) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array(values), ordered=True)
+
+
+def test_levels_are_kept_in_their_order(tmp_path: Path) -> None:
+    """Also where a file knows only some of them, and where each row group has its own dictionary."""
+    files(tmp_path, levels("low", "high", codes=(1, 0)), levels("low", "mid", "high", "never", codes=(2, 1)))
+    backlog = opened(tmp_path)
+    for batch in backlog.batches():
+        assert batch["x"].type.ordered
+        assert batch["x"].dictionary.to_pylist() == ["low", "mid", "high", "never"]
+    assert rows(backlog)["x"].to_pylist() == ["high", "low", "high", "mid"]
+    assert backlog.notes == ()
+
+
+def test_levels_that_contradict_are_ordered_no_longer_and_that_is_told(tmp_path: Path) -> None:
+    backlog = opened(files(tmp_path, levels("a", "b", codes=(1, 0)), levels("b", "a", codes=(1, 0))))
+    assert not backlog.schema.field("x").type.ordered
+    assert rows(backlog)["x"].to_pylist() == ["b", "a", "a", "b"]
+    assert backlog.notes == ("column 'x' has its levels in more than one order: it is no longer ordered",)
+
+
+def test_metadata_stays_and_what_would_hide_the_answers_does_not(tmp_path: Path, contract: Contract) -> None:
+    spark = {
+        "type": "struct",
+        "fields": [
+            {"name": n, "type": "string", "nullable": True, "metadata": {}} for n in ("id", "request")
+        ],
+    }
+    told = {
+        "pandas": "{}",
+        "huggingface": "{}",
+        "geo": '{"version":"1.1.0"}',
+        SPARK.decode(): json.dumps(spark),
+    }
+    field = pa.field("id", pa.string(), metadata={"PARQUET:field_id": "7", "comment": "the ticket's"})
+    schema = pa.schema([field, ("request", pa.string())], {**told, "parquet.avro.schema": "{}"})
+    pq.write_table(pa.table([["a"], ["b"]], schema=schema), tmp_path / "in.parquet")
+    backlog = opened(tmp_path)
+    made = output_schema(backlog.schema, contract)
+    assert {made.metadata[key.encode()].decode() for key in ("pandas", "huggingface", "geo")} == {
+        "{}",
+        told["geo"],
+    }
+    names = [each["name"] for each in json.loads(made.metadata[SPARK])["fields"]]
+    assert names == made.names
+    assert made.field("id").metadata == field.metadata
+    assert b"parquet.avro.schema" not in made.metadata
+    assert backlog.notes == (
+        "metadata 'parquet.avro.schema' is left out: it lists the columns without the output's new ones",
+    )
+
+
+# Types of Parquet that Arrow has none for
+
+DUCKDB = "interval 1 day iv, timetz '01:02:03+00' tz, [interval 1 month] ivs, {'t': timetz '01:02:03+00', 'n': 1} s"
+# (fields of a SchemaElement as they are encoded, what pyarrow's listing of the Parquet schema says)
+MARKS = {
+    "ENUM": ({6: (5, b"\x08"), 10: (12, b"\x4c\0\0")}, "(Enum)"),
+    "BSON": ({6: (5, b"\x28"), 10: (12, b"\xdc\0\0")}, "(BSON)"),
+    "ENUM of old": ({6: (5, b"\x08")}, "(Enum)"),
+}
+
+
+def written(backlog: Backlog, path: Path) -> None:
+    with path.open("wb") as sink, parquet_writer(sink, backlog.schema) as writer:
+        writer.write_table(rows(backlog))
+
+
+def test_intervals_and_times_with_zone_stay(tmp_path: Path) -> None:
+    duckdb.sql(f"copy (select 'a' id, 'find it' request, {DUCKDB}) to '{tmp_path}/in.parquet'")
+    written(opened(tmp_path / "in.parquet"), tmp_path / "out.parquet")
+    seen = [duckdb.sql(f"select * from '{tmp_path}/{name}.parquet'") for name in ("in", "out")]
+    assert seen[0].types == seen[1].types
+    assert str(seen[0].fetchall()) == str(seen[1].fetchall())
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_marks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, nested: bool) -> None:
+    """Put into a footer by hand; pyarrow lists them of the input and of the output."""
+    fields, listed = MARKS[mark]
+    values = pa.array([b"DreamMaker", None])
+    column = pa.array([[b"DreamMaker"], None]) if nested else values
+    pq.write_table(
+        pa.table({"id": ["a", "b"], "request": ["x"] * 2, "x": column}), tmp_path / "plain.parquet"
+    )
+    mark_footer(tmp_path / "plain.parquet", tmp_path / "in.parquet", fields)
+    assert listed in str(pq.ParquetFile(tmp_path / "in.parquet").schema)
+    backlog = opened(tmp_path / "in.parquet")
+    written(backlog, tmp_path / "out.parquet")
+    out = pq.ParquetFile(tmp_path / "out.parquet")
+    assert listed in str(out.schema)
+    assert out.read()["x"].to_pylist() == column.to_pylist()
+    assert b"batch_route.annotations" not in (out.metadata.metadata or {})
+    assert pl.read_parquet(tmp_path / "out.parquet").height == 2
+    if not nested and mark.startswith("ENUM"):
+        assert Backlog.open(str(tmp_path / "in.parquet"), "id", "x").texts(next(backlog.batches())) == (
+            ["DreamMaker", None],
+            {},
+        )
+
+
+def mark_footer(source: Path, target: Path, fields: dict[int, tuple[int, bytes]]) -> None:
+    from batch.storage import footer
+
+    data = source.read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")
+    start, end, elements = footer._elements(data[-8 - size : -8])
+    elements[-1] |= fields
+    tail = data[-8 - size : -8]
+    tail = tail[: start + 1] + b"".join(map(footer._encoded, elements)) + tail[end:]
+    target.write_bytes(data[: -8 - size] + tail + len(tail).to_bytes(4, "little") + b"PAR1")
+
+
+def test_a_mark_that_not_every_file_has_is_told(tmp_path: Path) -> None:
+    files(tmp_path, pa.array([b"a", b"b"]), pa.array([b"a", b"b"]))
+    mark_footer(tmp_path / "1.parquet", tmp_path / "1.parquet", MARKS["ENUM"][0])
+    assert opened(tmp_path).notes == ("column 'x' is no longer marked ENUM: not every file marks it so",)
