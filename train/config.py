@@ -67,7 +67,8 @@ class Lora:
 
 @dataclasses.dataclass(frozen=True)
 class Quantisation:
-    type: str = "nf4"
+    type: str = "nf4"  # nf4 or fp4; none for a base small enough to train on in full precision
+    serve: str = "expanded"  # what of the base serves: the 4-bit weights expanded; original; or as measured
     double: bool = True  # quantise the quantisation constants too
     compute_dtype: str = "auto"  # bfloat16 on a GPU, float32 on a CPU
 
@@ -198,7 +199,8 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
 def _check(config: Config) -> None:
     lora, quantisation, training = config.lora, config.quantisation, config.training
     _among("[lora] target", lora.target, ("all-linear",))
-    _among("[quantisation] type", quantisation.type, ("nf4", "fp4"))
+    _among("[quantisation] type", quantisation.type, ("nf4", "fp4", "none"))
+    _among("[quantisation] serve", quantisation.serve, ("expanded", "original", "measured"))
     _among("[quantisation] compute_dtype", quantisation.compute_dtype, ("auto", "bfloat16", "float32"))
     _among("[training] scheduler", training.scheduler, SCHEDULERS)
     _within("[lora] r", lora.r, 1, 512)

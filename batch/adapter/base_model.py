@@ -8,6 +8,7 @@ from typing import Any
 
 from batch.adapter.files import no_remote_code, read_json
 from batch.adapter.fits import linear_shapes
+from batch.adapter.made import bases_root, in_a_process, make
 from batch.adapter.renderer import Renderer
 from batch.errors import AdapterError
 from batch.storage.location import bundle_digest, file_digest
@@ -17,20 +18,25 @@ EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")  # canonical
 
 
 def local_folder(ref: str, near: Path | None = None) -> Path | None:
-    """The model folder that `ref` names, under the current directory or the folders above `near`."""
+    """The model folder or GGUF file at `ref`, under the current directory or the folders above `near`."""
     roots = (Path(), *(near.resolve().parents if near else ()))
-    return next((root / ref for root in roots if (root / ref / "config.json").is_file()), None)
+    return next((root / ref for root in roots if _is_model(root / ref)), None)
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() or _gguf(path) is not None
 
 
 def resolve_base(ref: str, revision: str | None = None, near: Path | None = None) -> Path:
     """Local folder of a base model named by a folder or a hub id. Raises `AdapterError`.
 
-    A relative folder is looked for under the current directory, then under the folders above `near`. A hub id
-    is looked up in the local hub cache; set `BATCH_ROUTE_ONLINE=1` to let it be downloaded (safetensors
-    only).
+    A relative folder is looked for under the current directory, then under the folders above `near`. A GGUF
+    file, or a folder that holds one, is converted once (:func:`converted`). A hub id is looked up in the
+    local hub cache; set `BATCH_ROUTE_ONLINE=1` to let it be downloaded (safetensors only).
     """
     if found := local_folder(ref, near):
-        return _checked_base(found)
+        file = _gguf(found)
+        return _checked_base(converted(file, bases_root() / file_digest(file)) if file else found)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref) or ref.startswith("."):
         raise AdapterError(f"no base model at {ref}; give a model folder or a hub id with --base-model")
     from huggingface_hub import snapshot_download
@@ -53,6 +59,24 @@ def resolve_base(ref: str, revision: str | None = None, near: Path | None = None
         raise AdapterError(
             f"base model {ref} at revision {revision or 'main'} is not here; {remedy}"
         ) from error
+
+
+def _gguf(path: Path) -> Path | None:
+    """The GGUF file that `path` is or holds. Raises `AdapterError` where it holds several."""
+    if path.is_file() or (path / "config.json").is_file():
+        return path if path.suffix == ".gguf" else None
+    files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if len(files) > 1:
+        raise AdapterError(f"{path}: holds {len(files)} GGUF files; name one of them")
+    return files[0] if files else None
+
+
+def converted(file: Path, home: Path) -> Path:
+    """`home`, a model folder with the GGUF file's weights as bfloat16 safetensors; made if it is not there.
+
+    Raises `AdapterError` for a file that transformers cannot read.
+    """
+    return make(home, lambda folder: in_a_process("batch.engine.gguf", file, str(folder)))
 
 
 def _checked_base(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 from batch.adapter.base_model import base_digest, check_holds, local_folder, resolve_base
 from batch.adapter.calibration import Calibration
+from batch.adapter.expanded import Expansion
 from batch.adapter.files import no_remote_code, read_json
 from batch.adapter.fits import check_fits
 from batch.adapter.peft_checks import LoraModule, highest_rank, lint
@@ -95,9 +96,17 @@ class Bundle:
 
     @property
     def base(self) -> Mapping[str, Any]:
-        """The base model it was trained on: `ref`, `revision`, `sha256`."""
-        base: Mapping[str, Any] = self.manifest["base"]
-        return base
+        """The base model it was trained on: `ref`, `revision`, `sha256`; and `served`, where those weights
+        were quantised for training and are served expanded.
+        """
+        served = self.manifest.get("served_base")
+        return {**self.manifest["base"], **({"served": served} if served else {})}
+
+    @property
+    def expansion(self) -> Expansion | None:
+        """What serves, where that is not the base as it was."""
+        served = self.manifest.get("served_base")
+        return Expansion.of(served) if served else None
 
     @property
     def lora_modules(self) -> tuple[str, ...]:
@@ -105,10 +114,24 @@ class Bundle:
         return tuple(sorted({module.leaf for module in self.modules}))
 
     def resolve_base(self, override: str | None = None) -> Path:
-        """Local folder of the base model, checked to be the one trained on. Raises `AdapterError`.
+        """Local folder of the base model that serves, checked. Raises `AdapterError`.
 
-        An override is for the same weights at another place; other weights are refused.
+        That is the base trained on, expanded from 4 bits where `served_base` says so: made from the original
+        if it is not here. An override is the original at another place; other weights are refused.
         """
+        if self.expansion is None:
+            return self.original_base(override)
+        original = self.original_base(override) if override else None
+        if self.expansion.found(self.path) is None:
+            self.expansion.made(self.path, original or self.original_base())
+        folder = self.expansion.found(self.path)
+        assert folder is not None
+        check_fits(self.path, self.modules, folder)
+        check_holds(folder, self.renderer)
+        return folder
+
+    def original_base(self, override: str | None = None) -> Path:
+        """Local folder of the base model as it was before training quantised it, checked by its digest."""
         folder = resolve_base(override, near=self.path) if override else self._own_base()
         if self.base["sha256"] and base_digest(folder) != self.base["sha256"]:
             raise AdapterError(

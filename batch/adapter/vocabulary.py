@@ -23,6 +23,9 @@ MAX_ID = 1 << 22  # of a token; the largest vocabularies have a sixteenth of tha
 MAX_GROWTH = 64  # times that normalisers may lengthen a text; real ones replace a character by one
 KEPT = 4  # vocabularies that a process remembers
 SPACE = "\u2581"  # SentencePiece's stand-in for a space
+# Bytes that a byte-level vocabulary may lack (SmolLM2's lacks 21): controls other than white space, what no
+# UTF-8 holds, and the first bytes of planes 4 to 11, in which no character is assigned.
+SPARED = frozenset({*range(9), 11, 12, *range(14, 32), 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)})
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -146,11 +149,12 @@ def _is_byte_level(content: Mapping[str, Any], folder: Path) -> bool:
     model, pieces = content["model"], content["model"]["vocab"]
     known = pieces if isinstance(pieces, dict) else {piece for piece, _ in pieces}
     if "ByteLevel" in decoders:
-        alphabet = set(_byte_level_alphabet().values())
+        signs = _byte_level_alphabet()
+        alphabet, needed = set(signs.values()), {signs[byte] for byte in range(256) if byte not in SPARED}
         added = {token["content"] for token in content["added_tokens"]}
-        if alphabet <= set(known) and all(
-            alphabet.issuperset(piece) for piece in known if piece not in added
-        ):
+        # what is not known is left out, and does not become a token that a text must not spell
+        complete = alphabet <= set(known) or (needed <= set(known) and not model.get("unk_token"))
+        if complete and all(alphabet.issuperset(piece) for piece in known if piece not in added):
             return True
     elif model.get("byte_fallback") and all(f"<0x{byte:02X}>" in known for byte in range(256)):
         return False

@@ -19,10 +19,11 @@ from train.importing import proved, seal
 @click.option("--revision", help="Commit of a hub id.")
 @click.option("--alias", default="latest", show_default=True, help="A name for it.")
 def import_adapter(folder: Path, contract: Path, base_model: str, revision: str | None, alias: str) -> None:
-    """Make a bundle of FOLDER, a plain PEFT adapter, and prove it.
+    """Make a bundle of a PEFT adapter, and prove it.
 
-    It is checked against its base, sealed with the contract and the base's tokenizer, served, and compared
-    with PEFT's own reading of it. What would be served in part is refused (exit 2).
+    FOLDER is what PEFT wrote. It is checked against its base, sealed with the contract and the base's
+    tokenizer, served, and compared with PEFT's own reading of it. What would be served in part is refused
+    (exit 2).
     """
     registry = Registry()
     bundle = seal(folder, Contract.load(contract), base_model, revision, registry)

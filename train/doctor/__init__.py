@@ -1,7 +1,7 @@
 """`doctor`: is what was trained what is served? Twelve checks on the path that serves, a line each.
 
-read the training rows → checks on token ids → ask the engine → checks on its answers → compare with the 4-bit
-base
+read the training rows → checks on token ids → ask the engine → checks on its answers → compare with the base
+that was trained on
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def doctor(
                 )
                 for name in NAMES
             ]
-    base = bundle.resolve_base(base_model)
+    original, base = bundle.original_base(base_model), bundle.resolve_base(base_model)
     trained = rows.read(bundle, base, data)
     spec = dataclasses.replace(spec_of(bundle), strict=False)
     vocabulary = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config().vocab_size
@@ -84,7 +84,7 @@ def doctor(
         served.check_arms(what, bundle),
         served.check_grammar(what, bundle),
         served.check_acts(what),
-        skew.check_skew(what, bundle, base, grammar),
+        skew.check_skew(what, bundle, original, grammar),
         rows.check_settings(trained, bundle, base, spec, what.seen.get("decoding", {})),
     ]
     return sorted(found, key=lambda check: NAMES.index(check.name))

@@ -15,6 +15,8 @@ def model_card(
     counts, lora = metrics["parameters"], facts["recipe"]["lora"]
     share = 100 * counts["trainable"] / counts["total"]
     quantised = facts["recipe"]["quantisation"]["type"]
+    method = "LoRA: base in full precision" if quantised == "none" else f"QLoRA: {quantised} base"
+    served = "these 4-bit weights, expanded" if "served_base" in facts else "the base as it is"
     kept = f"step {best['step']}, validation loss {best['validation_loss']:.4f}"
     rows = "\n".join(
         f"| {name} | {split['rows']} | `{split['path']}` | `{split['sha256'][:12]}` |"
@@ -39,7 +41,8 @@ folder is the one it was trained on. It decides nothing outside that contract. I
 ## Training
 
 - Base: `{base["ref"]}`, revision `{base["revision"] or "none"}`, sha256 `{(base["sha256"] or "")[:12]}`
-- QLoRA: {quantised} base, rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]}, {lora["target"]}
+- {method}, rank {lora["r"]}, alpha {lora["alpha"]}, dropout {lora["dropout"]}, {lora["target"]}
+- Served on {served}
 - Trainable parameters: {counts["trainable"]:,} of {counts["total"]:,} ({share:.2f} %)
 - Steps: {metrics["steps"]} over {metrics["epochs"]:.3g} epochs, seed {facts["seed"]}; kept: {kept}
 - Tokens an epoch: {metrics["tokens"]["all"]:,}, of which learned (answers): {metrics["tokens"]["supervised"]:,}

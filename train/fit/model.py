@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from batch.adapter.peft_checks import TOWERS
+from batch.engine.expand import load_base
 from batch.errors import AdapterError, ConfigError, EngineError
 from train.config import Config, Lora, Quantisation, Shape
 
@@ -65,18 +64,9 @@ def load_trained(folder: Path, quantisation: Quantisation, adapter: Path) -> Pef
 
 
 def _load_base(folder: Path, quantisation: Quantisation) -> PreTrainedModel:
-    transformers.utils.logging.disable_progress_bar()
-    dtype = compute_dtype(quantisation)
+    device = 0 if torch.cuda.is_available() else "cpu"
     try:
-        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            quantization_config=_four_bits(quantisation, dtype),
-            dtype=dtype,
-            device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
+        return load_base(folder, quantisation.type, quantisation.double, compute_dtype(quantisation), device)
     except torch.OutOfMemoryError as error:
         raise EngineError(
             f"{folder}: the GPU has too little memory for the base; free some, run again"
@@ -85,26 +75,6 @@ def _load_base(folder: Path, quantisation: Quantisation) -> PreTrainedModel:
         raise AdapterError(
             f"{folder}: the base model does not load: {_first_line(error)}; copy it again"
         ) from error
-    base.config.use_cache = False
-    for module in base.modules():
-        if isinstance(module, Linear4bit):
-            # Where a CPU has AVX512-BF16, bitsandbytes repacks a weight at the first evaluation, and rounds
-            # its scales for good: training would go on with other weights than before, and than a resumed
-            # run's.
-            module.support_avx512bf16_for_cpu = False
-    return base
-
-
-def _four_bits(quantisation: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """None for a base that stays as it is."""
-    if quantisation.type == "none":
-        return None
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantisation.type,
-        bnb_4bit_use_double_quant=quantisation.double,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

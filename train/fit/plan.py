@@ -115,9 +115,13 @@ def estimate_memory(model: PeftModel, config: Config, longest: int) -> dict[str,
     else:
         kept = shape.num_hidden_layers * per_layer
         formula = f"{tokens} tokens x {shape.num_hidden_layers} layers x {per_layer} values x {width} bytes"
-    four_bit = FOUR_BIT[config.quantisation.double]
+    whole_base = config.quantisation.type == "none"
+    width_of_base = 4.0 if whole_base else FOUR_BIT[config.quantisation.double]
     return {
-        "4-bit base": (packed * four_bit, f"{packed:,} weights x {four_bit:.3f} bytes"),
+        "base" if whole_base else "4-bit base": (
+            packed * width_of_base,
+            f"{packed:,} weights x {width_of_base:.3f} bytes",
+        ),
         "embeddings, norms": (whole * 4.0, f"{whole:,} weights x 4 bytes"),
         "adapter": (adapter * 4.0, f"{adapter:,} weights x 4 bytes"),
         "gradients": (adapter * 4.0, f"{adapter:,} x 4 bytes"),

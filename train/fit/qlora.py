@@ -52,6 +52,7 @@ from train.fit.loss_chart import draw_loss
 from train.fit.model import compute_dtype, count_parameters, load_quantised, save_adapter
 from train.fit.packing import Collator
 from train.fit.progress import ProgressLine
+from train.fit.serving import choose_served_base
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers")
 
@@ -99,6 +100,7 @@ def fit(
         torch.cuda.empty_cache()
         split = "calibration" if "calibration" in job.splits else "validation"
         rows = job.splits[split]
+        choose_served_base(folder, job.base, config.quantisation, rows, console)
         for line in summary(
             calibrate_folder(folder, rows, job.facts["data"][split], config.calibration.target_error)
         ):

@@ -134,7 +134,7 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(tiny_base: Pa
 
 def test_other_spellings_of_a_value_hardly_weigh_after_training(trained: Bundle) -> None:
     """With v1's adapter: what the score leaves out, per field, over rows that it was not trained on."""
-    renderer, contract, base = trained.renderer, trained.contract, trained.resolve_base()
+    renderer, contract, base = trained.renderer, trained.contract, trained.original_base()
     model = load_trained(base, Quantisation(), trained.path)
     grammar = ServedGrammar(trained.path, contract.grammar, renderer.end_of_turn_id, 14464)
     spec = dataclasses.replace(spec_of(trained), strict=False)

@@ -1,5 +1,6 @@
 """QLoRA for real, on a tiny random base: 4-bit NF4 by bitsandbytes, LoRA by peft, the loop by TRL."""
 
+import dataclasses
 import io
 import json
 import math
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from rich.console import Console
 from transformers import TrainerCallback
 
@@ -15,7 +17,7 @@ from batch.adapter.registry import Registry
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, ConfigError, OutputLockedError
-from train.config import Config
+from train.config import Config, Quantisation
 from train.dataset import encode, load_rows
 from train.fit import qlora
 from train.fit.checkpoints import last_checkpoint
@@ -132,6 +134,23 @@ def test_the_bundle_says_how_it_was_made(bundle: Bundle, tiny_base: Path) -> Non
     assert bundle.manifest["data"]["train"]["rows"] == 24
     assert bundle.manifest["recipe"]["lora"]["r"] == bundle.rank == 4
     assert str(tiny_base) in (bundle.path / "card.md").read_text()
+
+
+def test_it_is_served_on_the_weights_that_it_was_trained_on(bundle: Bundle, tiny_base: Path) -> None:
+    served = bundle.resolve_base()
+    assert served.parent == bundle.path.parent.parent / "bases" and served != tiny_base
+    assert "these 4-bit weights, expanded" in (bundle.path / "card.md").read_text()
+
+
+def test_plain_lora_trains_on_the_base_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
+    config = recipe(tiny_base, tmp_path, max_steps=2)
+    plain = dataclasses.replace(config, quantisation=Quantisation(type="none"))
+    model = load_quantised(tiny_base, plain)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert not any(isinstance(module, Linear4bit) for module in model.modules())
+    assert len(trained) == 2 * 7 * 2 and all(".lora_" in name for name in trained)
+    made = qlora.fit(plain, Registry(tmp_path / "adapters"), SILENT)
+    assert made.resolve_base() == tiny_base and "in full precision" in (made.path / "card.md").read_text()
 
 
 def test_plain_peft_loads_it_and_it_acts(bundle: Bundle, tiny_base: Path) -> None:
