@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
-from batch.cli_errors import ErrorCommand
+from batch.cli_errors import ErrorCommand, Number
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line, ours
+
+MOST_PATIENCE = 1e7  # seconds; the kernel counts microseconds
 
 
 def size(text: str) -> int:
@@ -44,7 +46,7 @@ def size(text: str) -> int:
     "--dry-run", is_flag=True, help="Check everything that needs no engine; print rows, tokens, time."
 )
 @click.option(
-    "--max-error-rate", metavar="F", type=click.FloatRange(0, 1), default=0.01, show_default=True,
+    "--max-error-rate", metavar="F", type=Number(0, 1), default=0.01, show_default=True,
     help="Exit with 3 if more of the rows are errors.",
 )  # fmt: skip
 @click.option(
@@ -90,7 +92,7 @@ def size(text: str) -> int:
     help="Bytes of the cache at most: 500M, 2G, …",
 )
 @click.option(
-    "--engine-timeout", metavar="SECONDS", type=click.FloatRange(min=1), default=600, show_default=True,
+    "--engine-timeout", metavar="SECONDS", type=Number(1, MOST_PATIENCE), default=600, show_default=True,
     help="Restart an engine that has made no progress for so long.",
 )  # fmt: skip
 @click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that the engine runs at once.")
@@ -162,6 +164,7 @@ def main(
 def _watch(wanted: Any, outlets: Any) -> None:
     """Until a signal; a line for each file."""
     from batch import watch as folder
+    from batch.adapter.registry import Registry
     from batch.errors import InputError
     from batch.job import Options
     from batch.reporting.observer import Observer
@@ -179,9 +182,12 @@ def _watch(wanted: Any, outlets: Any) -> None:
         if not outlets.log_json:
             click.echo(one_line(line), err=True)
 
+    registry = Registry()
+
     def route(options: Options, engine_for: EngineFor) -> None:
-        result = run(options, Observer(outlets), engine_for)
+        result = run(options, Observer(outlets), engine_for, registry)
         speed = f", {result.rows_per_second:.1f} rows/s" if result.rows_per_second else ""
         say(f"{Path(options.input).name}: {result.tally.rows} rows, {result.tally.error_rows} errors{speed}")
 
+    say(f"watching {wanted.input}")
     folder.watch(wanted, route, say)

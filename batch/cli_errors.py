@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -38,6 +39,16 @@ def translated() -> Iterator[None]:
             click.echo("Interrupted; run again to resume", err=True)
             raise SystemExit(end.exit_code) from None
         raise Failure(end) from error
+
+
+class Number(click.FloatRange):
+    """A number in a range; NaN is in none, whatever it is compared with."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number of the range {self._describe_range()}", param, ctx)
+        return number
 
 
 class ErrorCommand(click.Command):

@@ -2,6 +2,7 @@
 
     BatchRouteError                     2
     ├── InputError                      2    the backlog or an option is refused; nothing was written
+    │   └── BacklogError                2    the backlog's own fault, whatever else may change
     ├── ConfigError                     2    a training config is refused
     ├── ContractError                   2    the contract is refused
     ├── DatasetError                    2    a labelled dataset is refused, with file and line
@@ -51,6 +52,10 @@ class BatchRouteError(Exception):
 
 
 class InputError(BatchRouteError):
+    pass
+
+
+class BacklogError(InputError):
     pass
 
 

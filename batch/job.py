@@ -1,6 +1,8 @@
 """A job: what the command line asks for, and what of it is checked before anything expensive happens."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from batch import __version__
 from batch.adapter.registry import Registry
 from batch.engine import DEFAULT_ENGINE, ENGINES
 from batch.engine.process import PATIENCE
-from batch.errors import InputError
+from batch.errors import BacklogError, InputError
 from batch.scoring.adapters import Adapters
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
@@ -61,15 +63,24 @@ class Job:
     facts: dict[str, Any]  # what must be the same for a later run to resume this one
 
 
-def check(options: Options) -> Job:
+@contextlib.contextmanager
+def _of_the_backlog() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise BacklogError(str(error)) from error
+
+
+def check(options: Options, registry: Registry | None = None) -> Job:
     """Everything that can be refused before an engine starts is refused here (exit 2)."""
     if options.engine not in ENGINES:
         raise InputError(f"--engine {options.engine} is not one of {', '.join(ENGINES)}")
     folders = {"--work-dir": options.work_dir, "--cache": options.cache}
     check_output(options.input, options.output, folders)
-    backlog = Backlog.open(options.input, options.id_column, options.text_column)
-    id_digest = backlog.check_ids()  # first: what is read by this process is to have been read before
-    adapters = Adapters.of(Registry(), options.adapter, options.adapter_column, backlog)
+    with _of_the_backlog():
+        backlog = Backlog.open(options.input, options.id_column, options.text_column)
+        id_digest = backlog.check_ids()  # first: what is read by this process is to have been read before
+    adapters = Adapters.of(registry or Registry(), options.adapter, options.adapter_column, backlog)
     base = adapters.default.resolve_base(options.base_model)
     adapters = adapters.fitting(base)
     answers = adapters.answers

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from batch import __version__
+from batch.adapter.registry import Registry
 from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
 from batch.errors import signals_raise
@@ -28,16 +29,21 @@ from batch.storage.output import assemble
 EngineFor = Callable[[Job], AbstractContextManager[Supervisor]]
 
 
-def run(options: Options, observer: Observer | None = None, engine_for: EngineFor | None = None) -> Summary:
+def run(
+    options: Options,
+    observer: Observer | None = None,
+    engine_for: EngineFor | None = None,
+    registry: Registry | None = None,
+) -> Summary:
     """Route a backlog. Raises a `BatchRouteError`; whatever stops it, a rerun resumes from the last shard.
 
     The `observer` hears of it all, of a failure too. `engine_for` gives the engine for a job, by default a
-    new one.
+    new one. A `registry` that is given again has kept the bundles that it opened.
     """
     observer = observer or Observer()
     told = observer.around(options.input, options.output, options.adapter, options.max_error_rate)
     with told, lock_output(options.output), signals_raise():
-        job = check(options)
+        job = check(options, registry)
         digests = [bundle.digest for bundle in job.adapters.served]
         observer.checked(job.backlog, job.rows, digests, str(job.facts["base"]["ref"]))
         source = source_of(job)

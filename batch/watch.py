@@ -4,26 +4,52 @@ A file is whole once its Parquet footer is there, so one that is still being wri
 again when it has changed. Each file is a run of its own: same locks, ledger, proof and manifest. The
 adapter's alias is resolved for each anew, so a promoted champion serves from the next file on; a file that an
 earlier watch left unfinished is ended by the adapter that began it.
+
+Only a fault of the file's own settles it. Whatever else refused it (no champion yet, the outbox gone, another
+watch at work on it, the disk full) may pass, so it is tried again: soon at first, then more seldom.
 """
 
 import contextlib
 import dataclasses
+import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from batch.adapter.registry import Registry
 from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
-from batch.errors import BatchRouteError, EngineError, InputError, StorageError, signals_raise
+from batch.errors import (
+    AdapterError,
+    BacklogError,
+    BatchRouteError,
+    EngineError,
+    InputError,
+    Interrupted,
+    StorageError,
+    ours,
+    signals_raise,
+)
 from batch.job import Job, Options, work_dir_of
 from batch.run import EngineFor, start_engine, wanted_engine
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.workdir import job_in
 
 POLL = 1.0  # seconds between two looks at the folder
-PAUSE = 30.0  # seconds after the engine or the machine failed
+PAUSE = 30.0  # seconds after the engine or the machine failed, at least
+SOON, LONGEST = 2.0, 60.0  # seconds between two tries of a file that waits for something else
 Route = Callable[[Options, EngineFor], None]  # one file, with a way to get its engine
-Stamp = tuple[int, int]  # size in bytes and time of change in ns
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does: written, renamed over, or given other permissions."""
+
+    size: int  # bytes
+    modified_ns: int
+    changed_ns: int
+    inode: int
 
 
 class WarmEngine:
@@ -61,7 +87,7 @@ def serves(running: EngineSpec, wanted: EngineSpec) -> bool:
     return (
         modules
         and all(getattr(wanted, name) <= getattr(running, name) for name in fits)
-        and _vocabulary(wanted) == _vocabulary(running)
+        and (wanted.tokenizer == running.tokenizer or _vocabulary(wanted) == _vocabulary(running))
         and dataclasses.replace(wanted, **same) == running
     )
 
@@ -74,57 +100,120 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     """Route every `*.parquet` in the folder `options.input` to one of the same name in `options.output`,
     until a signal.
 
-    Raises `InputError` where either is no folder, `Interrupted` at the end. What else fails is said and does
-    not end it: a refused file is left until it changes, the rest is tried again.
+    Raises `InputError` where either is no folder, `Interrupted` at the end. What else fails is said, once,
+    and does not end it.
     """
     inbox, outbox = Path(options.input), Path(options.output)
     for folder in (inbox, outbox):
         if not folder.is_dir():
-            raise InputError(f"--watch: {folder} is no folder; make it first")
+            raise InputError(f"--watch: {folder} is not a directory; create it first")
     if inbox.resolve() == outbox.resolve():
         raise InputError("--watch: the outputs would be taken for inputs; name another folder for them")
-    settled: dict[Path, Stamp] = {}
+    files: dict[Path, File] = {}
     warm = WarmEngine()
     with signals_raise(), contextlib.closing(warm):
         while True:
-            pause = POLL
-            for path, stamp in arrivals(inbox, settled):
-                output = outbox / path.name
-                settled[path] = stamp
-                if done(output, stamp):
-                    continue
-                try:
-                    route(_for_file(options, path, output), warm)
-                except (EngineError, StorageError) as error:
-                    say(f"{path.name}: {error}")
-                    del settled[path]
-                    pause = PAUSE
-                except BatchRouteError as error:
-                    say(f"{path.name}: {error}")
-            time.sleep(pause)
+            for path, stamp in look(inbox, files):
+                file = files[path] = files[path] if files[path].stamp == stamp else File(stamp)
+                if not file.settled and time.monotonic() >= file.next_try:
+                    _try(file, path, outbox / path.name, options, route, warm, say)
+            time.sleep(POLL)
 
 
-def arrivals(inbox: Path, settled: dict[Path, Stamp]) -> list[tuple[Path, Stamp]]:
-    """Files that are new or have changed, the oldest first. Hidden ones are somebody's temporary files."""
-    found = []
-    for path in inbox.glob("*.parquet"):
-        with contextlib.suppress(OSError):  # taken away meanwhile
-            status = path.stat()
-            stamp = (status.st_size, status.st_mtime_ns)
-            if not path.name.startswith(".") and settled.get(path) != stamp:
-                found.append((path, stamp))
-    return sorted(found, key=lambda each: (each[1][1], each[0].name))
+@dataclasses.dataclass
+class File:
+    """What is known of a file in the inbox, as long as its `stamp` stays."""
+
+    stamp: Stamp | None
+    settled: bool = False  # routed, or refused for a fault of its own
+    since: float = math.inf  # monotonic seconds: the first try
+    next_try: float = 0.0
+    said: str = ""
 
 
-def done(output: Path, stamp: Stamp) -> bool:
-    """Whether `output` is complete and was made from a file of this size and time, by whatever adapter."""
+def _try(
+    file: File,
+    path: Path,
+    output: Path,
+    options: Options,
+    route: Route,
+    warm: WarmEngine,
+    say: Callable[[str], None],
+) -> None:
+    started = time.monotonic()
+    file.since = min(file.since, started)
+    try:
+        if not done(output, file.stamp):
+            route(_for_file(options, path, output, file.stamp), warm)
+        file.settled = True
+    except Exception as error:
+        _failed(file, path, ours(error), started, say)
+    gc.collect()  # the collector is told to come seldom, for a run's sake
+
+
+def _failed(
+    file: File, path: Path, end: BatchRouteError | Interrupted, started: float, say: Callable[[str], None]
+) -> None:
+    if isinstance(end, Interrupted):
+        raise end
+    now = time.monotonic()
+    file.settled = isinstance(end, BacklogError) and stamp_of(path) == file.stamp
+    pause = PAUSE if isinstance(end, EngineError | StorageError) else 0.0
+    file.next_try = now + max(pause, min(LONGEST, max(SOON, (now - file.since) / 4, 10 * (now - started))))
+    line = f"{path.name}: {end}" + ("" if file.settled else "; it is tried again")
+    if line != file.said:
+        file.said = line
+        say(line)
+
+
+def look(inbox: Path, files: dict[Path, File]) -> list[tuple[Path, Stamp]]:
+    """The files that lie there, the oldest first; those that are gone are forgotten. Hidden ones are
+    somebody's temporary files.
+    """
+    found = {}
+    with contextlib.suppress(OSError):  # the folder is gone: an unmounted disk, for one
+        for path in inbox.glob("*.parquet"):
+            if not path.name.startswith(".") and (stamp := stamp_of(path)):
+                found[path] = stamp
+    for path in files.keys() - found.keys():
+        del files[path]
+    for path in found:
+        files.setdefault(path, File(None))
+    return sorted(found.items(), key=lambda each: (each[1].modified_ns, each[0].name))
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """None where the file was taken away meanwhile."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def done(output: Path, stamp: Stamp | None) -> bool:
+    """Whether `output` is complete and was made from a file of this stamp, by whatever adapter."""
     manifest = read_manifest(manifest_location(str(output)))
-    files = manifest["job"]["input"]["files"] if manifest else []
-    return [(file["size"], file["modified_ns"]) for file in files] == [stamp] and output.is_file()
+    return manifest is not None and _is_of(manifest["job"], stamp) and output.is_file()
 
 
-def _for_file(options: Options, path: Path, output: Path) -> Options:
-    """One file's own run; one that was begun is ended with the adapter that it was begun with."""
+def _is_of(job: dict[str, Any], stamp: Stamp | None) -> bool:
+    """Whether a job, which need not be one of ours, has one file, of this size and time."""
+    try:
+        files = [(file["size"], file["modified_ns"]) for file in job["input"]["files"]]
+    except (KeyError, TypeError):
+        return False
+    return stamp is not None and files == [(stamp.size, stamp.modified_ns)]
+
+
+def _for_file(options: Options, path: Path, output: Path, stamp: Stamp | None) -> Options:
+    """One file's own run; one that was begun is ended with the adapter that it was begun with, if that is
+    still there.
+    """
     options = dataclasses.replace(options, input=str(path), output=str(output))
     begun = job_in(work_dir_of(options))
-    return dataclasses.replace(options, adapter=begun["adapter"]) if begun else options
+    if begun and _is_of(begun, stamp):
+        with contextlib.suppress(AdapterError):
+            Registry().resolve(str(begun.get("adapter")))
+            return dataclasses.replace(options, adapter=str(begun["adapter"]))
+    return options

@@ -73,7 +73,9 @@ class Lane:
         self._contract = contract
         self._renderer = renderer
         self._fixed_tokens = len(renderer.prefix_ids) + len(renderer.suffix_ids)
-        self._read = functools.lru_cache(ANSWERS)(self._read_answer)  # many requests get the same answer
+        # Many requests get the same answer. Not a method: what it kept would hold the lane, and the lane it.
+        read = functools.partial(_read_answer, contract, renderer)
+        self._read = functools.lru_cache(ANSWERS)(read)
 
     def refuse(self, text: Any) -> str | None:
         """The error code of a text that no engine need see."""
@@ -115,12 +117,11 @@ class Lane:
         violations = tuple(rule.name for rule in read.rules if not rule.allows(read.answer, text))
         return ScoredRow(read.answer, scores, violations)
 
-    def _read_answer(self, token_ids: tuple[int, ...]) -> _Read | None:
-        try:
-            answer, spans = self._contract.parse(self._renderer.decode(token_ids))
-        except (InvalidAnswer, UnicodeDecodeError):
-            return None
-        rules = tuple(
-            rule for rule in self._contract.rules_for(answer) if rule.mentions or not rule.allows(answer, "")
-        )
-        return _Read(answer, token_spans(self._renderer, token_ids, spans), rules)
+
+def _read_answer(contract: Contract, renderer: Renderer, token_ids: tuple[int, ...]) -> _Read | None:
+    try:
+        answer, spans = contract.parse(renderer.decode(token_ids))
+    except (InvalidAnswer, UnicodeDecodeError):
+        return None
+    rules = tuple(rule for rule in contract.rules_for(answer) if rule.mentions or not rule.allows(answer, ""))
+    return _Read(answer, token_spans(renderer, token_ids, spans), rules)

@@ -47,7 +47,7 @@ class _Child:
         paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": paths, "ARROW_DEFAULT_MEMORY_POOL": "system"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "batch.storage.guard", str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", "batch.storage.guard", str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
             env=environment, start_new_session=True,
         )  # fmt: skip

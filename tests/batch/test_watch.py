@@ -16,10 +16,12 @@ from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.engine import EngineSpec
-from batch.errors import InputError, Interrupted
+from batch.errors import BacklogError, EngineError, InputError, Interrupted
 from batch.job import Job, Options
 from batch.reporting.observer import Observer
+from batch.storage.lock import lock_output
 from tests.conftest import make_bundle
+from tests.faults import watch_memory
 
 
 def backlog(path: Path, rows: int = 20, tag: str = "") -> Path:
@@ -175,8 +177,101 @@ def test_what_was_begun_is_ended_by_the_adapter_that_began_it(
     )
 
 
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POLL", "SOON", "PAUSE"):
+        monkeypatch.setattr(watch, name, 0.05)
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_is_not_the_files_fault_passes(
+    folders: tuple[Path, Path], registry: Registry, tiny_bundle: Bundle
+) -> None:
+    """Each is said once, then mended; the file is routed as it lies."""
+    inbox, outbox = folders
+    champion = registry.root / "aliases/champion"
+    lock = lock_output(str(outbox / "c.parquet"))
+    champion.unlink()
+    backlog(inbox / "a.parquet")
+
+    def unmount() -> None:
+        outbox.rename(outbox.with_name("gone"))
+        backlog(inbox / "b.parquet")
+
+    def another_watch_begins() -> None:
+        lock.__enter__()
+        backlog(inbox / "c.parquet")
+
+    def a_folder_in_the_way() -> None:
+        (outbox / "d.parquet.manifest.json").mkdir()
+        backlog(inbox / "d.parquet")
+
+    script = Script(
+        lambda: registry.set_alias("champion", tiny_bundle.digest),
+        unmount,
+        lambda: outbox.with_name("gone").rename(outbox),
+        another_watch_begins,
+        lambda: lock.__exit__(None, None, None),
+        a_folder_in_the_way,
+        lambda: (outbox / "d.parquet.manifest.json").rmdir(),
+    )
+    script.run(inbox, outbox)
+    assert [line.partition(":")[0] for line in script.said] == [f"{name}.parquet" for name in "abcd"]
+    assert all(line.endswith("it is tried again") for line in script.said)
+    assert sorted(path.name for path in outbox.glob("*.parquet")) == [f"{name}.parquet" for name in "abcd"]
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_file_written_anew_or_taken_away_meanwhile(folders: tuple[Path, Path], registry: Registry) -> None:
+    """An unfinished one under the same name is another job's; one that vanishes is nobody's."""
+    inbox, outbox = folders
+    backlog(inbox / "a.parquet", rows=600)
+    backlog(inbox / "b.parquet")
+    (outbox / "a.parquet.manifest.json").write_text(
+        '{"job": {"input": {"files": [1]}}, "output": {"sha256": ""}}'
+    )
+
+    def cut(counts: object, rows: int) -> None:
+        backlog(inbox / "a.parquet", rows=30, tag="anew")
+        raise EngineError("the engine went")
+
+    def first(options: Options, engine_for: run.EngineFor) -> None:
+        run.run(options, Observer(progress=cut if options.input.endswith("a.parquet") else None), engine_for)
+
+    script = Script((inbox / "b.parquet").unlink, lambda: None)
+    routes = iter((first,))
+    with pytest.raises(Interrupted):
+        watch.watch(
+            Options(str(inbox), str(outbox), engine="replay", max_num_seqs=16),
+            lambda *given: next(routes, script.route)(*given),
+            script.say,
+        )
+    assert pq.read_table(outbox / "a.parquet")["request"].to_pylist()[0] == "request anew 0"
+
+
+@pytest.mark.usefixtures("eager")
+def test_only_a_fault_of_its_own_settles_a_file(folders: tuple[Path, Path], registry: Registry) -> None:
+    """A refused file is not asked again until it changes, be it only its permissions' time; a bug ends nothing."""
+    inbox, outbox = folders
+    asked: list[str] = []
+
+    def route(options: Options, engine_for: run.EngineFor) -> None:
+        asked.append(Path(options.input).name)
+        if len(asked) > 8:
+            raise Interrupted(signal.SIGTERM)
+        raise {"bad.parquet": BacklogError("not Parquet"), "odd.parquet": TypeError("a bug")}[asked[-1]]
+
+    said: list[str] = []
+    for name in ("bad.parquet", "odd.parquet"):
+        backlog(inbox / name)
+    with pytest.raises(Interrupted):
+        watch.watch(Options(str(inbox), str(outbox), engine="replay"), route, said.append)
+    assert asked.count("bad.parquet") == 1 and asked.count("odd.parquet") == 8
+    assert said[0] == "bad.parquet: not Parquet" and "this is a bug" in said[1] and len(said) == 2
+
+
 def test_folders_are_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a directory"):
         watch.watch(Options(str(tmp_path / "none"), str(tmp_path)), lambda *_: None, lambda _: None)
     with pytest.raises(InputError, match="taken for inputs"):
         watch.watch(Options(str(tmp_path), str(tmp_path)), lambda *_: None, lambda _: None)
@@ -204,6 +299,7 @@ def test_the_command_ends_by_a_signal(folders: tuple[Path, Path], registry: Regi
     watchdog.start()
     try:
         assert process.stderr is not None
+        assert process.stderr.readline() == f"watching {inbox}\n"
         assert process.stderr.readline().startswith("a.parquet: 20 rows, 0 errors")  # the file is done
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=10)
@@ -212,3 +308,9 @@ def test_the_command_ends_by_a_signal(folders: tuple[Path, Path], registry: Regi
         process.kill()
     assert process.returncode == 143 and errors == "Interrupted; run again to resume\n"
     assert (outbox / "a.parquet.manifest.json").exists()
+
+
+def test_memory_is_flat_from_file_to_file(tmp_path: Path, registry: Registry) -> None:
+    """The long form, over 2,000 files, is `tests.faults.watch_memory`. A file once cost 7.7 MB."""
+    seen = watch_memory.watch(tmp_path / "watched", 30, rows=5)
+    assert seen[-1] - seen[9] < 10 << 10, seen

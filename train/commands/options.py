@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from batch.cli_errors import Number
 from batch.storage.places import check_writable
 
 PATH = click.Path(path_type=Path)
-SHARE = click.FloatRange(1e-4, 0.5)
+SHARE = Number(1e-4, 0.5)
 
 
 def writable(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from batch.cli_errors import Number
 from batch.contract.contract import Contract
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line
 from batch.storage.location import write_file
@@ -176,7 +177,7 @@ def apply_reviews(
 @click.option(
     "--target-error",
     metavar="F",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="[default: what the adapter's threshold keeps]",
 )
 @click.option("--metrics", type=PATH, callback=writable, help="Write a Prometheus textfile.")

@@ -11,6 +11,7 @@ import pytest
 
 from batch import run
 from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import ContractError, InputError
 from batch.job import Options, check
@@ -24,6 +25,18 @@ def triage(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle(
         tiny_base, Contract.load(ROOT / "tests/data/triage/contract.toml"), tmp_path_factory.mktemp("triage")
     )
+
+
+@pytest.fixture(autouse=True)
+def registry(tiny_bundle: Bundle, triage: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rows name the registry's entries alone."""
+    root = tmp_path / "adapters"
+    root.mkdir()
+    for bundle in (tiny_bundle, triage):
+        (root / bundle.digest).symlink_to(bundle.path)
+    Registry(root).set_alias("triage", triage.digest)
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(root))
+    return root
 
 
 def backlog(path: Path, names: list[str | None]) -> Path:
@@ -52,17 +65,18 @@ def test_rows_get_the_answer_of_the_adapter_that_they_name(
 ) -> None:
     names = [
         None,
-        str(triage.path),
+        triage.digest,
         "nobody",
-        str(tiny_bundle.path),
-        "../../etc/passwd",
-        str(triage.path),
+        tiny_bundle.digest,
+        str(triage.path),  # a folder is no entry of the registry, whatever lies in it
+        "triage",
     ] * 50
     summary = run.run(options(backlog(tmp_path / "in.parquet", names), tiny_bundle))
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["id"] for row in rows] == list(range(300))
     for row, name in zip(rows, names, strict=True):
-        bundle = {None: tiny_bundle, str(tiny_bundle.path): tiny_bundle, str(triage.path): triage}.get(name)
+        served = {None: tiny_bundle, tiny_bundle.digest: tiny_bundle, triage.digest: triage, "triage": triage}
+        bundle = served.get(name)
         assert row["adapter"] == (bundle and bundle.digest)
         assert row["error_code"] == (None if bundle else "unknown_adapter")
         for contract in (tiny_bundle.contract, triage.contract):
@@ -78,15 +92,15 @@ def test_rows_get_the_answer_of_the_adapter_that_they_name(
     manifest = json.loads((tmp_path / "out.parquet.manifest.json").read_text())
     assert (
         manifest["job"]["adapters"]["nobody"] is None
-        and manifest["job"]["adapters"][str(triage.path)] == triage.digest
+        and manifest["job"]["adapters"]["triage"] == triage.digest
     )
 
 
 def test_an_adapter_on_another_base_is_its_rows_error(
-    tiny_bundle: Bundle, contract: Contract, tmp_path: Path
+    tiny_bundle: Bundle, contract: Contract, registry: Path, tmp_path: Path
 ) -> None:
-    other = make_bundle(ROOT / "data/mini-base", contract, tmp_path)
-    run.run(options(backlog(tmp_path / "in.parquet", [None, str(other.path)]), tiny_bundle))
+    other = make_bundle(ROOT / "data/mini-base", contract, registry)
+    run.run(options(backlog(tmp_path / "in.parquet", [None, other.digest]), tiny_bundle))
     assert pq.read_table(tmp_path / "out.parquet")["error_code"].to_pylist() == [None, "unknown_adapter"]
 
 
@@ -94,7 +108,7 @@ def test_errors_are_retried_with_each_rows_adapter(
     tiny_bundle: Bundle, triage: Bundle, tmp_path: Path
 ) -> None:
     """A retry of unknown names, after nothing has changed, keeps every other row, of both contracts."""
-    source = backlog(tmp_path / "in.parquet", [None, str(triage.path), "nobody"] * 20)
+    source = backlog(tmp_path / "in.parquet", [None, triage.digest, "nobody"] * 20)
     run.run(options(source, tiny_bundle))
     before = pq.read_table(tmp_path / "out.parquet")
     summary = run.run(options(source, tiny_bundle, retry_errors=True))
@@ -130,3 +144,16 @@ def test_contracts_share_columns_or_clash(contract: Contract, tiny_bundle: Bundl
         ContractError, match="'tier' is a label in one adapter's contract and a boolean in another's"
     ):
         Answers.of([tiny_bundle, dataclasses.replace(tiny_bundle, contract=other)])
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"champion\xfe\n", b"x" * 5000, b"a\0b", b"\x1b[31m"])
+def test_a_name_that_no_adapter_could_have(tiny_bundle: Bundle, tmp_path: Path, name: bytes) -> None:
+    """Not UTF-8, too long for a path, with a NUL: its row's error, as that of any other that is not there."""
+    columns = {
+        "id": [1, 2],
+        "request": ["a", "b"],
+        "team": pa.array([None, name]).cast(pa.binary()).view(pa.string()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    run.run(options(tmp_path / "in.parquet", tiny_bundle))
+    assert pq.read_table(tmp_path / "out.parquet")["error_code"].to_pylist() == [None, "unknown_adapter"]
