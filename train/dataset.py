@@ -231,22 +231,20 @@ def check_row(
     for key in content:
         if key not in known:
             raise DatasetError(f"{where}: unknown key {key!r}{nearest(key, known)}; rename or remove it")
-    optional = (
-        {"id", *(field.name for field in contract.fields if field.type == "text")} if evaluation else set()
-    )
+    optional = {"id", *(field.name for field in contract.fields if not field.scored)} if evaluation else set()
     for key in ("id", "request", *names):
         if key not in content and key not in optional:
             raise DatasetError(f"{where}: missing key {key!r}; add it")
     _check_texts(content, where, contract)
-    answer = {name: content[name] for name in names if name in content}
+    answer = contract.read(content)
     # A missing text is stood in for by a legal one, so that the other fields are checked as always.
-    stand_ins = {field.name: "x" * field.min_chars for field in contract.fields if field.name not in content}
+    whole = {**contract.stand_ins, **answer}
     facts = content.get("facts")
     try:
         if facts is not None and not isinstance(facts, dict):
             raise InvalidAnswer("facts is not a JSON object")
-        contract.serialise(answer | stand_ins)
-        if mismatch := contract.policy_mismatch(answer | stand_ins, facts):
+        contract.serialise(whole)
+        if mismatch := contract.policy_mismatch(whole, facts):
             raise InvalidAnswer(mismatch)
     except InvalidAnswer as error:
         raise DatasetError(f"{where}: {error}; correct the row or the contract") from error

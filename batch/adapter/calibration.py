@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from batch.contract.contract import Contract
+from batch.contract.fields import as_text, group
 from batch.errors import AdapterError
 
 EDGE = 1e-7  # about float32's distance from 1: nearer to 0 or 1 a log-probability says no more
@@ -46,7 +47,7 @@ class Calibration:
                 return cls()
             names = {field.name: field for field in contract.scored_fields}
             fields = {
-                name: {value: _curve(entry[key(value)]) for value in names[name].values}
+                name: {one: _curve(entry[as_text(one)]) for one in names[name].groups}
                 for name, entry in content["fields"].items()
             }
             threshold = None if content["threshold"] is None else float(content["threshold"])
@@ -70,7 +71,7 @@ class Calibration:
         columns = [[each[name] for each in scores] for name in names]
         for index, name in enumerate(names):
             if curves := self.fields.get(name):
-                a, b, c = np.array([curves[answer[name]] for answer in answers]).T
+                a, b, c = np.array([curves[group(answer[name])] for answer in answers]).T
                 columns[index] = calibrated(np.array(columns[index]), a, b, c).tolist()
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -82,11 +83,6 @@ class Calibration:
         """
         sure = score is not None and self.threshold is not None and score >= self.threshold
         return "auto" if sure and not violations else "human"
-
-
-def key(value: Any) -> str:
-    """A value as JSON's objects name it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _curve(entry: Mapping[str, Any]) -> Curve:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from batch.contract import validation
-from batch.contract.fields import Field, check_fields, compact_json, read_field
-from batch.contract.policy import Policy
+from batch.contract.field_types import check_fields, read_field
+from batch.contract.fields import LIST, Field, compact_json
+from batch.contract.negation import Negation
+from batch.contract.policy import UNDECIDED, Policy
 from batch.contract.rules import Rule
-from batch.errors import ContractError, InvalidAnswer, nearest
+from batch.errors import ContractError, InvalidAnswer
 
 Answer = dict[str, Any]
 
@@ -57,15 +59,16 @@ class Contract:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Contract":
-        known = {"input", "policy", "rules", "enforce_rules", "contrast"}
+        known = {"input", "policy", "rules", "enforce_rules", "contrast", "negation"}
         validation.keys(raw, "contract", required={"name", "prompt", "fields"}, optional=known)
         bounds = validation.keys(raw.get("input", {}), "[input]", optional={"max_chars", "max_tokens"})
         prompt = validation.keys(raw["prompt"], "[prompt]", required={"system"})
         fields = tuple(read_field(entry) for entry in validation.items(raw["fields"], "[[fields]]"))
         check_fields(fields)
         by_name = {field.name: field for field in fields}
+        negation = Negation.from_dict(raw.get("negation", {}))
         rules = tuple(
-            Rule.from_dict(entry, by_name)
+            Rule.from_dict(entry, by_name, negation)
             for entry in (validation.items(raw["rules"], "[[rules]]") if "rules" in raw else ())
         )
         if repeated := [
@@ -97,14 +100,10 @@ class Contract:
     def scored_fields(self) -> tuple[Field, ...]:
         return tuple(field for field in self.fields if field.scored)
 
-    def json_schema(self) -> dict[str, Any]:
-        """JSON Schema of the answer, for guided decoding with compact whitespace in property order."""
-        return {
-            "type": "object",
-            "properties": {field.name: field.schema() for field in self.fields},
-            "required": [field.name for field in self.fields],
-            "additionalProperties": False,
-        }
+    @functools.cached_property
+    def stand_ins(self) -> Mapping[str, str]:
+        """A legal text for each text field, for an answer that has none."""
+        return {field.name: field.stand_in for field in self.fields if not field.scored}
 
     @functools.cached_property
     def regex(self) -> str:
@@ -128,6 +127,11 @@ class Contract:
         `max_tokens`."""
         return 1 + sum(len(compact_json(f.name).encode()) + 2 + f.max_bytes for f in self.fields)
 
+    def read(self, values: Mapping[str, Any]) -> Answer:
+        """An answer out of a table's columns or a JSON object, as :meth:`parse` gives it; other keys are left
+        out."""
+        return {field.name: field.read(values[field.name]) for field in self.fields if field.name in values}
+
     def serialise(self, answer: Mapping[str, Any]) -> str:
         """The one serialisation of an answer: compact JSON in contract order. Extra keys are ignored.
 
@@ -146,7 +150,8 @@ class Contract:
         bytes.
 
         The span includes a label's closing quote: that is where "Databricks app" is told from "Databricks app
-        + …". Accepts exactly the strings that :meth:`serialise` makes; raises `InvalidAnswer` for any other.
+        + …"; and what follows a number that may begin another. Accepts exactly the strings that
+        :meth:`serialise` makes; raises `InvalidAnswer` for any other.
         """
         match = self._compiled.fullmatch(text)
         if match is None:
@@ -155,13 +160,27 @@ class Contract:
         spans: dict[str, tuple[int, int]] = {}
         for index, field in enumerate(self.fields):
             start, end = match.span(index + 1)
-            value = text[start:end]
-            answer[field.name] = value == "true" if field.type == "boolean" else value[1:-1]
+            answer[field.name] = field.parse(text[start:end])
             if field.scored:
+                end += field.told_by_next
                 if not text.isascii():
                     start, end = len(text[:start].encode()), len(text[:end].encode())
                 spans[field.name] = (start, end)
         return answer, spans
+
+    def parts(self, text: str) -> dict[str, list[tuple[int, int]]]:
+        """For each field that is a set of labels, the span of each label in a legal answer, as in
+        :meth:`parse`."""
+        match = self._compiled.fullmatch(text)
+        found: dict[str, list[tuple[int, int]]] = {}
+        for index, field in enumerate(self.fields):
+            if match and field.arrow == LIST:
+                at = match.start(index + 1)
+                found[field.name] = [
+                    (len(text[: at + start].encode()), len(text[: at + end].encode()))
+                    for start, end in field.parts(match[index + 1])
+                ]
+        return found
 
     def violations(self, answer: Mapping[str, Any], request: str) -> list[str]:
         """Names of the contract's rules that `answer` to `request` breaks, in contract order."""
@@ -179,16 +198,21 @@ class Contract:
         }
         return tuple(field for field in self.fields if field.name in corrected)
 
-    def enforce(self, answer: Answer, violated: Sequence[str]) -> tuple[Answer, tuple[str, ...]]:
+    def enforce(
+        self, answer: Answer, violated: Sequence[str], denied: Sequence[str] = ()
+    ) -> tuple[Answer, tuple[str, ...]]:
         """The answer as the enforced rules want it, and the names of those that changed it.
 
-        `violated` are the rules that `answer` breaks (:meth:`violations`). Rules apply in contract order,
+        `violated` are the rules that `answer` breaks (:meth:`violations`), `denied` those of them that a
+        negation alone makes it break: they correct nothing, a person decides. Rules apply in contract order,
         each at most once; what an earlier one corrected may make a later one apply that asks for no mention.
         """
         if not self.enforce_rules:
             return answer, ()
         corrected, applied = dict(answer), []
         for rule in self.rules:
+            if rule.name in denied:
+                continue
             broken = rule.name in violated if rule.mentions else not rule.allows(corrected, "")
             if rule.corrects and rule.applies(corrected) and broken:
                 corrected.update(rule.then)
@@ -210,35 +234,21 @@ class Contract:
 
     def sample_answers(self) -> list[Answer]:
         """A few dozen legal answers that show every value: for canaries, the replay engine and tests."""
-        count = max(len(field.values) for field in self.scored_fields)
+        count = max(len(field.samples) for field in self.scored_fields)
         tuples = sorted(self.policy.reachable or (), key=repr) or [
-            tuple(field.values[i % len(field.values)] for field in self.scored_fields) for i in range(count)
+            tuple(field.samples[i % len(field.samples)] for field in self.scored_fields) for i in range(count)
         ]
-        text = {
-            f.name: ("The request names these facts. " * f.max_chars)[: min(f.max_chars, 80)]
-            for f in self.fields
-            if not f.scored
-        }
+        texts = {field.name: field.samples[0] for field in self.fields if not field.scored}
         scored = [field.name for field in self.scored_fields]
-        return [{**dict(zip(scored, values, strict=True)), **text} for values in tuples if None not in values]
+        return [
+            {**dict(zip(scored, values, strict=True)), **texts}
+            for values in tuples
+            if UNDECIDED not in values
+        ]
 
     def _why_illegal(self, answer: Mapping[str, Any]) -> str:
-        for field in self.fields:
-            value = answer[field.name]
-            if field.type == "label" and not validation.among(value, field.values):
-                return (
-                    f"{field.name} is {value!r}, not one of "
-                    f"{list(field.labels)}{nearest(str(value), list(field.labels))}"
-                )
-            if field.type == "boolean" and not isinstance(value, bool):
-                return f"{field.name} is {value!r}, not true or false"
-            if field.type == "text" and not re.fullmatch(field.pattern, compact_json(value)):
-                kind = "printable ASCII " if field.ascii else ""
-                return (
-                    f"{field.name} must be {field.min_chars} to {field.max_chars} {kind}characters "
-                    f"without quotes and backslashes, not {value!r}"
-                )
-        return "the answer is not legal"
+        wrong = (field for field in self.fields if not field.legal(answer[field.name]))
+        return next((field.why_illegal(answer[field.name]) for field in wrong), "the answer is not legal")
 
 
 def _system_prompt(template: str, fields: tuple[Field, ...]) -> str:
@@ -246,12 +256,7 @@ def _system_prompt(template: str, fields: tuple[Field, ...]) -> str:
         raise ContractError("[prompt] system must hold {fields}, where the labels and their meanings go")
     blocks = []
     for field in fields:
-        kind = {
-            "label": "one of",
-            "boolean": "true or false",
-            "text": f"text, at most {field.max_chars} characters",
-        }[field.type]
-        lines = [f"{field.name}: {field.meaning} ({kind})"]
-        lines += [f'- "{label}": {meaning}' for label, meaning in field.labels.items()]
+        lines = [f"{field.name}: {field.meaning} ({field.kind})"]
+        lines += [f"- {value}: {meaning}" for value, meaning in field.listed.items()]
         blocks.append("\n".join(lines))
     return template.replace("{fields}", "\n".join(blocks)).strip()

@@ -1,80 +1,152 @@
-"""One key of the answer: its type, its legal values, its JSON text as a regular expression."""
+"""One key of the answer: its legal values, their JSON text, what the prompt says of them.
+
+    label     one of a list                          "low"
+    integer   one of a list of whole numbers         3
+    labels    any number of a list, in its order     ["a","c"]
+    boolean   true or false                          true
+    text      free text within bounds
+
+`field_types.py` and `label_fields.py` have a class for each. All but a text are *scored*: their values are
+made of finitely many choices, so each has a probability. A label or an integer that is `optional` may be
+null, `labels` that are may be empty: none of these.
+"""
 
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from batch.contract import validation
 from batch.errors import ContractError
 
-# What outputs and labelled rows have beside a contract's fields.
-RESERVED = frozenset(
-    ("id", "request", "facts", "status", "score", "error", "error_code", "adapter", "triage", "rules_applied")
-)
-ASCII_TEXT = r"[ -!#-\[\]-~]"  # printable ASCII without the quote and the backslash, so JSON never escapes it
-ANY_TEXT = r'[^"\\\x00-\x1f\x7f-\x9f\ud800-\udfff]'
+LIST = "list<string>"  # the Arrow type of a set of labels
+NONE = "none of these"  # how a contract names null, which TOML does not have, and reports show it
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One key of the answer: a label (one of a list), a boolean, or a bounded free text."""
+    """One key of the answer. Its values are hashable: a set of labels is a tuple."""
+
+    type: ClassVar[str]
+    arrow: ClassVar[
+        str
+    ]  # the output column's type, by Arrow's name: storage has pyarrow, a contract does not
+    scored: ClassVar[bool] = True  # whether the value has a probability
+    quoted: ClassVar[bool] = False  # whether every value's JSON begins with a quote
+
+    closer: ClassVar[str] = ""  # what ends a value that has too many forms to follow each: a text, a set
 
     name: str
-    type: Literal["label", "boolean", "text"]
     meaning: str = ""
-    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    min_chars: int = 1
-    max_chars: int = 160
-    ascii: bool = True
-    escalates: tuple[Any, ...] = ()  # values that must not be let through, from the least to the most grave
-
-    @property
-    def scored(self) -> bool:
-        """Whether the value is one of a finite list and so has a probability."""
-        return self.type != "text"
+    escalates: tuple[Any, ...] = ()  # choices that must not be let through, from the least to the most grave
 
     @functools.cached_property
     def values(self) -> tuple[Any, ...]:
-        """The legal values in contract order; empty for a text field."""
-        return {"label": tuple(self.labels), "boolean": (True, False), "text": ()}[self.type]
+        """The choices, in contract order; empty for a text. A set of labels is legal too, made of them."""
+        return ()
+
+    def chosen(self, value: Any) -> tuple[Any, ...]:
+        """The choices that a legal value holds."""
+        return (value,)
+
+    @property
+    def samples(self) -> tuple[Any, ...]:
+        """Legal values that show every choice."""
+        return self.values
+
+    @property
+    def stand_in(self) -> Any:
+        """A short legal value, where one is missing."""
+        return self.samples[0]
+
+    def legal(self, value: Any) -> bool:
+        return validation.among(value, self.values)
+
+    def read(self, value: Any) -> Any:
+        """A value or a choice as the contract's tables spell it, as an answer has it."""
+        return value
+
+    def matches(self, value: Any, wanted: Any) -> bool:
+        """Whether a rule that asks for `wanted` speaks of `value`: it holds that choice, or is that value."""
+        return value == wanted or wanted in self.chosen(value)
+
+    def within(self, value: Any, allowed: tuple[Any, ...]) -> bool:
+        """Whether `value` holds only choices that are allowed."""
+        return all(choice in allowed for choice in self.chosen(value))
+
+    @functools.cached_property
+    def pattern(self) -> str:
+        """Regular expression of the value's JSON text."""
+        raise NotImplementedError
+
+    @property
+    def max_bytes(self) -> int:
+        """Size in UTF-8 bytes of the longest value's JSON text."""
+        return max(len(compact_json(value).encode()) for value in self.values)
+
+    @property
+    def told_by_next(self) -> bool:
+        """Whether only the byte behind a value tells it from another: 1 from 10."""
+        return False
+
+    def parse(self, text: str) -> Any:
+        """The value of a legal JSON text."""
+        return json.loads(text)
+
+    def parts(self, text: str) -> list[tuple[int, int]]:
+        """Where the JSON text of a set of labels has each of them, as ``(start, end)`` in characters."""
+        return []
+
+    @property
+    def kind(self) -> str:
+        """What the prompt says of the type."""
+        raise NotImplementedError
+
+    @property
+    def meanings(self) -> Mapping[Any, str]:
+        """Of the choices, where the contract gives them."""
+        return {}
+
+    @property
+    def listed(self) -> Mapping[str, str]:
+        """What the prompt lists: JSON texts with their meanings."""
+        return {compact_json(value): meaning for value, meaning in self.meanings.items()}
+
+    def why_illegal(self, value: Any) -> str:
+        """What is wrong with a value that is not legal."""
+        return f"{self.name} is {value!r}, not {self.kind}"
+
+    @property
+    def groups(self) -> tuple[Any, ...]:
+        """What calibration tells apart, see :func:`group`."""
+        return self.values
 
     def under_escalates(self, gold: Any, answered: Any) -> bool:
         """Whether `answered` lets through what is `gold`: it ranks lower in `escalates`, or is not in it at
         all.
         """
-        rank = {value: place for place, value in enumerate(self.escalates)}
-        return gold in rank and rank.get(answered, -1) < rank[gold]
+        return self.grave(gold) and self._rank(answered) < self._rank(gold)
 
-    @functools.cached_property
-    def pattern(self) -> str:
-        """Regular expression of the value's JSON text."""
-        if self.type == "boolean":
-            return "(?:true|false)"
-        if self.type == "label":
-            return '"(?:' + "|".join(_literal(label) for label in self.labels) + ')"'
-        return f'"{self.text_pattern}"'
+    def grave(self, value: Any) -> bool:
+        """Whether `value` must not be let through."""
+        return self._rank(value) >= 0
 
-    @property
-    def text_pattern(self) -> str:
-        return f"{ASCII_TEXT if self.ascii else ANY_TEXT}{{{self.min_chars},{self.max_chars}}}"
+    def _rank(self, value: Any) -> int:
+        places = [place for place, choice in enumerate(self.escalates) if choice in self.chosen(value)]
+        return max(places, default=-1)
 
-    @property
-    def max_bytes(self) -> int:
-        """Size in UTF-8 bytes of the longest value's JSON text."""
-        if self.type == "text":
-            return 2 + self.max_chars * (1 if self.ascii else 4)
-        return max(len(compact_json(value).encode()) for value in self.values)
+    @classmethod
+    def own(cls, table: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The values of the keys that only this type has; raises `ContractError`."""
+        return {}
 
-    def schema(self) -> dict[str, Any]:
-        if self.type == "label":
-            return {"type": "string", "enum": list(self.labels)}
-        if self.type == "boolean":
-            return {"type": "boolean"}
-        # A pattern, not maxLength: xgrammar compiles length bounds far more slowly at a large vocabulary.
-        return {"type": "string", "pattern": f"^{self.text_pattern}$"}
+    def check(self, where: str) -> None:
+        for value in self.escalates:
+            if not validation.among(value, self.values) or self.escalates.count(value) > 1:
+                raise ContractError(
+                    f"{where}: escalates lists legal values, each once; {value!r} is none or is there twice"
+                )
 
 
 class HasFields(Protocol):
@@ -90,67 +162,15 @@ class HasFields(Protocol):
     def enforce_rules(self) -> bool: ...
 
 
-def _literal(text: str) -> str:
-    """`text` as a regular expression that both `re` and the guided decoder read: only metacharacters are
-    escaped.
-    """
-    return re.sub(r"([][\\.^$*+?{}()|/-])", r"\\\1", text)
+def group(value: Any) -> Any:
+    """What a value's scores are calibrated with: all of that value, and of a set all of as many labels."""
+    return len(value) if isinstance(value, tuple) else value
 
 
 def compact_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def read_field(entry: Any) -> Field:
-    allowed = {field.name for field in dataclasses.fields(Field)}
-    table = validation.keys(entry, "[[fields]]", required={"name", "type"}, optional=allowed)
-    where = f"field {validation.text(table['name'], '[[fields]] name')!r}"
-    validation.text(table.get("meaning", ""), f"{where}: meaning")
-    for label, meaning in validation.table(table.get("labels", {}), f"{where}: labels").items():
-        validation.text(meaning, f"{where}: the meaning of {label!r}")
-    for bound in {"min_chars", "max_chars"} & set(table):
-        validation.positive(table[bound], f"{where}: {bound}")
-    if not isinstance(table.get("ascii", True), bool):
-        raise ContractError(f"{where}: ascii must be true or false, not {table['ascii']!r}")
-    escalates = (
-        tuple(validation.items(table["escalates"], f"{where}: escalates")) if "escalates" in table else ()
-    )
-    return Field(**{**table, "escalates": escalates})
-
-
-def check_fields(fields: tuple[Field, ...]) -> None:
-    names = [field.name.lower() for field in fields]  # case tells columns apart for few who read them
-    if not fields or len(set(names)) < len(names):
-        raise ContractError("a contract needs at least one field, and each name once")
-    made = {f"{name}{ending}": name for name in names for ending in ("_score", "_model")}
-    for name in names:
-        if name in RESERVED or name in made:
-            whose = f"of field {made[name]!r}" if name in made else "of every output or labelled row"
-            raise ContractError(f"field {name!r}: that is a column {whose}; choose another name")
-    if not any(field.scored for field in fields):
-        raise ContractError("a contract needs at least one label or boolean field")
-    for field in fields:
-        where = f"field {field.name!r}"
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", field.name):
-            raise ContractError(
-                f"{where}: a name is letters, digits and underscores (it names output columns)"
-            )
-        if field.type not in ("label", "boolean", "text"):
-            raise ContractError(f"{where}: type must be label, boolean or text, not {field.type!r}")
-        for value in field.escalates:
-            if not validation.among(value, field.values) or field.escalates.count(value) > 1:
-                raise ContractError(
-                    f"{where}: escalates lists legal values, each once; {value!r} is none or is there twice"
-                )
-        if field.type == "label":
-            if len(field.labels) < 2:
-                raise ContractError(f"{where}: needs at least two labels under [fields.labels]")
-            for label in field.labels:
-                if not label or re.search(r'["\\\x00-\x1f\x7f-\x9f]', label):
-                    raise ContractError(
-                        f"{where}: label {label!r} is empty or holds a quote, backslash or control character"
-                    )
-        elif field.labels:
-            raise ContractError(f"{where}: only a label field has labels")
-        if field.type == "text" and not 0 < field.min_chars <= field.max_chars:
-            raise ContractError(f"{where}: needs 0 < min_chars <= max_chars")
+def as_text(value: Any) -> str:
+    """A value in a report: a label as it is, null as what it means, anything else as JSON has it."""
+    return NONE if value is None else value if isinstance(value, str) else compact_json(value)

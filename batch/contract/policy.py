@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from batch.contract import validation
+from batch.contract.fields import Field
 from batch.errors import ContractError, InvalidAnswer, nearest
 
+UNDECIDED = ...  # in a tuple of values: the table leaves the field open; None is a value, "none of these"
 MAX_FACT_COMBINATIONS = 100_000
 
 
@@ -30,7 +32,7 @@ class Policy:
     scored: tuple[str, ...]  # names of the contract's scored fields, in its order
 
     @classmethod
-    def from_dict(cls, raw: Any, fields: Mapping[str, Any]) -> "Policy":
+    def from_dict(cls, raw: Any, fields: Mapping[str, Field]) -> "Policy":
         """Compile `[policy]` against the contract's fields by name; raises `ContractError`."""
         policy = validation.keys(raw, "[policy]", optional={"facts", "table"})
         listed = validation.table(policy.get("facts", {}), "[policy.facts]")
@@ -70,7 +72,7 @@ class Policy:
             dict(zip(self.facts, values, strict=True)) for values in itertools.product(*self.facts.values())
         )
         answers = map(self.decide, combinations)
-        return frozenset(tuple(answer.get(name) for name in self.scored) for answer in answers)
+        return frozenset(tuple(answer.get(name, UNDECIDED) for name in self.scored) for answer in answers)
 
     def mismatch(self, answer: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str | None:
         """Why `answer` is not what the table gives (to `facts`, if known), or None when it is."""
@@ -81,14 +83,14 @@ class Policy:
         elif self.reachable is not None:
             values = tuple(answer[name] for name in self.scored)
             if not any(
-                all(want in (None, have) for want, have in zip(r, values, strict=True))
+                all(want is UNDECIDED or want == have for want, have in zip(r, values, strict=True))
                 for r in self.reachable
             ):
                 return f"no facts lead to {', '.join(map(repr, values))} in the policy table"
         return None
 
 
-def _entry(entry: Any, facts: Mapping[str, tuple[Any, ...]], fields: Mapping[str, Any]) -> PolicyEntry:
+def _entry(entry: Any, facts: Mapping[str, tuple[Any, ...]], fields: Mapping[str, Field]) -> PolicyEntry:
     content = validation.keys(entry, "[[policy.table]]", required={"when", "then"})
     when, then = (validation.table(content[key], f"[[policy.table]] {key}") for key in ("when", "then"))
     for name, value in when.items():
@@ -97,6 +99,7 @@ def _entry(entry: Any, facts: Mapping[str, tuple[Any, ...]], fields: Mapping[str
         if not validation.among(value, facts[name]):
             raise ContractError(f"[[policy.table]] when: {name} is {value!r}, not one of {list(facts[name])}")
     for name, value in then.items():
-        if name not in fields or not validation.among(value, fields[name].values):
+        field = fields.get(name)
+        if field is None or not field.scored or not field.legal(field.read(value)):
             raise ContractError(f"[[policy.table]] then: {name} = {value!r} is no field and legal value")
-    return PolicyEntry(when, then)
+    return PolicyEntry(when, {name: fields[name].read(value) for name, value in then.items()})

@@ -6,7 +6,8 @@ grammar, and keeps what greedy decoding would have chosen anyway: drafts change 
 
     contract ──answer_path──► AnswerPath (chained tries of token ids, one a field) ──► AnswerDrafter (in vLLM)
 
-Inside a free text nothing is forced. There the drafter recalls how the texts of earlier rows went on.
+Inside a free text or a set of labels nothing is forced. There the drafter recalls how those of earlier rows
+went on.
 """
 
 import dataclasses
@@ -22,15 +23,16 @@ CONTEXT_TOKENS = 3  # of a free text: so many tokens recall what came next
 MEMORY_ENTRIES = 1 << 17  # contexts remembered at most
 # state after the end of turn, or after a token that no path has: a legal answer in an unusual tokenisation
 LOST = -1
+ANY = ...  # where it does not matter which value; None is one
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerPath:
     """A contract's answers as a state machine over token ids; state 0 is the start of an answer.
 
-    `edges[state]` maps a token to the next state. A state in `texts` is inside a free text: its edges are the
-    tokens that hold the closing quote, and any other token stays in it. The last edge of every answer is the
-    end of turn.
+    `edges[state]` maps a token to the next state. A state in `texts` is inside a free text or a set of
+    labels: its edges are the tokens that hold the closing quote or bracket, and any other token stays in it.
+    The last edge of every answer is the end of turn.
     """
 
     edges: tuple[dict[int, int], ...]
@@ -55,7 +57,7 @@ def answer_path(contract: Contract, renderer: Renderer) -> AnswerPath:
     fields = contract.fields
     # state 1 + i: the value of field i starts; the last: the answer is closed
     edges: list[dict[int, int]] = [{} for _ in range(len(fields) + 2)]
-    texts = frozenset(1 + i for i, field in enumerate(fields) if not field.scored)
+    texts = frozenset(1 + i for i, field in enumerate(fields) if field.closer)
 
     def add(start: int, tokens: Sequence[int], end: int) -> None:
         state = start
@@ -71,17 +73,18 @@ def answer_path(contract: Contract, renderer: Renderer) -> AnswerPath:
         return 2 + i  # behind the last field it is the state in which only the end of turn can follow
 
     for i in range(-1, len(fields)):
-        if i >= 0 and not fields[i].scored:
+        if i >= 0 and fields[i].closer:
             continue
         # A token may reach over the boundary into the next value, so each value is encoded in front of each
         # next one.
-        for value in fields[i].values if i >= 0 else [None]:
-            for after in (fields[i + 1].values if i + 1 < len(fields) else ()) or [None]:
+        for value in fields[i].values if i >= 0 else [ANY]:
+            known = i + 1 < len(fields) and not fields[i + 1].closer
+            for after in fields[i + 1].values if known else [ANY]:
                 add(1 + i, _segment(contract, renderer, i, value, after), following(i))
     for i, field in enumerate(fields):
-        if not field.scored:
-            literal = _rest(fields, i).encode()  # what follows the closing quote
-            for token, read in _closers(renderer, literal).items():
+        if field.closer:
+            literal = _rest(fields, i).encode()  # what follows the closing quote or bracket
+            for token, read in _closers(renderer, field.closer.encode(), literal).items():
                 rest = renderer.encode_text(literal[read:].decode())
                 if rest:
                     edges.append({})
@@ -96,15 +99,15 @@ def answer_path(contract: Contract, renderer: Renderer) -> AnswerPath:
 def _segment(contract: Contract, renderer: Renderer, i: int, value: Any, after: Any) -> list[int]:
     """Tokens of a sample answer that start inside field `i`'s value, or behind it and in front of the next
     value; with `i` = -1 those in front of the first value."""
-    answer = {f.name: f.values[0] if f.scored else "x" * f.min_chars for f in contract.fields}
-    if i >= 0:
+    answer = {field.name: field.stand_in for field in contract.fields}
+    if value is not ANY:
         answer[contract.fields[i].name] = value
-    if after is not None:
+    if after is not ANY:
         answer[contract.fields[i + 1].name] = after
     starts, at = [], 1
     for field in contract.fields:
         at += len(compact_json(field.name).encode()) + 1
-        starts.append(at + (field.type != "boolean"))  # behind the opening quote
+        starts.append(at + field.quoted)  # behind the opening quote
         at += len(compact_json(answer[field.name]).encode()) + 1
     begin = starts[i] if i >= 0 else 0
     end = starts[i + 1] if i + 1 < len(starts) else at
@@ -114,21 +117,21 @@ def _segment(contract: Contract, renderer: Renderer, i: int, value: Any, after: 
 
 
 def _rest(fields: Sequence[Field], i: int) -> str:
-    """What stands between the closing quote of field `i` and the next value."""
+    """What stands between the closing quote or bracket of field `i` and the next value."""
     if i + 1 == len(fields):
         return "}"
     following = fields[i + 1]
-    return f',"{following.name}":' + ('"' if following.type != "boolean" else "")
+    return f',"{following.name}":' + '"' * following.quoted
 
 
-def _closers(renderer: Renderer, literal: bytes) -> dict[int, int]:
-    """Tokens that hold a text's closing quote, and how many bytes of the following `literal` each has as
-    well.
+def _closers(renderer: Renderer, closer: bytes, literal: bytes) -> dict[int, int]:
+    """Tokens that hold a value's closing quote or bracket, and how many bytes of the following `literal` each
+    has as well.
     """
     found = {}
     for token, text in renderer.vocabulary():
-        _, quote, behind = text.partition(b'"')
-        if quote and literal.startswith(behind):
+        _, found_closer, behind = text.partition(closer)
+        if found_closer and literal.startswith(behind):
             found[token] = len(behind)
     return found
 

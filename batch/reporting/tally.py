@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batch.contract.fields import HasFields
+from batch.contract.fields import NONE, HasFields, as_text
 
 TALLY = b"batch_route.tally"  # key of a shard's metadata
 SCORE_BINS = tuple(f"{index / 100:.2f}" for index in range(100))  # lower edges; the last holds 1.00 as well
@@ -89,7 +89,12 @@ def tally_of(
     return Tally(
         rows=table.num_rows,
         errors=_counted(table[prefix + "error_code"]),
-        values={field.name: _counted(table[prefix + field.name]) for field in answers.scored_fields},
+        values={
+            field.name: _counted(
+                table[prefix + field.name], table[prefix + "error_code"] if field.legal(None) else None
+            )
+            for field in answers.scored_fields
+        },
         violations=violations,
         score_sum=pc.sum(table[prefix + "score"]).as_py() or 0.0,
         scores={
@@ -109,9 +114,16 @@ def shard_tally(shard: Path) -> Tally:
     return Tally.from_json(json.loads(pq.read_schema(shard).metadata[TALLY]))
 
 
-def _counted(column: pa.ChunkedArray) -> Counter[str]:
+def _counted(column: pa.ChunkedArray, errors: pa.ChunkedArray | None = None) -> Counter[str]:
+    """How often a column holds each value, or a set each label. Empty sets, and with the rows' `errors` the
+    nulls of the others, count as none of them."""
+    none = 0 if errors is None else column.null_count - (len(errors) - errors.null_count)
+    if pa.types.is_list(column.type):
+        none += int(pc.sum(pc.equal(pc.list_value_length(column), 0)).as_py() or 0)
+        column = pc.list_flatten(column)
     counts = ((entry["values"], entry["counts"]) for entry in column.value_counts().to_pylist())
-    return Counter({json.dumps(v) if isinstance(v, bool) else v: n for v, n in counts if v is not None})
+    found = Counter({as_text(value): count for value, count in counts if value is not None})
+    return found + Counter({NONE: none})
 
 
 def _binned(column: pa.ChunkedArray) -> Counter[str]:

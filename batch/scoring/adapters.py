@@ -109,7 +109,7 @@ class Answers:
         fields: dict[str, Field] = {}
         for field in (field for bundle in bundles for field in bundle.contract.fields):
             known = fields.setdefault(field.name, field)
-            if (known.type == "boolean") != (field.type == "boolean") or known.scored != field.scored:
+            if (known.arrow, known.scored) != (field.arrow, field.scored):
                 raise ContractError(
                     f"field {field.name!r} is a {known.type} in one adapter's contract and a "
                     f"{field.type} in another's"

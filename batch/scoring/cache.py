@@ -98,8 +98,7 @@ class AnswerStore:
                 continue
             check, content = value[:CHECK_BYTES], value[CHECK_BYTES:]
             if check == _checksum(key, content):
-                answer, scores, violations = json.loads(content)
-                known[keys[key]] = ScoredRow(answer, scores, tuple(violations))
+                known[keys[key]] = _row(*json.loads(content))
                 if self._max_bytes is not None:
                     self._seen.add(key)
         if len(self._seen) > MARK_AT:
@@ -113,7 +112,7 @@ class AnswerStore:
             key, row = self._key(adapter, text), rows[text]
             if row.error_code is not None:
                 continue
-            content = compact_json([row.answer, row.scores, row.violations]).encode()
+            content = compact_json(_entry(row)).encode()
             entries.append((key, self._now, _checksum(key, content) + content))
         if entries:
             self._write(entries)
@@ -196,6 +195,24 @@ def _chunks(
         held += len(value)
     if entries[start:]:
         yield entries[start:]
+
+
+def _entry(row: ScoredRow) -> list[Any]:
+    rare = [row.label_scores, row.denied]
+    return [row.answer, row.scores, row.violations, *(rare if any(rare) else [])]
+
+
+def _row(
+    answer: dict[str, Any],
+    scores: dict[str, float],
+    violations: list[str],
+    label_scores: dict[str, list[float]] | None = None,
+    denied: Sequence[str] = (),
+) -> ScoredRow:
+    """JSON has lists where a row has tuples."""
+    read = {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}
+    parts = {name: tuple(each) for name, each in (label_scores or {}).items()}
+    return ScoredRow(read, scores, tuple(violations), None, parts or None, tuple(denied))
 
 
 def _checksum(key: bytes, content: bytes) -> bytes:

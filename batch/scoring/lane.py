@@ -49,6 +49,9 @@ class ScoredRow(NamedTuple):
     scores: dict[str, float] | None
     violations: tuple[str, ...] = ()
     error_code: str | None = None
+    # for each set of labels, the probability of each label that it holds, given those before it
+    label_scores: dict[str, tuple[float, ...]] | None = None
+    denied: tuple[str, ...] = ()  # the violations that a negation in the request alone makes
 
     @property
     def error(self) -> str | None:
@@ -60,6 +63,7 @@ class _Read(NamedTuple):
 
     answer: dict[str, Any]
     spans: dict[str, slice]  # of each scored field's tokens
+    parts: dict[str, dict[int, slice]]  # of each label in each set
     # those that speak of such an answer and that it breaks, or may break, by the request's words
     rules: tuple[Rule, ...]
 
@@ -114,14 +118,29 @@ class Lane:
         scores = span_scores(read.spans, completion.logprobs)
         if any(map(math.isnan, scores.values())):  # overflow in the weights: such an answer is no choice
             return ScoredRow(None, None, (), "engine_failure")
-        violations = tuple(rule.name for rule in read.rules if not rule.allows(read.answer, text))
-        return ScoredRow(read.answer, scores, violations)
+        broken = [rule for rule in read.rules if not rule.allows(read.answer, text)]
+        return ScoredRow(
+            read.answer,
+            scores,
+            tuple(rule.name for rule in broken),
+            label_scores={
+                name: tuple(span_scores(slices, completion.logprobs).values())
+                for name, slices in read.parts.items()
+            }
+            or None,
+            denied=tuple(rule.name for rule in broken if rule.mentions and rule.denied(text)),
+        )
 
 
 def _read_answer(contract: Contract, renderer: Renderer, token_ids: tuple[int, ...]) -> _Read | None:
     try:
-        answer, spans = contract.parse(renderer.decode(token_ids))
+        text = renderer.decode(token_ids)
+        answer, spans = contract.parse(text)
     except (InvalidAnswer, UnicodeDecodeError):
         return None
     rules = tuple(rule for rule in contract.rules_for(answer) if rule.mentions or not rule.allows(answer, ""))
-    return _Read(answer, token_spans(renderer, token_ids, spans), rules)
+    parts = {
+        name: token_spans(renderer, token_ids, dict(enumerate(found)))
+        for name, found in contract.parts(text).items()
+    }
+    return _Read(answer, token_spans(renderer, token_ids, spans), parts, rules)

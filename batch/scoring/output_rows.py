@@ -10,6 +10,7 @@ import pyarrow as pa
 from batch.adapter.bundle import Bundle
 from batch.adapter.calibration import Calibration, Triage, product
 from batch.contract.contract import Contract
+from batch.contract.fields import LIST
 from batch.scoring.adapters import Answers
 from batch.scoring.lane import ScoredRow
 
@@ -23,9 +24,10 @@ class Outcome(NamedTuple):
     triage: Triage
     model: dict[str, Any] | None  # the model's own answer, which an enforced rule may have corrected
     applied: tuple[str, ...] | None  # names of the rules that did
+    label_scores: dict[str, tuple[float, ...]]  # raw; see `ScoredRow`
 
 
-NOBODYS = Outcome(None, None, None, "human", None, None)
+NOBODYS = Outcome(None, None, None, "human", None, None, {})
 
 
 def outcomes(rows: Sequence[ScoredRow], contract: Contract, calibration: Calibration) -> list[Outcome]:
@@ -50,8 +52,9 @@ def _outcome(
     calibration: Calibration,
 ) -> Outcome:
     score = product(scores)
-    answer, applied = contract.enforce(model, row.violations)
-    return Outcome(answer, scores, score, calibration.triage(score, row.violations), model, applied)
+    answer, applied = contract.enforce(model, row.violations, row.denied)
+    triage = calibration.triage(score, row.violations)
+    return Outcome(answer, scores, score, triage, model, applied, row.label_scores or {})
 
 
 def output_batch(
@@ -80,6 +83,8 @@ def output_batch(
         [(each.answer or {}).get(field.name) for each in made] for field in answers.fields
     ]
     columns += [[(each.scores or {}).get(field.name) for each in made] for field in answers.scored_fields]
+    sets = [field.name for field in answers.scored_fields if field.arrow == LIST]
+    columns += [[each.label_scores.get(name) for each in made] for name in sets]
     columns += [[each.score for each in made], ["error" if row.error_code else "ok" for row in rows]]
     columns += [
         [row.error_code for row in rows],

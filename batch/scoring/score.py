@@ -9,9 +9,12 @@ and bounds what is left out.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from batch.adapter.renderer import Renderer
+
+Name = TypeVar("Name", bound=Hashable)  # of a field, or what else a span is known by
 
 
 def field_scores(
@@ -30,10 +33,12 @@ def field_scores(
 
 
 def token_spans(
-    renderer: Renderer, token_ids: Sequence[int], spans: Mapping[str, tuple[int, int]]
-) -> dict[str, slice]:
+    renderer: Renderer, token_ids: Sequence[int], spans: Mapping[Name, tuple[int, int]]
+) -> dict[Name, slice]:
     """The tokens of each field's value: what of its score depends on the answer alone."""
-    found: dict[str, slice] = {}
+    found: dict[Name, slice] = {}
+    if not spans:
+        return found
     remaining = iter(spans.items())
     name, (start, end) = next(remaining)
     position, first = 0, None
@@ -51,6 +56,6 @@ def token_spans(
     raise ValueError("the answer's tokens end before its last field")
 
 
-def span_scores(spans: Mapping[str, slice], logprobs: Sequence[float]) -> dict[str, float]:
+def span_scores(spans: Mapping[Name, slice], logprobs: Sequence[float]) -> dict[Name, float]:
     """exp of the sum of each span's log-probabilities; rounding never makes more than 1."""
     return {name: math.exp(min(sum(logprobs[span]), 0.0)) for name, span in spans.items()}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch.contract.fields import HasFields
+from batch.contract.fields import LIST, HasFields
 from batch.errors import ContractError, InputError, StorageError
 from batch.storage.footer import AnnotatingSink
 from batch.storage.hashing import IdDigest
@@ -25,6 +25,8 @@ ROW_GROUP = 16_384  # rows in a row group of the output, and
 GROUP_BYTES = 32 << 20  # bytes of strings, whichever comes first
 # Page checksums: without them half of all bit flips in a zstd file read back as wrong data without an error.
 WRITING = {"compression": "zstd", "write_page_checksum": True, "version": "2.6"}
+# by the name that a contract's field gives it
+ARROW = {"string": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), LIST: pa.list_(pa.string())}
 
 
 def output_columns(answers: HasFields, prefix: str = "", triage: bool = False) -> list[str]:
@@ -66,9 +68,14 @@ def _try_to_write(field: pa.Field) -> None:
 
 
 def _added(answers: HasFields, prefix: str, triage: bool) -> list[pa.Field]:
-    kinds = {field.name: pa.bool_() if field.type == "boolean" else pa.string() for field in answers.fields}
+    kinds = {field.name: ARROW[field.arrow] for field in answers.fields}
     columns = list(kinds.items())
     columns += [(f"{field.name}_score", pa.float32()) for field in answers.scored_fields]
+    columns += [
+        (f"{field.name}_label_scores", pa.list_(pa.float32()))
+        for field in answers.scored_fields
+        if field.arrow == LIST
+    ]
     columns += [("score", pa.float32())]
     columns += [(name, pa.string()) for name in ("status", "error_code", "error", "adapter")]
     columns += [("triage", pa.string())] if triage else []

@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 
 from batch import run, shard_writer
 from batch.adapter.bundle import Bundle, write_manifest
-from batch.adapter.calibration import key
 from batch.cli import main
+from batch.contract.fields import as_text
 from batch.errors import Interrupted
 from batch.job import Options
 from batch.reporting.observer import Observer, Progress
@@ -275,7 +275,7 @@ def test_a_threshold_writes_triage(tiny_bundle: Bundle, tmp_path: Path) -> None:
     middle = pc.quantile(raw["score"], 0.5)[0].as_py()
     halve = {"a": 1.0, "b": 1.0, "c": -1.0}
     fields = {
-        field.name: {key(value): halve for value in field.values}
+        field.name: {as_text(value): halve for value in field.values}
         for field in tiny_bundle.contract.scored_fields
     }
     calibrated = {"calibrated": True, "fields": {"tier": fields["tier"]}, "threshold": middle / 2}

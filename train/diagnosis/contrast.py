@@ -106,11 +106,7 @@ def _cut(rows: Sequence[Row], rules: Sequence[Rule]) -> Iterator[Frame]:
     found = []
     for row, rule in itertools.product(rows, rules):
         for word in rule.mentions:
-            if (
-                row.request.count(word) == 1
-                and rule.mentioned(row.request)
-                and row.answer[label_of(rule)[0]] == label_of(rule)[1]
-            ):
+            if row.request.count(word) == 1 and rule.mentioned(row.request) and rule.applies(row.answer):
                 found.append(Frame(row.request.replace(word, SLOT), {}))
                 break
     yield from found[:MAX_FRAMES]
@@ -135,12 +131,10 @@ def _decide(
         for values in itertools.product(*(contract.facts[name] for name in left))
     ]
     decided = [({**facts, **option}, contract.decide({**facts, **option})) for option in options]
-    labels = [label_of(each) for each in mention_rules(contract)]
     for every, answer in decided:
-        if (
-            (answer.get(label_of(rule)[0]) == label_of(rule)[1])
-            if rule
-            else not any(answer.get(f) == v for f, v in labels)
-        ):
+        about = [
+            each for each in mention_rules(contract) if label_of(each)[0] in answer and each.applies(answer)
+        ]
+        if (rule in about) if rule else not about:
             return every, answer
     return decided[0]

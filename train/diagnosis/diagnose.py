@@ -20,10 +20,11 @@ from typing import Any
 import polars as pl
 
 from batch.contract.contract import Contract
+from batch.contract.fields import as_text
 from batch.contract.rules import Rule
 from train.dataset import Row
 from train.diagnosis.contrast import Probe, label_of, mention_rules
-from train.evaluation.evaluate import Evaluation, Scored, as_text
+from train.evaluation.evaluate import Evaluation, Scored
 from train.evaluation.statistics import Proportion, log_odds
 from train.likeness import words
 
@@ -157,16 +158,14 @@ def bias(rule: Rule, asked: Sequence[Asked]) -> Bias:
             name for each in absent for name, value in each.facts.items() if value is True
         ):
             conditions[fact] = [each for each in absent if each.facts.get(fact) is True]
-        rates += [Rate(source, name, _answered(group, field, label)) for name, group in conditions.items()]
+        rates += [Rate(source, name, _answered(group, rule)) for name, group in conditions.items()]
         named[source] = _answered(
-            [e for e in own if rule.mentioned(e.request) and e.gold and e.gold.get(field) == label],
-            field,
-            label,
+            [e for e in own if rule.mentioned(e.request) and e.gold and rule.applies(e.gold)], rule
         )
     wrong, right = Counter[str](), Counter[str]()
     for each in asked:
         if each.answer and not rule.mentioned(each.request):
-            (wrong if each.answer[field] == label else right).update(set(words(each.request)))
+            (wrong if rule.applies(each.answer) else right).update(set(words(each.request)))
     ranked = sorted(log_odds(wrong, right).items(), key=lambda item: -item[1])[:WORDS_SHOWN]
     return Bias(rule.name, field, label, rates, named, [(word, z) for word, z in ranked if z >= SURE])
 
@@ -183,21 +182,21 @@ def associations(train: Sequence[Row], contract: Contract) -> list[Association]:
             inside = Counter(
                 word
                 for row, own in zip(train, seen, strict=True)
-                if row.answer[field.name] == value
+                if value in field.chosen(row.answer[field.name])
                 for word in own
             )
             outside = everywhere - inside
             for word, z in log_odds(inside, outside).items():
                 if z >= SURE and inside[word] > 1:
                     found.append(
-                        Association(field.name, str(as_text(value)), word, z, inside[word], everywhere[word])
+                        Association(field.name, as_text(value), word, z, inside[word], everywhere[word])
                     )
     return sorted(found, key=lambda each: -each.z)
 
 
-def _answered(group: Sequence[Asked], field: str, label: Any) -> Proportion:
+def _answered(group: Sequence[Asked], rule: Rule) -> Proportion:
     return Proportion(
-        sum(each.answer is not None and each.answer[field] == label for each in group), len(group)
+        sum(each.answer is not None and rule.applies(each.answer) for each in group), len(group)
     )
 
 
@@ -224,9 +223,7 @@ def _missing_mentions(
 ) -> list[str]:
     """A line for each kind of request in which the label comes without its words."""
     rule = next(rule for rule in contract.rules if rule.name == bias.rule)
-    wrong = [
-        e for e in asked if e.answer and e.answer[bias.field] == bias.label and not rule.mentioned(e.request)
-    ]
+    wrong = [e for e in asked if e.answer and rule.applies(e.answer) and not rule.mentioned(e.request)]
     lines = []
     for rate in bias.rates:
         condition = rate.condition

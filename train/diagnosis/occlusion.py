@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from batch.contract.contract import Contract
-from train.diagnosis.contrast import label_of, mention_rules
+from train.diagnosis.contrast import mention_rules
 from train.diagnosis.diagnose import Asked
 from train.evaluation.evaluate import Scored
 from train.evaluation.statistics import Proportion
@@ -29,11 +29,10 @@ class Erasure(NamedTuple):
 def erasures(asked: Sequence[Asked], contract: Contract) -> list[Erasure]:
     found = []
     for rule in mention_rules(contract):
-        field, label = label_of(rule)
         wrong = [
             each.request
             for each in asked
-            if each.answer and each.answer[field] == label and not rule.mentioned(each.request)
+            if each.answer and rule.applies(each.answer) and not rule.mentioned(each.request)
         ]
         for request in wrong[:REQUESTS]:
             found += [Erasure(rule.name, word, rest) for word, rest in _without_each_word(request)]
@@ -44,15 +43,15 @@ def driven(
     erased: Sequence[Erasure], answers: Sequence[Scored], contract: Contract
 ) -> dict[str, list[tuple[str, Proportion]]]:
     """Rule → its words with the share of erasures after which the label was gone, the most telling first."""
-    labels = {rule.name: label_of(rule) for rule in mention_rules(contract)}
+    rules = {rule.name: rule for rule in mention_rules(contract)}
     counts: dict[tuple[str, str], Proportion] = defaultdict(lambda: Proportion(0, 0))
     for (rule, word, _), scored in zip(erased, answers, strict=True):
-        field, label = labels[rule]
-        counts[rule, word] += Proportion(scored.answer is not None and scored.answer[field] != label, 1)
+        gone = scored.answer is not None and not rules[rule].applies(scored.answer)
+        counts[rule, word] += Proportion(gone, 1)
     ranked = sorted(counts.items(), key=lambda item: -item[1].interval[0])
     return {
         name: [(word, share) for (rule, word), share in ranked if rule == name and share.count]
-        for name in labels
+        for name in rules
     }
 
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from batch.contract.fields import as_text
 from train.diagnosis.diagnose import Diagnosis
-from train.evaluation.evaluate import as_text
 
 GROUPS_SHOWN = 12
 PROPOSALS_SHOWN = 8

@@ -10,16 +10,16 @@ file. A row without an answer is wrong in every field.
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import polars as pl
 
 from batch.contract.contract import Contract
+from batch.contract.fields import LIST, as_text
 from batch.errors import InvalidAnswer
 from train.dataset import Row
-from train.evaluation.statistics import McNemar, Proportion, macro_f1
+from train.evaluation.statistics import McNemar, Proportion, macro_f1, macro_f1_of_sets
 
 ALL = "all fields right"
 CHECKS = "field checks"
@@ -49,7 +49,7 @@ class Miss:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
     """`checks` has a line for each row and scored field, in order: row, id, request, field, gold, answered
-    (null without an answer), right, error. Values are texts; a boolean's as JSON has it."""
+    (null without an answer), right, error. Values are texts, as :func:`as_text` makes them."""
 
     adapter: str
     dataset: str
@@ -58,6 +58,7 @@ class Evaluation:
     measures: Mapping[str, Proportion]
     under_escalation: Mapping[str, Proportion]  # field → let through, of those that its `escalates` lists
     all_right: Sequence[bool]  # row by row
+    sets: frozenset[str] = frozenset()  # the fields whose values are sets of labels
 
     @functools.cached_property
     def fields(self) -> list[str]:
@@ -71,8 +72,11 @@ class Evaluation:
 
     @functools.cached_property
     def f1(self) -> dict[str, float]:
-        """Field → macro-F1."""
-        return {name: macro_f1(cells) for name, cells in self.confusion.items()}
+        """Field → macro-F1, over its values, or of a set over its labels."""
+        return {
+            name: (macro_f1_of_sets if name in self.sets else macro_f1)(cells)
+            for name, cells in self.confusion.items()
+        }
 
     @functools.cached_property
     def misses(self) -> list[Miss]:
@@ -140,7 +144,8 @@ def evaluate(
         parsed, valid, right = parsed + (scored.answer is not None), valid + legal, legal
         for field in fields:
             gold, answered = row.answer[field.name], answer.get(field.name)
-            hit = answered is not None and gold == answered
+            given = field.name in answer
+            hit = given and gold == answered
             right = right and hit
             lines.append(
                 (
@@ -149,17 +154,13 @@ def evaluate(
                     row.request,
                     field.name,
                     as_text(gold),
-                    as_text(answered),
+                    as_text(answered) if given else None,
                     hit,
                     scored.error_code,
                 )
             )
-            if (
-                gold in field.escalates
-            ):  # no answer lets nothing through: it is an error row, which a person sees
-                through[field.name] += Proportion(
-                    answered is not None and field.under_escalates(gold, answered), 1
-                )
+            if field.grave(gold):  # no answer lets nothing through: it is an error row, which a person sees
+                through[field.name] += Proportion(given and field.under_escalates(gold, answered), 1)
         all_right.append(right)
     columns = {"row": pl.Int64, **dict.fromkeys(("id", "request", "field", "gold", "answered"), pl.String)}
     checks = pl.DataFrame(lines, schema={**columns, "right": pl.Boolean, "error": pl.String}, orient="row")
@@ -168,7 +169,8 @@ def evaluate(
     measures = {name: Proportion(count, len(rows)) for name, count in counts.items()}
     # The first experiment counted these: 19 of 20.
     measures[CHECKS] = Proportion(valid + sum(per_field.values()), len(rows) * (1 + len(fields)))
-    return Evaluation(adapter, dataset, checks, measures, through, all_right)
+    sets = frozenset(field.name for field in fields if field.arrow == LIST)
+    return Evaluation(adapter, dataset, checks, measures, through, all_right, sets)
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
@@ -192,16 +194,10 @@ def comparisons(evaluations: Sequence[Evaluation]) -> list[Comparison]:
     return [compare(a, b) for a, b in pairs if a.dataset == b.dataset and a.fields == b.fields]
 
 
-def as_text(value: Any) -> str | None:
-    """A label as it is, a boolean as JSON has it, None for none."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
 def _legal(answer: Mapping[str, Any], contract: Contract) -> bool:
     """Whether the contract accepts `answer`; a text that a simple method does not write is stood in for."""
-    stand_ins = {field.name: "x" * field.min_chars for field in contract.fields if not field.scored}
     try:
-        contract.serialise({**stand_ins, **answer})
+        contract.serialise({**contract.stand_ins, **answer})
     except InvalidAnswer:
         return False
     return True

@@ -62,7 +62,7 @@ def judge_scored(
     """Judge the table's answers against gold `rows` by id; a row that it lacks is an error row. Raises
     `InputError`.
     """
-    names = [field.name for field in contract.fields]
+    known = [field for field in contract.fields if field.name in table.columns]
     if missing := [field.name for field in contract.scored_fields if field.name not in table.columns]:
         raise InputError(
             f"{path}: has no column {missing[0]!r}, a field of {contract.name}; name its contract "
@@ -83,7 +83,12 @@ def judge_scored(
             )
     answers = []
     for here, line in zip(found, joined.iter_rows(named=True), strict=True):
-        answer = {name: line[name] for name in names if line.get(name) is not None}
+        read = contract.read(line)
+        answer = {
+            field.name: read[field.name]
+            for field in known
+            if read[field.name] is not None or field.legal(None)
+        }
         error = line.get("error_code") if here else ABSENT
         answers.append(FileRow(answer if answer and error is None else None, error))
     return evaluate(rows, answers, contract, path.name, dataset)

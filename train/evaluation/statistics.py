@@ -3,6 +3,7 @@ source.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -113,6 +114,20 @@ def macro_f1(confusion: Mapping[tuple[str, str | None], int]) -> float:
         gold = sum(count for (given, _), count in confusion.items() if given == value)
         answered = sum(count for (_, answer), count in confusion.items() if answer == value)
         scores.append(2 * confusion.get((value, value), 0) / (gold + answered))
+    return sum(scores) / len(scores) if scores else 0.0
+
+
+def macro_f1_of_sets(confusion: Mapping[tuple[str, str | None], int]) -> float:
+    """The same of sets, as JSON has them: the mean over every label of the F1 of *the set holds it*."""
+    pairs = [
+        (set(json.loads(gold)), set(json.loads(answered or "[]")), count)
+        for (gold, answered), count in confusion.items()
+    ]
+    scores = []
+    for label in {label for gold, answered, _ in pairs for label in gold | answered}:
+        both = sum(count for gold, answered, count in pairs if label in gold and label in answered)
+        either = sum(count * ((label in gold) + (label in answered)) for gold, answered, count in pairs)
+        scores.append(2 * both / either)
     return sum(scores) / len(scores) if scores else 0.0
 
 

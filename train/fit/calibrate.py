@@ -16,9 +16,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import beta
 
-from batch.adapter.calibration import EDGE, Calibration, Curve, key, product
+from batch.adapter.calibration import EDGE, Calibration, Curve, product
 from batch.contract.contract import Contract
-from batch.contract.fields import Field
+from batch.contract.fields import Field, as_text, group
 from batch.scoring.lane import ScoredRow
 from train.dataset import Row
 
@@ -80,7 +80,7 @@ def calibrate(
         "calibrated": True,
         "method": "sigmoid(a ln p - b ln(1 - p) + c) for each value, Kull et al. 2017",
         "fields": {
-            name: {key(value): dict(zip("abc", curve, strict=True)) for value, curve in values.items()}
+            name: {as_text(value): dict(zip("abc", curve, strict=True)) for value, curve in values.items()}
             for name, values in fitted.items()
         },
         "target_error": target_error,
@@ -104,12 +104,12 @@ def raw(why: str) -> dict[str, Any]:
 def _fit_field(field: Field, answers: Sequence[ScoredRow], right: Numbers) -> dict[Any, Curve]:
     """The curve of each value, that of the whole field for a value that was answered too seldom."""
     scores = np.array([(answer.scores or {})[field.name] for answer in answers])
-    values = np.array([field.values.index((answer.answer or {})[field.name]) for answer in answers])
+    groups = np.array([field.groups.index(group((answer.answer or {})[field.name])) for answer in answers])
     pooled = fit_beta(scores, right)
     fitted = {}
-    for index, value in enumerate(field.values):
-        own = values == index
-        fitted[value] = fit_beta(scores[own], right[own]) if own.sum() >= MIN_OF_VALUE else pooled
+    for index, one in enumerate(field.groups):
+        own = groups == index
+        fitted[one] = fit_beta(scores[own], right[own]) if own.sum() >= MIN_OF_VALUE else pooled
     return fitted
 
 

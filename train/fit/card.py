@@ -1,10 +1,10 @@
 """The model card: what a bundle is, from the same facts as its metrics and manifest."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from batch.contract.contract import Contract
+from batch.contract.fields import as_text
 
 
 def model_card(
@@ -22,7 +22,9 @@ def model_card(
         f"| {name} | {split['rows']} | `{split['path']}` | `{split['sha256'][:12]}` |"
         for name, split in data.items()
     )
-    fields = "\n".join(f"- `{f.name}`: {', '.join(map(_value, f.values)) or 'text'}" for f in contract.fields)
+    fields = "\n".join(
+        f"- `{f.name}`: {', '.join(map(as_text, f.values)) or 'text'}" for f in contract.fields
+    )
     return f"""---
 base_model: {base["ref"]}
 library_name: peft
@@ -81,8 +83,3 @@ def _scores(calibration: Mapping[str, Any]) -> str:
             target,
         ]
     )
-
-
-def _value(value: Any) -> str:
-    """A label as it is, a boolean as JSON has it."""
-    return value if isinstance(value, str) else json.dumps(value)

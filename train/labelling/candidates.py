@@ -104,8 +104,10 @@ def most_worth(
 
 def _violations(line: Mapping[str, Any], request: str, contract: Contract) -> list[str]:
     """Rules that the model's own answer breaks, whether or not the run corrected it."""
-    answer = {field.name: line.get(f"{field.name}_model", line[field.name]) for field in contract.fields}
-    return [] if None in answer.values() else contract.violations(answer, request)
+    if line["score"] is None:
+        return []
+    named = {field.name: line.get(f"{field.name}_model", line[field.name]) for field in contract.fields}
+    return contract.violations(contract.read(named), request)
 
 
 def _novelty(texts: Sequence[str], labelled: Sequence[str]) -> list[float]:

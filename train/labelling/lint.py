@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from batch.contract.contract import Contract
+from batch.contract.fields import as_text
 from batch.errors import DatasetError
 from train.dataset import Row, near_duplicates, read_rows
 from train.evaluation.baselines import Tfidf
 from train.evaluation.cross_validation import folds
-from train.evaluation.evaluate import as_text
 from train.likeness import NEAR_DUPLICATE
 
 FOLDS = 5
@@ -80,7 +80,7 @@ def _repeated_ids(rows: Iterable[Row]) -> Iterator[Finding]:
 def _balance(path: Path, rows: Sequence[Row], contract: Contract) -> Iterator[Finding]:
     """Of the first file, which is the one that is trained on."""
     for field in contract.scored_fields:
-        counts = Counter(row.answer[field.name] for row in rows)
+        counts = Counter(value for row in rows for value in field.chosen(row.answer[field.name]))
         shown = ", ".join(f"{as_text(value)} {counts[value]}" for value in field.values)
         for value in field.values:
             if counts[value] < RARE:

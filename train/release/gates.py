@@ -108,7 +108,7 @@ def _test_split(bundle: Bundle) -> Path | None:
 
 def _task(contract: Contract) -> list[tuple[str, tuple[Any, ...]]]:
     """What two contracts must share for their answers to be compared."""
-    return [(field.name, field.values) for field in contract.scored_fields]
+    return [(field.name, (field.type, *field.values)) for field in contract.scored_fields]
 
 
 def regression_gate(rows: Sequence[Row], answers: Sequence[Any], contract: Contract) -> Gate:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.contract.fields import as_text
 from batch.errors import AdapterError
 from batch.scoring.lane import ScoredRow
 from batch.scoring.output_rows import outcomes
@@ -175,13 +176,14 @@ def render(
 
 
 def _confusions(evaluation: Evaluation, bundle: Bundle) -> dict[str, Markup]:
-    values = {
-        field.name: [value if isinstance(value, str) else json.dumps(value) for value in field.values]
-        for field in bundle.contract.scored_fields
-    }
-    return {
-        name: plots.svg(plots.confusion(cells, values[name])) for name, cells in evaluation.confusion.items()
-    }
+    fields = {field.name: field for field in bundle.contract.scored_fields}
+    shown = {}
+    for name, cells in evaluation.confusion.items():
+        values = [as_text(value) for value in fields[name].values]
+        if name in evaluation.sets:  # there are too many: those that were given or answered
+            values = sorted({value for pair in cells for value in pair if value is not None})
+        shown[name] = plots.svg(plots.confusion(cells, values))
+    return shown
 
 
 def _scores(

@@ -110,7 +110,8 @@ def _item(line: Mapping[str, Any], contract: Contract, selection: Selection, see
     names = [field.name for field in contract.fields]
     answered = line["status"] == "ok"
     # What the model said: an enforced rule may have put another value into the column.
-    answer = {name: _first(line.get(f"{name}_model"), line[name]) for name in names} if answered else {}
+    given = {name: _first(line.get(f"{name}_model"), line[name]) for name in names}
+    answer = contract.read(given) if answered else {}
     scores = {
         name: line[column]
         for name, column in (*((name, f"{name}_score") for name in names), ("score", "score"))

@@ -51,7 +51,7 @@ class Session:
                     "name": field.name,
                     "meaning": field.meaning,
                     "values": [
-                        {"value": value, "meaning": field.labels.get(value, "")} for value in field.values
+                        {"value": value, "meaning": field.meanings.get(value, "")} for value in field.values
                     ],
                     "text": not field.scored,
                 }

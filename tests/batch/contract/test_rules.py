@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from batch.adapter.calibration import Calibration
 from batch.contract.contract import Contract
 from batch.errors import ContractError
+from batch.scoring.lane import ScoredRow
+from batch.scoring.output_rows import outcomes
 from tests.conftest import ROOT
 from train.dataset import load_rows
 from train.mini_base.requests import requests
@@ -74,6 +77,23 @@ MENTIONED = [
     "What is left in Salesforce gets merged.",
     "We left HubSpot for Salesforce.",
     "Salesforce is the system; the old CRM was retired.",
+    # a word that denies, and denies something else or nothing
+    "Never miss a Salesforce renewal",
+    "We must not lose a lead in Salesforce again",
+    "Book the visit not only in Salesforce",
+    "It isn't just Salesforce that gets the address",
+    "Without delay write the lead to Salesforce",
+    "Without exception the agent logs calls in Salesforce",
+    "No later than Friday enter the deal in Salesforce",
+    "No one has to type it into Salesforce",
+    "Don't forget to close the Salesforce case",
+    "Leads that are not yet in Salesforce get created",
+    "The old tool is not fast but it writes to Salesforce",
+    "To avoid double entry copy the order to Salesforce",
+    "Avoid duplicates in Salesforce",
+    "Nothing but Salesforce holds our accounts",
+    "Never send a quote without Salesforce",
+    "Salesforce isn't only used by sales",
 ]
 NOT_MENTIONED = [
     "Salesforce is gone here, thank goodness; close the stale tickets.",
@@ -114,6 +134,13 @@ NOT_MENTIONED = [
     "The Salesforce team is not affected.",
     "Unlike last year's Salesforce project, this one is separate",
     "our sales data in the cloud",
+    "The agent won\u2019t touch Salesforce",
+    "Avoid using Salesforce",
+    "It never ever writes to Salesforce",
+    "Not in Salesforce: it stays in HubSpot",
+    "Keine Daten nach Salesforce",
+    "Das geht ohne Salesforce",
+    "Salesforce wird nicht mehr benutzt",
 ]
 
 
@@ -298,3 +325,60 @@ def test_the_mention_rules_read_what_labellers_wrote(contract: Contract) -> None
             held = contract.violations(biased, made.text)
             caught, uncaught = caught + bool(held), uncaught + (not held)
     assert broken <= 20 and uncaught <= 0.01 * caught
+
+
+def test_negation_is_the_contracts_own(contract: Contract) -> None:
+    """Without the table every mention counts; another language is another list."""
+    denied = ["no Salesforce involved", "Salesforce is not needed", "We left Salesforce for HubSpot"]
+    silent = Contract.from_dict({key: raw for key, raw in contract.raw.items() if key != "negation"})
+    french = Contract.from_dict(
+        {
+            **contract.raw,
+            "negation": {
+                "fr": {"before": ["sans", "pas de"], "after": ["n'est pas"], "harmless": ["pas de doute"]}
+            },
+        }
+    )
+    for text in denied:
+        assert contract.violations(SALESFORCE, text) == ["salesforce_must_be_mentioned"]
+        assert silent.violations(SALESFORCE, text) == french.violations(SALESFORCE, text) == []
+    for text, mentioned in [
+        ("sans Salesforce", False),
+        ("un outil sans aucun Salesforce", False),
+        ("Pas de Salesforce ici", False),
+        ("Salesforce n'est pas de la partie", False),
+        ("Pas de doute: Salesforce", True),
+        ("Salesforce, sans HubSpot", True),
+        ("d\u00e9passans Salesforce", True),  # within a word
+    ]:
+        assert bool(french.violations(SALESFORCE, text)) != mentioned, text
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"en": {"befor": ["no"]}}, r"unknown key 'befor' in \[negation.en\] .did you mean 'before'"),
+        ({"en": {"before": "no"}}, "must be a list"),
+        ({"en": {"before": [""]}}, "is no phrase of words"),
+        ({"en": {"after": ["..."]}}, "is no phrase of words"),
+        ({"en": {"after": ["not ||"]}}, "is no phrase of words"),
+        ({"en": ["no"]}, "must be a table"),
+        (["no"], r"\[negation\] must be a table"),
+    ],
+)
+def test_a_wrong_negation_is_refused(contract: Contract, table: Any, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        Contract.from_dict({**contract.raw, "negation": table})
+
+
+@pytest.mark.parametrize("text", ["no Salesforce involved", "Salesforce was retired last year."])
+def test_nothing_is_corrected_on_the_strength_of_a_negation(contract: Contract, text: str) -> None:
+    """The words may be misread: the answer stays as it is, breaks its rule, and goes to a person."""
+    strict = enforcing(contract)
+    (rule,) = (rule for rule in strict.rules if rule.name == "salesforce_must_be_mentioned")
+    violated = strict.violations(SALESFORCE, text)
+    assert violated == [rule.name] and rule.denied(text) and not rule.denied("An app.")
+    assert strict.enforce(SALESFORCE, violated, [rule.name]) == (SALESFORCE, ())
+    row = ScoredRow(dict(SALESFORCE), {"tier": 1.0}, tuple(violated), denied=(rule.name,))
+    (made,) = outcomes([row], strict, Calibration({}, threshold=0.1))
+    assert (made.answer, made.applied, made.triage) == (SALESFORCE, (), "human")

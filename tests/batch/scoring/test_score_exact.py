@@ -6,6 +6,8 @@ step by step, so a score is a lower bound of P(value), short by the mass of the 
 """
 
 import dataclasses
+import itertools
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from transformers import AutoModelForCausalLM
 from batch.adapter.bundle import Bundle
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
-from batch.contract.fields import compact_json
+from batch.contract.fields import LIST, Field, compact_json
 from batch.engine import EngineSpec, adapter_spec
 from batch.engine.process import EngineProcess
 from batch.scoring.adapters import spec_of
+from batch.scoring.lane import Lane
 from batch.scoring.score import field_scores
 from train.config import Quantisation
 from train.doctor.grammar import ServedGrammar
@@ -36,6 +39,17 @@ SHORT = {
         {"name": "kind", "type": "label", "labels": {"app": "", "app + CRM": "", "apple": "", "ap": ""}},
         {"name": "ok", "type": "boolean"},
         {"name": "size", "type": "label", "labels": {"low": "", "lower": "", "medium": ""}},
+    ],
+}
+# Sets, of which a label begins another; numbers likewise, which only the next byte tells apart; null.
+SETS = {
+    "name": "sets",
+    "prompt": {"system": "Choose.\n{fields}"},
+    "fields": [
+        {"name": "kinds", "type": "labels", "optional": True, "labels": {"app": "", "apple": "", "low": ""}},
+        {"name": "grade", "type": "integer", "labels": {"1": "", "10": "", "2": ""}},
+        {"name": "size", "type": "label", "optional": True, "labels": {"low": "", "lower": ""}},
+        {"name": "stars", "type": "integer", "optional": True, "labels": {"4": "", "44": ""}},
     ],
 }
 REQUESTS = ["An app.", "Please build a dashboard of sales.", "Find our travel policy."]
@@ -91,9 +105,23 @@ def before_value(renderer: Renderer, ids: list[int], start: int) -> list[int]:
     raise AssertionError("no such value")
 
 
-def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(tiny_base: Path) -> None:
+def spellings(field: Field, last: bool) -> dict[Any, bytes]:
+    """Each legal value with its JSON text; a number with what follows it, which ends it."""
+    values: list[Any] = [*field.values]
+    if field.arrow == LIST:
+        values = [
+            chosen for size in range(len(values) + 1) for chosen in itertools.combinations(values, size)
+        ]
+    end = (b"}" if last else b",") if field.told_by_next else b""
+    return {value: compact_json(value).encode() + end for value in values if field.legal(value)}
+
+
+@pytest.mark.parametrize("raw", [SHORT, SETS], ids=["labels", "sets"])
+def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(
+    tiny_base: Path, raw: dict[str, Any]
+) -> None:
     """Random weights, so that nearly every spelling has mass: sums to 1, and vLLM's score is the probability of its path."""
-    contract = Contract.from_dict(SHORT)
+    contract = Contract.from_dict(raw)
     renderer = Renderer.load(tiny_base, contract)
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
     grammar = ServedGrammar(tiny_base, contract.grammar, renderer.end_of_turn_id, 1024)
@@ -116,9 +144,7 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(tiny_base: Pa
         for field in contract.scored_fields:
             start, _ = spans[field.name]
             before = before_value(renderer, ids, start)
-            found = walker.paths(
-                before, start, {value: compact_json(value).encode() for value in field.values}
-            )
+            found = walker.paths(before, start, spellings(field, field is contract.fields[-1]))
             assert sum(chance for spellings in found.values() for chance, _ in spellings) == pytest.approx(
                 1, abs=1e-6
             )
@@ -129,6 +155,13 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(tiny_base: Pa
             assert scores[field.name] == pytest.approx(taken, rel=2e-3)
             assert scores[field.name] <= sum(own.values()) + 1e-6
             several += len(own) > 1
+        row = Lane(adapter, contract, renderer).score(done[number], request)
+        assert row.scores == scores
+        for name, parts in (row.label_scores or {}).items():
+            assert len(parts) == len(answer[name]) and all(0 < part <= 1 for part in parts)
+            assert math.prod(parts) >= scores[name] * (
+                1 - 1e-6
+            )  # what is left is that no other label follows
     assert several  # labels that are spelt in more than one way were among them
 
 

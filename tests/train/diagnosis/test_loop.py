@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch.contract.contract import Contract
+from batch.contract.fields import LIST
 from batch.storage.output import output_columns
 from tests.conftest import ROOT
 
@@ -83,27 +84,41 @@ def test_drafts_change_no_answer_and_save_steps(trained_registry: Path, tmp_path
     assert steps[1] < 0.8 * steps[0]
 
 
-def test_another_task_needs_no_change_to_the_code(tiny_base: Path, tmp_path: Path) -> None:
-    """Support-ticket triage: other fields, a 20-label one among them, trained and served by the same commands."""
-    triage = ROOT / "tests/data/triage"
-    contract = Contract.load(triage / "contract.toml")
+@pytest.mark.parametrize("task", ["triage", "tickets"])
+def test_another_task_needs_no_change_to_the_code(tiny_base: Path, tmp_path: Path, task: str) -> None:
+    """Other fields, trained, judged and served by the same commands: a label of twenty; sets, numbers and null."""
+    folder = ROOT / "tests/data" / task
+    contract = Contract.load(folder / "contract.toml")
     recipe = (ROOT / "train/mini.toml").read_text().splitlines()
     values = {
         "model": str(tiny_base),
-        "contract": str(triage / "contract.toml"),
-        "train": str(triage / "train.jsonl"),
-        "validation": str(triage / "validation.jsonl"),
+        "contract": str(folder / "contract.toml"),
+        "train": str(folder / "train.jsonl"),
+        "validation": str(folder / "validation.jsonl"),
     }
     lines = [f'{key} = "{values[key]}"' if (key := line.split(" ")[0]) in values else line for line in recipe]
     lines = [
         "epochs = 1" if line.startswith("epochs") else line for line in lines if not line.startswith("test ")
     ]
-    (tmp_path / "triage.toml").write_text("\n".join(lines))
+    (tmp_path / "task.toml").write_text("\n".join(lines))
     # One epoch on a base of random weights teaches no form: the doctor says so, and the adapter is not made the champion.
-    seen = command("batch-train", "fit", tmp_path / "triage.toml", registry=tmp_path / "adapters", code=2)
+    seen = command("batch-train", "fit", tmp_path / "task.toml", registry=tmp_path / "adapters", code=2)
     assert "FAIL  three arms" in seen and "ok    prompt ids" in seen
     assert [path.name for path in (tmp_path / "adapters/aliases").iterdir()] == ["latest"]
-    tickets = [json.loads(line)["request"] for line in (triage / "validation.jsonl").read_text().splitlines()]
+    judged = tmp_path / "judged.json"
+    command(
+        "batch-train",
+        "eval",
+        "tfidf,latest",
+        folder / "validation.jsonl",
+        "--json",
+        judged,
+        registry=tmp_path / "adapters",
+    )
+    found = json.loads(judged.read_text())["evaluations"]
+    assert [each["measures"]["schema-valid"]["share"] for each in found] == [1, 1]
+    assert all(field.name in each["macro_f1"] for each in found for field in contract.scored_fields)
+    tickets = [json.loads(line)["request"] for line in (folder / "validation.jsonl").read_text().splitlines()]
     pq.write_table(pa.table({"ticket": range(len(tickets)), "body": tickets}), tmp_path / "tickets.parquet")
     names = ("--id-column", "ticket", "--text-column", "body", "--adapter", "latest")
     command(
@@ -119,3 +134,7 @@ def test_another_task_needs_no_change_to_the_code(tiny_base: Path, tmp_path: Pat
         assert row["status"] == "ok"
         contract.serialise(row)  # raises if a value is not legal
         assert all(0 < row[f"{field.name}_score"] <= 1 for field in contract.scored_fields)
+        for field in contract.scored_fields:
+            if field.arrow == LIST:
+                parts = row[f"{field.name}_label_scores"]
+                assert len(parts) == len(row[field.name]) and all(0 < part <= 1 for part in parts)

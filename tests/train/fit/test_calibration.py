@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from batch.adapter.bundle import Bundle
-from batch.adapter.calibration import Calibration, calibrated, key, product
+from batch.adapter.calibration import Calibration, calibrated, product
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
+from batch.contract.fields import as_text
 from batch.errors import AdapterError
 from batch.scoring.lane import ScoredRow
 from batch.scoring.output_rows import Outcome, outcomes
@@ -202,12 +203,15 @@ def test_who_has_to_look(contract: Contract) -> None:
         "human",
         None,
         None,
+        {},
     )
 
 
 def pairs(contract: Contract) -> dict[str, Any]:
     one = {"a": 1.0, "b": 1.0, "c": 0.0}
-    return {field.name: {key(value): dict(one) for value in field.values} for field in contract.scored_fields}
+    return {
+        field.name: {as_text(value): dict(one) for value in field.values} for field in contract.scored_fields
+    }
 
 
 @pytest.mark.parametrize(

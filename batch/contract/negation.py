@@ -1,0 +1,97 @@
+"""Negation: a system that a request names and denies is not mentioned ("without our CRM").
+
+The words are the contract's, by language (`[negation.en]`); a contract without the table has none, and every
+mention counts: the code knows no language. They are words and no grammar, so a denial told in another way
+counts as a mention, and now and then one is seen that is none. Rules therefore never correct an answer on the
+strength of a denial (:meth:`Rule.denied`).
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, Self
+
+from batch.contract import validation
+from batch.errors import ContractError
+
+BEFORE = 30  # characters between a word that denies and what it denies
+AFTER = 20
+SEEN = 60  # characters of the request that are looked at on either side
+GAP = 3  # words that `...` may stand for
+STOPS = r"[.;,!?:()\n–—]"  # a denial does not reach over them
+
+# A phrase is words with spaces; `a|b` is either word, `...` up to three words.
+KINDS = {
+    "before": "denies what follows in its clause",
+    "close_before": "denies what follows at once",
+    "after": "denies what stands in front of it",
+    "breaks": "ends a clause as a comma does",
+    "harmless": "holds a word that denies, and denies nothing",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Negation:
+    """Phrases of every kind, of all languages together."""
+
+    phrases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Self:
+        """Compile `[negation]`; raises `ContractError`."""
+        found: dict[str, tuple[str, ...]] = dict.fromkeys(KINDS, ())
+        for language, lists in validation.table(raw, "[negation]").items():
+            where = f"[negation.{language}]"
+            for kind, phrases in validation.keys(lists, where, optional=KINDS).items():
+                found[kind] += tuple(
+                    _phrase(each, f"{where} {kind}") for each in validation.items(phrases, where)
+                )
+        return cls(found)
+
+    def plain(self, text: str) -> str:
+        """`text` at the same length, with its harmless phrases crossed out."""
+        text = text.replace("\u2019", "'")
+        return self._harmless.sub(lambda match: "_" * len(match[0]), text)
+
+    def denies(self, plain: str, start: int, end: int) -> bool:
+        """Whether what stands at `start` to `end` of a :meth:`plain` text is denied."""
+        clause = self._breaks.split(plain[max(0, start - SEEN) : start])[-1]
+        return bool(self._before.search(clause) or self._after.match(plain[end : end + SEEN]))
+
+    @functools.cached_property
+    def _before(self) -> re.Pattern[str]:
+        far, close = self._any("before"), self._any("close_before")
+        return re.compile(f"(?:{far}.{{0,{BEFORE}}}|{close} )$", re.I)
+
+    @functools.cached_property
+    def _after(self) -> re.Pattern[str]:
+        return re.compile(f"(?:(?!{STOPS}).){{0,{AFTER}}}{self._any('after')}", re.I)
+
+    @functools.cached_property
+    def _breaks(self) -> re.Pattern[str]:
+        return re.compile(f"{STOPS}|{self._any('breaks')}", re.I)
+
+    @functools.cached_property
+    def _harmless(self) -> re.Pattern[str]:
+        return re.compile(self._any("harmless"), re.I)
+
+    def _any(self, kind: str) -> str:
+        """Expression of any phrase of a kind, in whole words; of none, one that nothing matches."""
+        phrases = [_expression(phrase) for phrase in self.phrases.get(kind, ())]
+        return rf"(?<![\w-])(?:{'|'.join(phrases)})(?![\w-])" if phrases else "(?!)"
+
+
+def _phrase(value: Any, where: str) -> str:
+    phrase = validation.text(value, where)
+    if not all(word.strip("|.") for word in phrase.split(" ") if word != "...") or not phrase.strip(". "):
+        raise ContractError(f"{where}: {phrase!r} is no phrase of words")
+    return phrase
+
+
+def _expression(phrase: str) -> str:
+    words = []
+    for word in phrase.split():
+        either = "|".join(map(re.escape, word.split("|")))
+        words.append(rf"(?:[\w'-]+\s+){{0,{GAP}}}" if word == "..." else rf"(?:{either})\s+")
+    return "".join(words).removesuffix(r"\s+")
