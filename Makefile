@@ -58,7 +58,8 @@ families: setup ## tiny random bases of every family in docs/bases.md through fi
 	BATCH_ROUTE_FAMILIES=all $(BIN)/python -m pytest tests/train/test_families.py tests/train/test_foreign_adapters.py
 
 faults: setup ## 200 kills over the commit path, 200 signals over a run's life; short forms of these run with the tests
-	$(BIN)/python -m tests.faults.kill_storm --kills 200
+	$(BIN)/python -m tests.faults.kill_storm --kills 100 --to file
+	$(BIN)/python -m tests.faults.kill_storm --kills 100 --to folder
 	$(BIN)/python -m tests.faults.signal_storm --signals 200
 
 bench: setup ## batch-route beside its peers, three rounds (about an hour), a warm engine, 2,000,000 rows of file work

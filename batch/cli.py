@@ -168,7 +168,7 @@ def _watch(wanted: Any, outlets: Any) -> None:
     from batch.errors import InputError
     from batch.job import Options
     from batch.reporting.observer import Observer
-    from batch.run import EngineFor, run
+    from batch.run import EnginesFor, run
 
     for option, given in {
         "--report": outlets.report,
@@ -184,8 +184,8 @@ def _watch(wanted: Any, outlets: Any) -> None:
 
     registry = Registry()
 
-    def route(options: Options, engine_for: EngineFor) -> None:
-        result = run(options, Observer(outlets), engine_for, registry)
+    def route(options: Options, engines_for: EnginesFor) -> None:
+        result = run(options, Observer(outlets), engines_for, registry)
         speed = f", {result.rows_per_second:.1f} rows/s" if result.rows_per_second else ""
         say(f"{Path(options.input).name}: {result.tally.rows} rows, {result.tally.error_rows} errors{speed}")
 

@@ -1,7 +1,7 @@
 """`--retry-errors`: of a finished output, the rows in error are run again; every other row stays, value for
 value.
 
-Such a run reads the finished output in the input's place and goes through the same shards, assembly and
+Such a run reads the finished output in the input's place and goes through the same units and the same
 proof. The old output and its manifest stay until the new ones replace them.
 """
 
@@ -17,11 +17,12 @@ from batch.errors import InputError
 from batch.job import Job, work_dir_of
 from batch.scoring.lane import TEXT_ERRORS
 from batch.scoring.scorer import Chunk
-from batch.storage.ledger import RETRY_OF, changes
 from batch.storage.location import Location
-from batch.storage.manifest import finished, manifest_location, read_manifest
+from batch.storage.manifest import finished, manifest_location, output_files, read_manifest
 from batch.storage.parquet import ParquetSource
-from batch.storage.workdir import job_in
+from batch.storage.workdir import changes, job_in
+
+RETRY_OF = "retry_of"  # fact of a job that retries errors: sha256 of the output that they are in
 
 
 class Retry:
@@ -60,16 +61,21 @@ class Retry:
     def finished(self) -> dict[str, Any] | None:
         return None if self.asks else self._manifest
 
-    def chunks(self, start: int) -> Iterator[Chunk]:
-        location = Location.of(self._job.options.output)
-        if location.sha256() != self._sha256:
+    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
+        """The finished output's rows from `start` on."""
+        output = Location.of(self._job.options.output)
+        if self._manifest is None and output.sha256() != self._sha256:
             raise InputError(
-                f"{location.name} has changed since its errors began to be retried; run without "
+                f"{output.name} has changed since its errors began to be retried; run without "
                 "--retry-errors and with --fresh"
             )
-        return map(self._chunk, ParquetSource.open(location).batches(start, self._feed_rows))
+        for location in output_files(self._job.options.output, self._manifest or {}):
+            file = ParquetSource.open(location)
+            if start < file.rows:
+                yield from file.batches(start, self._feed_rows)
+            start = max(0, start - file.rows)
 
-    def _chunk(self, batch: pa.RecordBatch) -> Chunk:
+    def chunk(self, batch: pa.RecordBatch) -> Chunk:
         mask = self._mask(batch)
         asked = batch.select(range(self._inputs)).filter(mask)
 

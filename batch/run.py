@@ -1,9 +1,10 @@
 """The main path: a Parquet backlog → scored Parquet.
 
-check everything cheap → start the engine → read, score, commit shards → assemble, prove, manifest
+check everything cheap → plan units → engines score them, a part and a receipt each → prove, publish, manifest
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from batch import __version__
@@ -12,33 +13,36 @@ from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
 from batch.errors import signals_raise
 from batch.job import Job, Options, check, work_dir_of
+from batch.launch import local
+from batch.launch.part_writer import kept_tally
+from batch.launch.worker import Task
 from batch.reporting import drift
 from batch.reporting.observer import Observer
 from batch.reporting.summary import Summary
-from batch.reporting.tally import Tally, shard_tally
 from batch.scoring.adapters import engine_spec
-from batch.scoring.known_answers import known_answers
-from batch.scoring.scorer import Scorer, load_first
-from batch.shard_writer import ShardWriter
 from batch.source import Source, source_of
-from batch.storage.ledger import Ledger, changes
+from batch.storage import folder
 from batch.storage.lock import lock_output
-from batch.storage.manifest import Proof, write_manifest
+from batch.storage.manifest import Proof, is_folder, write_manifest
 from batch.storage.output import assemble
+from batch.storage.receipts import Receipts
+from batch.storage.store import LocalStore
+from batch.storage.units import Plan
+from batch.storage.workdir import WorkDir, changes, fingerprint
 
-EngineFor = Callable[[Job], AbstractContextManager[Supervisor]]
+EnginesFor = Callable[[Job], AbstractContextManager[Sequence[Supervisor]]]
 
 
 def run(
     options: Options,
     observer: Observer | None = None,
-    engine_for: EngineFor | None = None,
+    engines_for: EnginesFor | None = None,
     registry: Registry | None = None,
 ) -> Summary:
-    """Route a backlog. Raises a `BatchRouteError`; whatever stops it, a rerun resumes from the last shard.
+    """Route a backlog. Raises a `BatchRouteError`; whatever stops it, a rerun resumes it.
 
-    The `observer` hears of it all, of a failure too. `engine_for` gives the engine for a job, by default a
-    new one. A `registry` that is given again has kept the bundles that it opened.
+    The `observer` hears of it all, of a failure too. `engines_for` gives the engines for a job, by default
+    new ones. A `registry` that is given again has kept the bundles that it opened.
     """
     observer = observer or Observer()
     told = observer.around(options.input, options.output, options.adapter, options.max_error_rate)
@@ -48,73 +52,85 @@ def run(
         observer.checked(job.backlog, job.rows, digests, str(job.facts["base"]["ref"]))
         source = source_of(job)
         if manifest := source.finished():
-            if work_dir_of(options).exists():  # killed after the manifest, before the work directory went
-                Ledger.open(work_dir_of(options), job.facts, fresh=True).finish()
+            WorkDir.discard(work_dir_of(options))  # killed after the manifest, before it went
             return observer.summary.adopt(manifest)
         earlier = drift.baseline(options.output, job.facts)  # before its manifest is replaced
-        with Ledger.open(work_dir_of(options), source.facts, options.fresh) as ledger:
-            if other := ledger.work.other:
-                observer.emit("other job set aside", level="warning", changes=changes(other, source.facts))
-            observer.resumed(sum(map(shard_tally, ledger.shards), Tally()), source.asks, source.repeats)
-            if ledger.done_rows < job.rows:
-                with (engine_for or start_engine)(job) as engine:
-                    score(job, source, engine, ledger, observer)
-            proof = publish(job, ledger)
+        with WorkDir.open(work_dir_of(options), source.facts, options.fresh) as work:
+            if work.other:
+                changed = changes(work.other, source.facts)
+                observer.emit("other job set aside", level="warning", changes=changed)
+            receipts = Receipts.open(LocalStore(work.path), Plan.of(job.rows))
+            observer.resumed(kept_tally(receipts, work.shards), source.asks, source.repeats)
+            if not receipts.complete:
+                with (engines_for or start_engines)(job) as engines:
+                    local.score(task_of(job, source, work), receipts, engines, observer)
+            proof = publish(job, receipts, fingerprint(source.facts))
             compared = drift.compare(earlier, observer.summary.tally)
             told_of_run = observer.assembled(proof, compared)
             write_manifest(options.output, job.facts, proof, run=told_of_run, drift=compared)
-            ledger.finish()
+            if is_folder(options.output):
+                folder.seal(options.output, proof)
+            work.finish()
         return observer.summary
 
 
-def start_engine(job: Job) -> Supervisor:
-    """Start the engine's process and return at once; it loads while the parent goes on."""
-    return Supervisor(wanted_engine(job), job.options.engine_timeout)
+@contextlib.contextmanager
+def start_engines(job: Job) -> Iterator[Sequence[Supervisor]]:
+    """Start the engines' processes and go on at once; they load meanwhile."""
+    with contextlib.ExitStack() as stack:
+        patience = job.options.engine_timeout
+        yield [stack.enter_context(Supervisor(spec, patience)) for spec in wanted_engines(job)]
 
 
-def wanted_engine(job: Job) -> EngineSpec:
+def wanted_engines(job: Job) -> list[EngineSpec]:
     options = job.options
-    return engine_spec(
-        job.base,
-        job.adapters.served,
-        kind=options.engine,
-        max_num_seqs=options.max_num_seqs,
-        dtype=options.dtype,
-        threads=options.threads,
-        draft_tokens=options.draft_tokens,
+    return [
+        engine_spec(
+            job.base,
+            job.adapters.served,
+            kind=options.engine,
+            max_num_seqs=options.max_num_seqs,
+            dtype=options.dtype,
+            threads=options.threads,
+            draft_tokens=options.draft_tokens,
+        )
+    ]
+
+
+def task_of(job: Job, source: Source, work: WorkDir) -> Task:
+    options = job.options
+    return Task(
+        adapters=job.adapters,
+        backlog=job.backlog,
+        source=source,
+        schema=job.schema.with_metadata({**(job.schema.metadata or {}), **metadata(job)}),
+        id_column=options.id_column,
+        prefix=options.prefix,
+        facts={"version": __version__, "base": job.facts["base"]},
+        scratch=work.path,
+        cache=options.cache,
+        cache_max=options.cache_max,
     )
 
 
-def score(job: Job, source: Source, engine: Supervisor, ledger: Ledger, observer: Observer) -> None:
-    """Score the rows that no shard holds yet, and commit them shard by shard. Raises `EngineError`."""
-    options = job.options
-    engine.emit = observer.emit
-    repeated = job.backlog.repeated_texts()  # while the engine starts
-    canary = load_first(engine, job.adapters)
-    facts = {"version": __version__, "base": job.facts["base"], **engine.facts}
-    kept = (ledger.answers, repeated, options.cache, options.cache_max)
-    with known_answers(facts, *kept, observer.emit) as known:
-        slots = engine.facts["max_num_seqs"]
-        scorer = Scorer(engine, job.adapters, job.backlog, job.schema, slots, observer.progressed, known)
-        observer.engine_ready(engine.facts, canary, scorer.counts)
-        shard = ShardWriter(job, ledger, observer)
-        try:
-            for scored in scorer.score(source.chunks(ledger.done_rows)):
-                shard.add(scored)
-        finally:
-            shard.commit()  # also when interrupted: what is done is kept
-            observer.engine_done(engine.restarts, engine.usage._asdict())
-
-
-def publish(job: Job, ledger: Ledger) -> Proof:
-    """Write the output from the shards and prove it against the input, which must still be what was read."""
-    job.backlog.verify()
+def metadata(job: Job) -> dict[str, str]:
+    """What the output's Parquet files say of themselves: nothing that differs from run to run."""
     bundles = job.adapters.served
-    metadata = {
+    return {
         "batch_route.version": __version__,
         "batch_route.adapter": ",".join(bundle.digest for bundle in bundles),
         "batch_route.contract": ",".join(dict.fromkeys(bundle.contract.fingerprint for bundle in bundles)),
         "batch_route.engine": job.options.engine,
     }
-    expect = (job.rows, job.id_digest)
-    return assemble(ledger.shards, job.options.output, job.schema, metadata, job.options.id_column, expect)
+
+
+def publish(job: Job, receipts: Receipts, name: str) -> Proof:
+    """Prove that the parts are the input, which must still be what was read, and make them the output. `name`
+    tells this job's parts from others'.
+    """
+    job.backlog.verify()
+    output, id_column, expect = job.options.output, job.options.id_column, (job.rows, job.id_digest)
+    if is_folder(output):
+        return folder.publish(receipts, output, name, id_column, expect)
+    parts = [receipts.store.location(receipt.part) for receipt in receipts]
+    return assemble(parts, output, job.schema, metadata(job), id_column, expect)

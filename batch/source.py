@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from batch.job import Job
+from batch.launch import worker
 from batch.retry import Retry
 from batch.scoring.scorer import Chunk
 from batch.storage.manifest import finished
@@ -11,8 +14,8 @@ from batch.storage.manifest import finished
 FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
 
 
-class Source(Protocol):
-    """The rows of a job, in order."""
+class Source(worker.Source, Protocol):
+    """The rows of a job, and what is known of them before."""
 
     facts: dict[str, Any]  # what must be the same for a later run to resume this one
     asks: int  # rows to score
@@ -20,9 +23,6 @@ class Source(Protocol):
 
     def finished(self) -> dict[str, Any] | None:
         """The manifest of the output, if it is complete and this source has nothing to add to it."""
-
-    def chunks(self, start: int) -> Iterator[Chunk]:
-        """The rows from `start` on. Raises `InputError`, `StorageError`."""
 
 
 class Unscored:
@@ -37,8 +37,11 @@ class Unscored:
         options = self._job.options
         return None if options.fresh else finished(options.output, self.facts)
 
-    def chunks(self, start: int) -> Iterator[Chunk]:
-        return map(Chunk, self._job.backlog.batches(start, FEED_ROWS, stop_row=self._job.rows))
+    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
+        return self._job.backlog.batches(start, FEED_ROWS, stop_row=self._job.rows)
+
+    def chunk(self, batch: pa.RecordBatch) -> Chunk:
+        return Chunk(batch)
 
 
 def source_of(job: Job) -> Source:

@@ -14,7 +14,7 @@ import dataclasses
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,14 +33,14 @@ from batch.errors import (
     signals_raise,
 )
 from batch.job import Job, Options, work_dir_of
-from batch.run import EngineFor, start_engine, wanted_engine
+from batch.run import EnginesFor, start_engines, wanted_engines
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.workdir import job_in
 
 POLL = 1.0  # seconds between two looks at the folder
 PAUSE = 30.0  # seconds after the engine or the machine failed, at least
 SOON, LONGEST = 2.0, 60.0  # seconds between two tries of a file that waits for something else
-Route = Callable[[Options, EngineFor], None]  # one file, with a way to get its engine
+Route = Callable[[Options, EnginesFor], None]  # one file, with a way to get its engines
 
 
 class Stamp(NamedTuple):
@@ -52,29 +52,29 @@ class Stamp(NamedTuple):
     inode: int
 
 
-class WarmEngine:
-    """One engine from file to file; another takes its place only for a job that it cannot serve."""
+class WarmEngines:
+    """Engines that stay from file to file; others take their place only for a job that they cannot serve."""
 
     def __init__(self) -> None:
-        self._engine: Supervisor | None = None
-        self._spec: EngineSpec | None = None
+        self._started = contextlib.ExitStack()
+        self._engines: Sequence[Supervisor] = ()
+        self._specs: Sequence[EngineSpec] = ()
 
     @contextlib.contextmanager
-    def __call__(self, job: Job) -> Iterator[Supervisor]:
-        wanted = wanted_engine(job)
-        if self._engine is None or self._spec is None or not serves(self._spec, wanted):
+    def __call__(self, job: Job) -> Iterator[Sequence[Supervisor]]:
+        wanted = wanted_engines(job)
+        if len(self._specs) != len(wanted) or not all(map(serves, self._specs, wanted)):
             self.close()
-            self._engine, self._spec = start_engine(job), wanted
+            self._engines, self._specs = self._started.enter_context(start_engines(job)), wanted
         try:
-            yield self._engine
+            yield self._engines
         except BaseException:
-            self.close()  # what still runs in it is nobody's any more
+            self.close()  # what still runs in them is nobody's any more
             raise
 
     def close(self) -> None:
-        if self._engine:
-            self._engine.close()
-            self._engine = None
+        self._engines = self._specs = ()
+        self._started.close()
 
 
 def serves(running: EngineSpec, wanted: EngineSpec) -> bool:
@@ -110,7 +110,7 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     if inbox.resolve() == outbox.resolve():
         raise InputError("--watch: the outputs would be taken for inputs; name another folder for them")
     files: dict[Path, File] = {}
-    warm = WarmEngine()
+    warm = WarmEngines()
     with signals_raise(), contextlib.closing(warm):
         while True:
             for path, stamp in look(inbox, files):
@@ -137,7 +137,7 @@ def _try(
     output: Path,
     options: Options,
     route: Route,
-    warm: WarmEngine,
+    warm: WarmEngines,
     say: Callable[[str], None],
 ) -> None:
     started = time.monotonic()

@@ -5,7 +5,10 @@ half that kills it is one row. Everything else, new work included, waits meanwhi
 done; the rest is found in as many deaths as it takes to halve a window down to one row.
 """
 
+import contextlib
 import dataclasses
+import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +45,7 @@ class Supervisor:
         self._convicted: list[Completion] = []
         self._deaths = 0  # since the last progress
         self._guilty = 0  # rows found guilty since one was finished
+        self._abandoned = False
         self.restarts = 0
         self.emit: Emit = nobody  # who hears of restarts and quarantined requests
 
@@ -109,6 +113,12 @@ class Supervisor:
     def close(self) -> None:
         self._engine.close()
 
+    def abandon(self) -> None:
+        """From another thread than the one that waits for the engine: have it fail, and no other started."""
+        self._abandoned = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
     def __enter__(self) -> "Supervisor":
         return self
 
@@ -153,6 +163,8 @@ class Supervisor:
         return self._suspects.pop(0)
 
     def _restart(self, error: EngineError) -> None:
+        if self._abandoned:
+            raise error
         self._judge()
         if self._guilty > GUILTY:
             self._engine.kill()

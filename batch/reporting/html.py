@@ -16,7 +16,7 @@ from batch.reporting import charts
 from batch.reporting.drift import ALARM, WARN
 from batch.reporting.tally import SCORE_BINS, Tally
 from batch.storage.location import Location, write_file
-from batch.storage.manifest import manifest_location, read_manifest
+from batch.storage.manifest import manifest_location, output_files, read_manifest
 from batch.storage.parquet import ParquetSource
 
 LOWEST = 25  # rows listed
@@ -44,18 +44,23 @@ def write_report(path: Path, output: str) -> None:
         drift_bounds=(WARN, ALARM),
         charts=charts,
         **_facts(manifest),
-        lowest=lowest(output, manifest["job"], list(manifest["run"]["tally"]["scores"])),
+        lowest=lowest(
+            output_files(output, manifest), manifest["job"], list(manifest["run"]["tally"]["scores"])
+        ),
     )
     write_file(Location.of(path), page.encode())
 
 
-def lowest(output: str, job: Mapping[str, Any], scores: Sequence[str], count: int = LOWEST) -> pl.DataFrame:
+def lowest(
+    files: Sequence[Location], job: Mapping[str, Any], scores: Sequence[str], count: int = LOWEST
+) -> pl.DataFrame:
     """The `count` answered rows of the least score, least first: their id and `scores`, `score` first."""
-    source, prefix = ParquetSource.open(Location.of(output)), job["prefix"]
+    prefix = job["prefix"]
     scores = ["score", *(name for name in scores if name != "score")]
     wanted = [job["id_column"], *(prefix + name for name in scores)]
     found: pl.DataFrame | None = None
-    for batch in source.batches(size=READ_ROWS, columns=wanted):
+    sources = map(ParquetSource.open, files)
+    for batch in (batch for source in sources for batch in source.batches(size=READ_ROWS, columns=wanted)):
         rows = (
             pl.DataFrame(batch)
             .with_columns(pl.col(job["id_column"]).cast(pl.String))

@@ -13,7 +13,7 @@ from batch import __version__
 from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, one_line, ours
 from batch.events import JsonLines, nobody
 from batch.reporting.prometheus import write_metrics
-from batch.reporting.summary import NOTES, Summary
+from batch.reporting.summary import NOTES, Device, Summary
 from batch.reporting.tally import Tally
 from batch.scoring.router import Counts
 from batch.storage.backlog import Backlog
@@ -105,14 +105,19 @@ class Observer:
         self.summary.tally, self.summary.resumed_rows, self.summary.retry = tally, tally.rows, repeats
         self._asks = asks if repeats else asks - tally.rows
 
-    def engine_ready(self, facts: Mapping[str, Any], canary: Mapping[str, Any], counts: Counts) -> None:
-        self._begun = time.monotonic()
-        self.summary.startup_seconds = self._begun - self._started
-        self.summary.engine, self.summary.counts = {**facts, "canary": canary}, counts
-        self.emit("engine ready", **facts)
+    def engine_ready(
+        self, device: int, facts: Mapping[str, Any], canary: Mapping[str, Any], counts: Counts
+    ) -> None:
+        """`counts` goes on counting what passes through this device's router."""
+        if not self.summary.devices:
+            self._begun = time.monotonic()
+            self.summary.startup_seconds = self._begun - self._started
+            self.summary.engine = {**facts, "canary": canary}
+        self.summary.devices[device] = Device(counts, time.monotonic())
+        self.emit("engine ready", device=device, **facts)
 
-    def progressed(self, counts: Counts) -> None:
-        now = time.monotonic()
+    def progressed(self) -> None:
+        now, counts = time.monotonic(), self.summary.counts
         if self.summary.seconds_to_first_row is None and counts.inferred:
             self.summary.seconds_to_first_row = now - self._started
         self.summary.pace.note(now - self._begun, counts.rows)
@@ -123,9 +128,18 @@ class Observer:
         self.summary.tally += tally
         self.emit("shard committed", rows=tally.rows, done_rows=self.summary.tally.rows, of=self._rows)
 
-    def engine_done(self, restarts: int, usage: Mapping[str, Any]) -> None:
-        self.summary.engine |= {"restarts": restarts, "usage": usage}
+    def engine_done(self, device: int, restarts: int, usage: Mapping[str, Any]) -> None:
+        self.summary.devices[device].done(restarts, usage)
+        devices = self.summary.devices.values()
+        self.summary.engine["restarts"] = sum(each.restarts for each in devices)
+        self.summary.engine["usage"] = {
+            name: sum(each.usage.get(name, 0) for each in devices) for name in usage
+        }
         self.summary.routing_seconds = time.monotonic() - self._begun
+
+    def engine_lost(self, device: int, why: str) -> None:
+        """It did not get well; the others go on."""
+        self.emit("engine lost", level="warning", device=device, why=why)
 
     def assembled(self, proof: Proof, drift: dict[str, Any] | None) -> dict[str, Any]:
         """Returns what the manifest says of the run."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -34,15 +35,45 @@ class Pace:
 
 
 @dataclasses.dataclass
+class Device:
+    """What one device's engine did in a run."""
+
+    counts: Counts
+    begun: float  # time.monotonic() when it was ready
+    seconds: float = 0.0
+    restarts: int = 0
+    usage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def done(self, restarts: int, usage: Mapping[str, Any]) -> None:
+        self.seconds, self.restarts, self.usage = time.monotonic() - self.begun, restarts, usage
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "rows": self.counts.rows,
+            "rows_per_second": self.counts.rows / self.seconds if self.seconds else None,
+            "restarts": self.restarts,
+            "idle_seconds": self.usage.get("idle_seconds"),
+        }
+
+    def as_text(self) -> tuple[str, str]:
+        speed = self.counts.rows / self.seconds if self.seconds else 0.0
+        idle = self.usage.get("idle_seconds") or 0.0
+        return (
+            f"rows, rows/s; {self.restarts} restarts, {idle:.1f} s idle",
+            f"{self.counts.rows}, {speed:.1f}",
+        )
+
+
+@dataclasses.dataclass
 class Summary:
     """The whole of a run."""
 
     run_id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
     tally: Tally = dataclasses.field(default_factory=Tally)
     resumed_rows: int = 0
-    counts: Counts = dataclasses.field(default_factory=Counts)  # of this run alone
-    engine: dict[str, Any] = dataclasses.field(default_factory=dict)
-    startup_seconds: float | None = None  # until the engine was ready
+    engine: dict[str, Any] = dataclasses.field(default_factory=dict)  # what its devices have in common
+    devices: dict[int, Device] = dataclasses.field(default_factory=dict)
+    startup_seconds: float | None = None  # until the first engine was ready
     seconds_to_first_row: float | None = None
     routing_seconds: float = 0.0
     seconds: float = 0.0
@@ -53,6 +84,11 @@ class Summary:
     pace: Pace = dataclasses.field(default_factory=Pace)
     drift: dict[str, Any] | None = None  # see `batch.reporting.drift.compare`
     warnings: list[str] = dataclasses.field(default_factory=list)  # what went wrong and did not stop it
+
+    @property
+    def counts(self) -> Counts:
+        """Of this run alone."""
+        return Counts.total([device.counts for device in self.devices.values()])
 
     @property
     def rows_per_second(self) -> float | None:
@@ -80,6 +116,7 @@ class Summary:
             "seconds": self.seconds,
             "engine": self.engine,
             "warnings": self.warnings,
+            "devices": {str(number): device.as_json() for number, device in self.devices.items()},
             "pace": {f"{seconds:.1f}": rows for seconds, rows in self.pace.points},
         }
 
@@ -132,6 +169,8 @@ def show(summary: Summary, output: str, console: Console) -> None:
             table.add_row("prefix cache", "hit rate", f"{summary.counts.cache_hit_rate:.1%}")
         if summary.startup_seconds is not None:
             table.add_row("time", "seconds until the engine was ready", f"{summary.startup_seconds:.1f}")
+        for number, device in sorted(summary.devices.items()) if len(summary.devices) > 1 else ():
+            table.add_row(f"device {number}", *device.as_text())
         table.add_row("time", "seconds, with start-up", f"{summary.seconds:.1f}")
     console.print(table)
     for warning in summary.warnings:

@@ -70,6 +70,11 @@ class Counts:
     cached_tokens: int = 0  # of the prompt tokens, those that the prefix cache held
     answer_tokens: int = 0
 
+    @classmethod
+    def total(cls, of: Sequence[Self]) -> Self:
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: sum(getattr(each, name) for each in of) for name in names})
+
     @property
     def cache_hit_rate(self) -> float:
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0

@@ -128,6 +128,10 @@ class Location:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
         return info.size, info.mtime_ns
 
+    def inside(self, name: str) -> "Location":
+        """The location of a file in this folder."""
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{self.name.rstrip('/')}/{name}")
+
     def exists(self) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
 

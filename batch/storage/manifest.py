@@ -1,6 +1,11 @@
-"""OUTPUT.manifest.json: written last, so where it exists, the run is complete."""
+"""The manifest of an output: written last, so where it exists, the run is complete.
+
+OUTPUT.parquet, OUTPUT.parquet.manifest.json             one file
+OUTPUT/part-….parquet, OUTPUT/manifest.json, _SUCCESS    a folder of parts, as the manifest names them
+"""
 
 import dataclasses
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -13,18 +18,52 @@ MOST_BYTES = 64 << 20  # a file that holds more is no manifest of ours
 
 
 @dataclasses.dataclass(frozen=True)
+class PartProof:
+    """One file of a folder."""
+
+    name: str
+    rows: int
+    ids: str  # sha256 of its ids in order
+    sha256: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Proof:
     """What a finished output was found to hold when it was read back."""
 
     rows: int
     ids: str  # sha256 of the ids in order
-    sha256: str  # of the file
+    sha256: str  # of the file; of a folder, that of its parts' names and digests
     bytes: int
     columns: tuple[str, ...] = ()  # their names, as they were read back
+    parts: tuple[PartProof, ...] | None = None  # of a folder, in order
+
+    def as_json(self) -> dict[str, Any]:
+        facts = dataclasses.asdict(self)
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+OUTPUT_PART = re.compile(r"part-\d{5,}-[0-9a-f]{8}\.parquet")  # the name of a file of a folder
+
+
+def is_folder(output: str) -> bool:
+    """Whether an OUTPUT is a folder of parts rather than one file."""
+    return not output.endswith(".parquet")
 
 
 def manifest_location(output: str) -> Location:
+    if is_folder(output):
+        return Location.of(output).inside("manifest.json")
     return Location.of(output).sibling("", ".manifest.json")
+
+
+def output_files(output: str, manifest: dict[str, Any]) -> list[Location]:
+    """The Parquet files of a finished output, in order."""
+    location = Location.of(output)
+    if not is_folder(output):
+        return [location]
+    return [location.inside(part["name"]) for part in manifest["output"]["parts"]]
 
 
 def write_manifest(output: str, job: dict[str, Any], proof: Proof, **facts: Any) -> None:
@@ -32,7 +71,7 @@ def write_manifest(output: str, job: dict[str, Any], proof: Proof, **facts: Any)
 
     Raises `StorageError`.
     """
-    manifest = {"job": job, "output": dataclasses.asdict(proof), **facts}
+    manifest = {"job": job, "output": proof.as_json(), **facts}
     write_file(manifest_location(output), pretty_json(manifest))
 
 
@@ -53,9 +92,11 @@ def finished(output: str, job: dict[str, Any]) -> dict[str, Any] | None:
     if manifest is None or manifest["job"] != as_json(job):
         return None
     location = Location.of(output)
+    told = manifest["output"].get("parts", [manifest["output"]])
     try:
-        return manifest if location.sha256() == manifest["output"]["sha256"] else None
-    except FileNotFoundError:
+        found = [file.sha256() for file in output_files(output, manifest)]
+        return manifest if found == [each["sha256"] for each in told] else None
+    except (FileNotFoundError, KeyError, TypeError):
         return None
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(location, error) from error

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def encode_shard(table: pa.Table) -> pa.Buffer:
 
 
 def assemble(
-    shards: Sequence[Path],
+    shards: Iterable[Location | Path],
     output: str,
     schema: pa.Schema,
     metadata: Mapping[str, str],
@@ -129,12 +129,7 @@ def assemble(
     location = Location.of(output)
     schema = schema.with_metadata({**(schema.metadata or {}), **metadata})
     with replacing(location) as temporary:
-        with (
-            temporary.filesystem.open_output_stream(temporary.path) as sink,
-            parquet_writer(sink, schema) as writer,
-        ):
-            for group in _row_groups(_rows(shards, schema), schema):
-                writer.write_table(group, row_group_size=group.num_rows)
+        write_rows(temporary, shard_rows(shards, schema), schema)
         temporary.sync()
         proof = prove(temporary, id_column)
         if expect is not None and (proof.rows, proof.ids) != tuple(expect):
@@ -151,15 +146,26 @@ def assemble(
     return proof
 
 
-def prove(location: Location, id_column: str = "id") -> Proof:
-    """Row count, ordered id digest and sha256 of a finished file; decodes every page. Raises
-    `StorageError`.
+def write_rows(location: Location, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    """Write a Parquet file whose bytes depend on the rows and `schema` alone, not on where batches end."""
+    with (
+        location.filesystem.open_output_stream(location.path) as sink,
+        parquet_writer(sink, schema) as writer,
+    ):
+        for group in _row_groups(batches, schema):
+            writer.write_table(group, row_group_size=group.num_rows)
+
+
+def prove(location: Location, id_column: str = "id", total: IdDigest | None = None) -> Proof:
+    """Row count, ordered id digest and sha256 of a finished file; decodes every page, and adds its ids to the
+    `total` of several files. Raises `StorageError`.
     """
     digest, rows = IdDigest(), 0
     try:
         source = ParquetSource.open(location)
         for batch in source.batches():
-            digest.update(batch.column(id_column))
+            for each in filter(None, (digest, total)):
+                each.update(batch.column(id_column))
             rows += batch.num_rows
     except InputError as error:
         raise StorageError(f"the output does not read back: {error}") from error
@@ -167,14 +173,16 @@ def prove(location: Location, id_column: str = "id") -> Proof:
     return Proof(rows, digest.hexdigest(), location.sha256(), source.size, names)
 
 
-def _rows(shards: Iterable[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def shard_rows(shards: Iterable[Location | Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of files that a run wrote, in order. Raises `StorageError`."""
     for shard in shards:
+        location = shard if isinstance(shard, Location) else Location.of(shard)
         try:
-            source = ParquetSource.open(Location.of(shard))
+            source = ParquetSource.open(location)
             if not source.schema.equals(schema):
-                raise InputError(f"{shard.name} has other columns than the output")
+                raise InputError(f"{location.name} has other columns than the output")
             yield from source.batches()
-        except InputError as error:  # not every `BatchRouteError`: a signal arrives as one
+        except InputError as error:
             raise StorageError(f"a shard is damaged: {error}; run again, it is redone") from error
 
 

@@ -11,6 +11,7 @@ from batch.errors import InputError
 from batch.storage.guard import guarded
 from batch.storage.listing import HEADS, would_read
 from batch.storage.location import Location, is_local, printable, reason, shown
+from batch.storage.manifest import OUTPUT_PART, is_folder, manifest_location
 
 NAME_BYTES = 255  # of a file's name, at most
 LONGEST_SUFFIX = ".manifest.json"  # of the files beside an output
@@ -21,14 +22,17 @@ def check_output(source: str, output: str, folders: Places) -> None:
     """Refuse, before any work, an output or folders that cannot be written, or that are one another's or the
     input's place: `InputError`.
     """
-    check_writable(output, suffix=LONGEST_SUFFIX)
+    if is_folder(output):
+        _check_output_folder(output)
+    else:
+        check_writable(output, suffix=LONGEST_SUFFIX)
     if not is_local(output):
         guarded(_ask, output, what=f"output {shown(output)}")
     given = {what: folder for what, folder in folders.items() if folder is not None}
     for what, folder in given.items():
         check_folder(folder, f"{what} {printable(str(folder))}", "choose another place")
     _refuse_same({"the input": source, "output": output, **given})
-    _refuse_in_input(source, "output", output)
+    _refuse_in_input(source, "output", _file_of(output))
 
 
 def check_outlets(source: str, output: str, outlets: Places) -> None:
@@ -38,9 +42,7 @@ def check_outlets(source: str, output: str, outlets: Places) -> None:
     given = {what: path for what, path in outlets.items() if path is not None}
     for what, path in given.items():
         check_writable(path, what)
-    manifest = (
-        {"the output's manifest": f"{Location.of(output).path}.manifest.json"} if is_local(output) else {}
-    )
+    manifest = {"the output's manifest": manifest_location(output).path} if is_local(output) else {}
     _refuse_same({"the input": source, "the output": output, **manifest, **given})
     for what, path in given.items():
         _refuse_in_input(source, what, path)
@@ -92,6 +94,30 @@ def check_folder(folder: str | Path, what: str, remedy: str) -> None:
         os.unlink(probe)
     except OSError as error:
         raise InputError(f"cannot write {what}: {reason(error)}; {remedy}") from error
+
+
+def _check_output_folder(output: str) -> None:
+    """The same for a folder, which need not be there; nor may it hold files that its readers would take for
+    rows of this output.
+    """
+    if not is_local(output):
+        return
+    location = Location.of(output)
+    folder = Path(location.path)
+    if not folder.is_dir() or folder.is_symlink():
+        check_writable(folder, suffix=".work")
+        if folder.exists():
+            raise InputError(f"output {location.name} is a file; name a folder, or a file in .parquet")
+        return
+    check_folder(folder, f"output {printable(location.name)}", "choose another place")
+    others = [path.name for path in folder.glob("*.parquet") if not OUTPUT_PART.fullmatch(path.name)]
+    if others:
+        what = f"holds another Parquet file, {printable(others[0])}"
+        raise InputError(f"output {location.name} {what}; name an empty folder")
+
+
+def _file_of(output: str) -> str:
+    return f"{output.rstrip('/')}/part.parquet" if is_folder(output) else output
 
 
 def refuse_inputs(output: str, inputs: Iterable[Location]) -> None:

@@ -2,7 +2,8 @@
 
     .NAME.work/            beside OUTPUT, or in --work-dir under OUTPUT's name and a hash of its path
       job.json             the job's fingerprint: facts that must not change between a run and its resumption
-      shards/, answers/    what is done
+      receipts/, parts/    what is done, unit by unit (`receipts.py`)
+      shards/, answers/  what is done of a unit, and answers to texts that the input repeats
     .NAME.work-<hash>/     unfinished work of another job for the same OUTPUT, kept under its fingerprint
     .NAME.work.lock        held while the run lives
 
@@ -24,10 +25,12 @@ from batch.errors import InputError
 from batch.storage.location import Location, refused_or_failed, storage_error, write_file
 from batch.storage.lock import Lock
 
-JOB, SHARDS, ANSWERS = "job.json", "shards", "answers"
+JOB, RECEIPTS, PARTS, SHARDS, ANSWERS = "job.json", "receipts", "parts", "shards", "answers"
 MADE = {  # the names that a run gives to its files, by folder
     "": re.compile(rf"{re.escape(JOB)}|\..*\.partial"),
-    SHARDS: re.compile(r"\d{8}-[0-9a-f]{16}\.parquet|\..*\.partial"),
+    RECEIPTS: re.compile(r"\d{5,}\.json|\..*\.partial"),
+    PARTS: re.compile(r"\d{5,}-[0-9a-f]{16}\.parquet|\..*\.partial"),
+    SHARDS: re.compile(r"\d{5,}-\d{5,}-[0-9a-f]{16}\.parquet|\..*\.partial"),
     ANSWERS: re.compile(r"answers\.sqlite.*"),
 }
 KEPT = 2  # other jobs' unfinished work for one output: the newest
@@ -78,6 +81,16 @@ class WorkDir:
             raise
         return work
 
+    @property
+    def shards(self) -> Path:
+        return self.path / SHARDS
+
+    @classmethod
+    def discard(cls, path: Path) -> None:
+        """Remove what a job left that is finished after all. Raises what :meth:`open` raises."""
+        if path.exists():
+            cls.open(path, job_in(path) or {}).finish()
+
     def finish(self) -> None:
         """Remove all unfinished work on this output, once its manifest is there. Raises `StorageError`."""
         try:
@@ -104,7 +117,9 @@ class WorkDir:
             for path in (self.path, *self._others()):
                 _remove(path)
         elif (live := job_in(self.path)) != facts:
-            if live is not None and any((self.path / SHARDS).glob("*.parquet")):
+            if live is not None and any(
+                file for folder in (RECEIPTS, SHARDS) for file in (self.path / folder).glob("[0-9]*")
+            ):
                 self.other = live
                 _remove(self._aside(live))
                 self.path.rename(self._aside(live))
@@ -114,22 +129,26 @@ class WorkDir:
                 self._aside(facts).rename(self.path)
             for path in self._others()[:-KEPT]:
                 _remove(path)
-        for name in ("", SHARDS, ANSWERS):
+        for name in MADE:
             _own_folder(self.path / name)
         if job_in(self.path) != facts:
             write_file(self.path / JOB, pretty_json(facts))
-        for path in (self.path / SHARDS, self.path, self.path.parent):
+        for path in (*(self.path / name for name in MADE if name), self.path, self.path.parent):
             Location.of(path / "x").sync_folder()
 
     def _aside(self, facts: Facts) -> Path:
-        fingerprint = hashlib.sha256(pretty_json(facts)).hexdigest()[:7]
-        return self.path.with_name(f"{self.path.name}-{fingerprint}")
+        return self.path.with_name(f"{self.path.name}-{fingerprint(facts)[:7]}")
 
     def _others(self) -> list[Path]:
         """Folders of other jobs, the newest last."""
         named = re.compile(re.escape(self.path.name) + "-[0-9a-f]{7}")
         found = [path for path in self.path.parent.iterdir() if named.fullmatch(path.name)]
         return sorted(found, key=lambda path: path.lstat().st_mtime_ns)
+
+
+def fingerprint(facts: Facts) -> str:
+    """sha256 (hex) of a job's facts."""
+    return hashlib.sha256(pretty_json(as_json(facts))).hexdigest()
 
 
 def job_in(path: Path) -> Facts | None:
@@ -167,3 +186,23 @@ def _remove(path: Path) -> None:
     for name in sorted(MADE, reverse=True):
         with contextlib.suppress(OSError):  # holds somebody's files, or was not there
             (path / name).rmdir()
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """``path old → new`` for the first facts that differ."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    told = [f"{name} {_short(before.get(name))} → {_short(after.get(name))}" for name in names[:4]]
+    return ", ".join(told) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [leaf for key, inner in items for leaf in _flat(inner, f"{path}.{key}" if path else str(key))]
+    return [(path, value)]
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 32 else f"{text[:16]}…{text[-8:]}"

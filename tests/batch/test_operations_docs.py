@@ -250,4 +250,5 @@ def test_page_tells_every_metric_and_event(tiny_bundle: Bundle, tmp_path: Path) 
     assert set(re.findall(r"batch_route_\w+", table)) == written
     assert set(re.findall(r"batch_route_\w+", PAGE)) == written
     told = re.findall(r"^\| `([a-z ]+)` \|", PAGE.split("| event | facts |")[1].split("\n\n")[0], re.M)
-    assert set(told) == {str(line["event"]) for line in events(good.stderr + bad.stderr)}
+    seen = {str(line["event"]) for line in events(good.stderr + bad.stderr)}
+    assert set(told) == seen

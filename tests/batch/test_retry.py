@@ -2,22 +2,22 @@
 
 import hashlib
 import json
-from collections import Counter
+import signal
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch import run, shard_writer
+from batch import run
 from batch.adapter.bundle import Bundle
 from batch.errors import Interrupted
 from batch.job import Options
+from batch.launch import part_writer
 from batch.reporting.observer import Observer
-from batch.reporting.tally import tally_of, with_tally
 from batch.scoring.lane import ERROR_MESSAGES, TEXT_ERRORS
-from batch.storage.ledger import Ledger
 from batch.storage.output import WRITING
+from batch.storage.workdir import WorkDir
 from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
 TEXTS = [*HOSTILE, *(f"Please build dashboard number {i}." for i in range(600))]
@@ -150,7 +150,7 @@ def test_a_stopped_retry_resumes(
     good = output.read_bytes()
     break_rows(output, list(range(7, 600)), tiny_bundle)
     broken = output.read_bytes(), manifest_of(output)
-    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", -1.0)
+    monkeypatch.setattr(part_writer, "SHARD_SECONDS", -1.0)
     options = Options(
         str(source),
         str(output),
@@ -170,20 +170,22 @@ def test_a_stopped_retry_resumes(
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_killed_between_the_old_manifest_and_the_new(
-    tiny_bundle: Bundle, job: tuple[Path, Path], replaced: bool
+    tiny_bundle: Bundle, job: tuple[Path, Path], replaced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In that moment there is no manifest, and the output is the old one or the new one: all shards are there."""
+    """In that moment there is no manifest, and the output is the old one or the new one: all parts are there."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted(signal.SIGTERM)
+
     source, output = job
     good, whole = output.read_bytes(), break_rows(output, [9, 11], tiny_bundle)
-    facts = {**whole["job"], "retry_of": manifest_of(output)["output"]["sha256"]}  # type: ignore[dict-item]
-    work = output.parent / f".{output.name}.work"
     failed = output.read_bytes()
-    assert route(tiny_bundle, source, output, "--retry-errors").exit_code == 0
-    with Ledger.open(work, facts) as ledger:  # what the retry had committed
-        rows = pq.read_table(output)
-        ledger.commit(with_tally(rows, tally_of(rows, tiny_bundle.contract, "", Counter())))
-    output.with_name(output.name + ".manifest.json").unlink()
-    output.write_bytes(good if replaced else failed)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "write_manifest", stop)
+        assert route(tiny_bundle, source, output, "--retry-errors").exit_code == 143
+    assert output.read_bytes() == good and not output.with_name(output.name + ".manifest.json").exists()
+    if not replaced:
+        output.write_bytes(failed)
     result = route(tiny_bundle, source, output, "--retry-errors")
     assert result.exit_code == 0, result.output
     assert output.read_bytes() == good and manifest_of(output)["output"] == whole["output"]
@@ -196,6 +198,6 @@ def test_what_a_finished_retry_left_refuses_nothing(tiny_bundle: Bundle, job: tu
     work = output.parent / f".{output.name}.work"
     for options in (["--retry-errors"], ["--limit", "9", "--max-error-rate", "1"]):
         break_rows(output, [500], tiny_bundle)
-        Ledger.open(work, old).close()
+        WorkDir.open(work, old).close()
         result = route(tiny_bundle, source, output, *options)
         assert result.exit_code == 0 and not work.exists(), result.output

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from batch import run, shard_writer
+from batch import run
 from batch.adapter.bundle import Bundle, write_manifest
 from batch.cli import main
 from batch.contract.fields import as_text
 from batch.errors import Interrupted
 from batch.job import Options
+from batch.launch import part_writer
 from batch.reporting.observer import Observer, Progress
 from batch.scoring.router import Counts
 from batch.storage.output import output_columns
@@ -140,7 +141,7 @@ def test_interrupted_run_resumes_to_the_same_bytes(
     source = backlog(tmp_path / "in.parquet", rows=700)
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     assert route(tiny_bundle, source, whole).exit_code == 0
-    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", -1.0)
+    monkeypatch.setattr(part_writer, "SHARD_SECONDS", -1.0)
     options = Options(
         str(source), str(output), adapter=str(tiny_bundle.path), engine="replay", max_num_seqs=16
     )
@@ -243,7 +244,7 @@ def test_sigterm_exits_143_and_leaves_no_engine(tiny_bundle: Bundle, tmp_path: P
     job = subprocess.Popen([*command, "--engine", "replay"], stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
     engines: list[int] = []
-    while not list(tmp_path.glob(".out.parquet.work/shards/*.parquet")) and job.poll() is None:
+    while not list(tmp_path.glob(".out.parquet.work/parts/*.parquet")) and job.poll() is None:
         engines = engines or [int(pid) for pid in children.read_text().split()]
         time.sleep(0.01)
     job.send_signal(signal.SIGTERM)

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch import run, shard_writer, watch
+from batch import run, watch
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.engine import EngineSpec
 from batch.errors import BacklogError, EngineError, InputError, Interrupted
 from batch.job import Job, Options
+from batch.launch import part_writer
 from batch.reporting.observer import Observer
 from batch.storage.lock import lock_output
 from tests.conftest import make_bundle
@@ -56,13 +57,12 @@ class Script:
         self.pids: list[int] = []
         self.said: list[str] = []
 
-    def route(self, options: Options, engine_for: run.EngineFor) -> None:
-        run.run(options, None, lambda job: self._noting(engine_for, job))  # type: ignore[arg-type,return-value]
+    def route(self, options: Options, engines_for: run.EnginesFor) -> None:
+        run.run(options, None, lambda job: self._noting(engines_for, job))  # type: ignore[arg-type,return-value]
         self.next()
 
-    def _noting(self, engine_for: run.EngineFor, job: Job):  # type: ignore[no-untyped-def]
-        engine = engine_for(job)
-        return _Noted(engine, self.pids)
+    def _noting(self, engines_for: run.EnginesFor, job: Job):  # type: ignore[no-untyped-def]
+        return _Noted(engines_for(job), self.pids)
 
     def say(self, line: str) -> None:
         self.said.append(line)
@@ -86,9 +86,9 @@ class _Noted:
         self.context, self.pids = context, pids
 
     def __enter__(self):  # type: ignore[no-untyped-def]
-        engine = self.context.__enter__()
-        self.pids.append(engine.pid)
-        return engine
+        engines = self.context.__enter__()
+        self.pids += [engine.pid for engine in engines]
+        return engines
 
     def __exit__(self, *exc: object) -> object:
         return self.context.__exit__(*exc)
@@ -158,7 +158,7 @@ def test_what_was_begun_is_ended_by_the_adapter_that_began_it(
 ) -> None:
     inbox, outbox = folders
     backlog(inbox / "a.parquet", rows=2000)
-    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", 0.0)
+    monkeypatch.setattr(part_writer, "SHARD_SECONDS", 0.0)
 
     def cut(counts, rows) -> None:  # type: ignore[no-untyped-def]
         if counts.rows > 600:
@@ -235,8 +235,8 @@ def test_a_file_written_anew_or_taken_away_meanwhile(folders: tuple[Path, Path],
         backlog(inbox / "a.parquet", rows=30, tag="anew")
         raise EngineError("the engine went")
 
-    def first(options: Options, engine_for: run.EngineFor) -> None:
-        run.run(options, Observer(progress=cut if options.input.endswith("a.parquet") else None), engine_for)
+    def first(options: Options, engines_for: run.EnginesFor) -> None:
+        run.run(options, Observer(progress=cut if options.input.endswith("a.parquet") else None), engines_for)
 
     script = Script((inbox / "b.parquet").unlink, lambda: None)
     routes = iter((first,))
@@ -255,7 +255,7 @@ def test_only_a_fault_of_its_own_settles_a_file(folders: tuple[Path, Path], regi
     inbox, outbox = folders
     asked: list[str] = []
 
-    def route(options: Options, engine_for: run.EngineFor) -> None:
+    def route(options: Options, engines_for: run.EnginesFor) -> None:
         asked.append(Path(options.input).name)
         if len(asked) > 8:
             raise Interrupted(signal.SIGTERM)

@@ -1,14 +1,15 @@
-"""SIGKILL at random moments over the commit path: `python -m tests.faults.kill_storm --kills 200 --seed 1`.
+"""SIGKILL at random moments over the commit path: `python -m tests.faults.kill_storm --kills 200 --seed 1 --to folder`.
 
-A job on the replay engine commits a shard every 256 rows. It is killed while it commits, while it assembles, or between
-the output's rename and the end, at a moment drawn from a seeded generator, and run again, to be killed again, until it once gets through. After each kill the
-output must be absent, the old one or the complete one, and a manifest must speak of exactly the file beside it; what gets
-through must have the bytes of an uninterrupted run, so its ids and labels too. Shown to fail
-with a `replacing` that has the file written under its own name (torn), and with an `assemble` that leaves the old manifest
-beside the new output.
+A job on the replay engine keeps a shard every 256 rows, and a part and a receipt every 1,024. It is killed while it commits,
+while it publishes, or between the output's last rename and the end, at a moment drawn from a seeded generator, and run again,
+to be killed again, until it once gets through. After each kill the output must be absent, the old one or the complete one,
+and a manifest must speak of exactly the files beside it; what gets through must have the bytes of an uninterrupted run, so
+its ids and labels too. Shown to fail with a `replacing` that has the file written under its own name (torn), and with an
+`assemble` that leaves the old manifest beside the new output.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -23,22 +24,25 @@ from pathlib import Path
 
 ROWS = 3000
 OLD = b"the output of another night"
+OLD_PART = "part-00000-01234567.parquet"
 
 
 class Storm:
     """One job in one folder. Everything that uses Arrow happens in forked children: a fork of its threads would hang."""
 
-    def __init__(self, folder: Path, adapter: str, rows: int = ROWS) -> None:
-        self.folder, self.adapter = folder, adapter
-        self.output = folder / "out.parquet"
-        self.manifest = folder / "out.parquet.manifest.json"
-        self.work = folder / ".out.parquet.work"
-        self.partial = folder / ".out.parquet.partial"
+    def __init__(self, folder: Path, adapter: str, to: str = "file", rows: int = ROWS) -> None:
+        self.folder, self.adapter, self.to = folder, adapter, to
+        self.output = folder / ("out.parquet" if to == "file" else "out")
+        self.manifest = (
+            folder / "out.parquet.manifest.json" if to == "file" else self.output / "manifest.json"
+        )
+        self.work = folder / f".{self.output.name}.work"
         self._wait(self._fork(lambda: write_input(folder / "in.parquet", rows)))
-        self._before, self._inode = 0, None
+        self._before: set[str] = set()
+        self._inode: int | None = None
         marks = []
         pid = self._fork(self._run)
-        stages = (self._committing, self._assembling, self._renamed)
+        stages = (self._committing, self._publishing, self._renamed)
         for stage in stages:
             while not stage():
                 assert not self._ended(pid), "the job ended before it was seen to commit"
@@ -47,11 +51,11 @@ class Storm:
         self._wait(pid)
         ends = [*marks[1:], time.monotonic()]
         self.spans = {stage: end - start for stage, start, end in zip(stages, marks, ends, strict=True)}
-        self.whole = digest(self.output.read_bytes())
+        self.whole = self._content()
 
     def kill(self, chance: random.Random) -> str | None:
         """Start or resume the job and kill it; the state it left, or None where it got through first."""
-        self._before, self._inode = self._shards(), self._output_inode()
+        self._before, self._inode = self._kept(), self._last_inode()
         stage = chance.choice(list(self.spans))
         delay = chance.uniform(0, self.spans[stage])
         pid = self._fork(self._run)
@@ -67,49 +71,85 @@ class Storm:
 
     def state(self) -> str:
         """absent, old or complete; anything else is an error."""
-        found = digest(self.output.read_bytes()) if self.output.exists() else None
-        if self.manifest.exists():
-            told = json.loads(self.manifest.read_text())["output"]["sha256"]
-            assert told == found, "the manifest speaks of another file"
-        names = {None: "absent", digest(OLD): "old", self.whole: "complete"}
-        assert found in names, f"the output is torn: {self.output.stat().st_size} bytes"
+        found = self._content()
+        names = {"": "absent", digest(OLD): "old", self.whole: "complete"}
+        assert found in names, "the output is torn"
         return names[found]
 
     def check_through(self) -> None:
         assert self.state() == "complete", "the resumed run has other bytes"
         assert self.manifest.exists() and not self.work.exists()
+        if self.to == "folder":
+            told = [part["name"] for part in json.loads(self.manifest.read_text())["output"]["parts"]]
+            assert sorted(os.listdir(self.output)) == sorted([*told, "manifest.json", "_SUCCESS"])
 
     def reset(self, old: bool) -> None:
         """Before the next job: no output, or that of another night with its manifest."""
-        self.manifest.unlink()
-        self.output.unlink()
-        if old:
-            self.output.write_bytes(OLD)
-            self.manifest.write_text(json.dumps({"job": {}, "output": {"sha256": digest(OLD)}}))
+        for path in (self.manifest, *([self.output] if self.to == "file" else self.output.iterdir())):
+            path.unlink(missing_ok=True)
+        if not old:
+            return
+        told = {"sha256": digest(OLD)}
+        (self.output if self.to == "file" else self.output / OLD_PART).write_bytes(OLD)
+        if self.to == "folder":
+            told |= {"parts": [{"name": OLD_PART, "sha256": digest(OLD)}]}  # type: ignore[dict-item]
+            (self.output / "_SUCCESS").touch()
+        self.manifest.write_text(json.dumps({"job": {}, "output": told}))
 
-    def _shards(self) -> int:
-        try:
-            return len(os.listdir(self.work / "shards"))
-        except OSError:
-            return 0
+    def _content(self) -> str:
+        """A digest of what a reader finds: of a folder, what the manifest names, which must be there and as it says."""
+        told = json.loads(self.manifest.read_text())["output"] if self.manifest.exists() else None
+        if self.to == "file":
+            found = digest(self.output.read_bytes()) if self.output.exists() else ""
+            assert told is None or told["sha256"] == found, "the manifest speaks of another file"
+            return found
+        assert told or not (self.output / "_SUCCESS").exists(), "a success that no manifest speaks of"
+        parts = [(self.output / part["name"], part["sha256"]) for part in told["parts"]] if told else []
+        assert all(digest(path.read_bytes()) == sha256 for path, sha256 in parts), "a part is torn"
+        if (self.output / "_SUCCESS").exists():
+            assert set(self.output.glob("*.parquet")) == {path for path, _ in parts}, "rows twice"
+        return (
+            parts[0][1]
+            if len(parts) == 1
+            else digest("".join(sha for _, sha in parts).encode())
+            if parts
+            else ""
+        )
+
+    def _kept(self) -> set[str]:
+        names: set[str] = set()
+        for folder in ("shards", "parts", "receipts"):
+            with contextlib.suppress(OSError):
+                names.update(os.listdir(self.work / folder))
+        return names
 
     def _committing(self) -> bool:
-        return self._shards() > self._before
+        return bool(self._kept() - self._before)
 
-    def _assembling(self) -> bool:
-        return self.partial.exists()
+    def _publishing(self) -> bool:
+        if self.to == "file":
+            return any(self.folder.glob(".*.partial"))
+        return (
+            self.output.exists()
+            and not (self.output / "_SUCCESS").exists()
+            and any(self.output.glob("part-*"))
+        )
 
-    def _output_inode(self) -> int | None:
-        return self.output.stat().st_ino if self.output.exists() else None
+    def _last_inode(self) -> int | None:
+        """Of what is renamed last: the file, or the folder's manifest."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.output if self.to == "file" else self.manifest).stat().st_ino
+        return None
 
     def _renamed(self) -> bool:
-        return self._output_inode() != self._inode
+        return self._last_inode() not in (None, self._inode)
 
     def _run(self) -> None:
-        from batch import run, shard_writer
+        from batch import run
         from batch.job import Options
+        from batch.launch import part_writer
 
-        shard_writer.SHARD_SECONDS = -1.0  # commit after each batch
+        part_writer.SHARD_SECONDS = -1.0  # after each batch
         run.run(
             Options(str(self.folder / "in.parquet"), str(self.output), adapter=self.adapter, engine="replay")
         )
@@ -160,12 +200,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--adapter", default="champion")
+    parser.add_argument("--to", choices=["file", "folder"], default="file")
     options = parser.parse_args()
     chance, states, through = random.Random(options.seed), Counter[str](), 0
     with tempfile.TemporaryDirectory() as folder:
         import batch.run  # noqa: F401  # once, for all that are forked
 
-        storm = Storm(Path(folder), options.adapter)
+        storm = Storm(Path(folder), options.adapter, options.to)
         storm.reset(old=False)
         while states.total() < options.kills:
             state = storm.kill(chance)

@@ -4,6 +4,7 @@ How each test was shown to fail is in its docstring: the named change was made, 
 """
 
 import contextlib
+import hashlib
 import os
 import resource
 import signal
@@ -16,10 +17,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batch import run, shard_writer
+from batch import run
 from batch.adapter.bundle import Bundle
 from batch.errors import Interrupted, StorageError
 from batch.job import Options
+from batch.launch import part_writer
 from batch.reporting.observer import Observer
 from batch.scoring.router import Counts
 from batch.storage.location import Location
@@ -52,22 +54,25 @@ def routed(line: Sequence[str], file_bytes: int | None = None) -> subprocess.Com
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, preexec_fn=limit)
 
 
-def test_a_storm_of_kills_tears_nothing(tiny_bundle: Bundle) -> None:
+@pytest.mark.parametrize("to", ["file", "folder"])
+def test_a_storm_of_kills_tears_nothing(tiny_bundle: Bundle, to: str) -> None:
     """`make faults` does 200. Fails as the script says."""
     line = [
         sys.executable,
         "-m",
         "tests.faults.kill_storm",
         "--kills",
-        "12",
+        "6",
         "--seed",
         "7",
+        "--to",
+        to,
         "--adapter",
         str(tiny_bundle.path),
     ]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("12 kills")
+    assert done.stdout.startswith("6 kills")
 
 
 def test_a_storm_whose_job_cannot_run_ends() -> None:
@@ -104,19 +109,19 @@ def test_the_second_run_on_an_output_is_refused(tiny_bundle: Bundle, tmp_path: P
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_keep_what_is_done(tiny_bundle: Bundle, tmp_path: Path, number: signal.Signals) -> None:
-    """More than the shards that were full is kept. Fails when only full shards are committed."""
+    """More than the units that were full is kept. Fails when only full units are committed."""
     source, output = backlog(tmp_path / "in.parquet", rows=30_000), tmp_path / "out.parquet"
     options = Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay")
 
     def send(counts: Counts, total: int) -> None:
-        if counts.rows > shard_writer.SHARD_ROWS + 6000:  # more than the router holds back
+        if counts.rows > 20_000:  # more than the router holds back
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted, match="run again to resume") as interrupted:
         run.run(options, Observer(progress=send))
     assert interrupted.value.exit_code == 128 + number and not output.exists()
     summary = run.run(options)
-    assert summary.resumed_rows > shard_writer.SHARD_ROWS
+    assert summary.resumed_rows > 12_000 and summary.resumed_rows % 1024, "of the unit at work too"
     assert pq.read_table(output, columns=["id"]).equals(pq.read_table(source, columns=["id"]))
 
 
@@ -144,14 +149,18 @@ def test_a_killed_parent_leaves_no_engine(tiny_bundle: Bundle, tmp_path: Path) -
     assert not left
 
 
-@pytest.mark.parametrize("where", ["at a shard", "at assembly"])
+@pytest.mark.parametrize("where", ["at a part", "at assembly"])
 def test_a_full_disk_is_exit_75_and_leaves_the_old_output(
     tiny_bundle: Bundle, tmp_path: Path, where: str
 ) -> None:
     """A limit on file size stands in for the full disk. Fails when EFBIG counts as an error like others."""
-    source, output = backlog(tmp_path / "in.parquet", rows=60_000), tmp_path / "out.parquet"
+    texts = [
+        f"Request {row}: {hashlib.sha512(bytes([row % 256, row // 256])).hexdigest()}"
+        for row in range(20_000)
+    ]
+    source, output = backlog(tmp_path / "in.parquet", texts=[*texts]), tmp_path / "out.parquet"
     output.write_bytes(b"old")
-    limit = 40_000 if where == "at a shard" else 400_000
+    limit = 60_000 if where == "at a part" else 400_000
     full = routed(command(tiny_bundle, source, output), file_bytes=limit)
     assert full.returncode == 75, full.stderr
     assert (
@@ -160,11 +169,11 @@ def test_a_full_disk_is_exit_75_and_leaves_the_old_output(
         and "Traceback" not in full.stderr
     )
     assert output.read_bytes() == b"old" and not (tmp_path / "out.parquet.manifest.json").exists()
-    shards = list((tmp_path / ".out.parquet.work/shards").iterdir())
-    assert bool(shards) == (where == "at assembly")
+    parts = list((tmp_path / ".out.parquet.work/parts").iterdir())
+    assert bool(parts) == (where == "at assembly")
     done = routed(command(tiny_bundle, source, output))
-    assert done.returncode == 0 and pq.read_metadata(output).num_rows == 60_000
-    if shards:
+    assert done.returncode == 0 and pq.read_metadata(output).num_rows == 20_000
+    if parts:
         assert "resumed" in done.stdout
 
 
@@ -194,11 +203,11 @@ def test_a_really_full_disk(tiny_bundle: Bundle, tmp_path: Path) -> None:
 def test_rows_that_differ_from_the_input_are_never_an_output(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ledger that lost a shard behind the run's back. Fails without the comparison in `assemble`."""
+    """Receipts that lost a part behind the run's back. Fails without the comparison in `assemble`."""
     source, output = backlog(tmp_path / "in.parquet", rows=700), tmp_path / "out.parquet"
-    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", -1.0)
+    monkeypatch.setattr(part_writer, "SHARD_SECONDS", -1.0)
     honest = run.assemble
-    monkeypatch.setattr(run, "assemble", lambda shards, *rest: honest(shards[:-1], *rest))
+    monkeypatch.setattr(run, "assemble", lambda parts, *rest: honest(parts[:-1], *rest))
     with pytest.raises(StorageError, match="rows for 700") as wrong:
         run.run(Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"))
     assert wrong.value.exit_code == 75
@@ -230,10 +239,11 @@ def test_every_rename_is_synced_before_and_after(
     for name in ("out.parquet", "out.parquet.manifest.json"):
         synced = calls.index(("sync", f".{name}.partial"))
         assert ("sync_folder", name) in calls[synced:]
-    shard = next(
-        index for index, (call, name) in enumerate(calls) if call == "sync" and name.startswith(".00000000-")
+    part = next(
+        index for index, (call, name) in enumerate(calls) if call == "sync" and name.startswith(".00000-")
     )
-    assert calls[shard + 1][0] == "sync_folder" and calls[shard + 1][1].startswith("00000000-")
+    assert calls[part + 1][0] == "sync_folder" and calls[part + 1][1].startswith("00000-")
+    assert calls[part + 2 :].index(("sync_folder", "00000.json")) >= 0
     assert calls.index(("sync", ".out.parquet.partial")) < calls.index(
         ("sync", ".out.parquet.manifest.json.partial")
     )

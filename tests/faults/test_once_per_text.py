@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from batch import run, shard_writer
+from batch import run
 from batch.adapter.bundle import Bundle
 from batch.errors import InputError, Interrupted
 from batch.job import Options
+from batch.launch import part_writer
 from batch.reporting.observer import Observer
 from batch.reporting.summary import Summary
 from batch.scoring import cache
@@ -68,7 +69,7 @@ def test_a_resumed_run_knows_what_it_asked(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails when the answers are kept in memory only."""
-    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", -1.0)
+    monkeypatch.setattr(part_writer, "SHARD_SECONDS", -1.0)
     texts = [f"Request {i % 600}: a dashboard." for i in range(1200)]
     source = backlog(tmp_path / "in.parquet", texts=[*texts])
     options = Options(

@@ -12,14 +12,16 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from batch import run, shard_writer
+from batch import run
 from batch.adapter.bundle import Bundle
 from batch.cli import main
 from batch.errors import Interrupted
 from batch.job import Options
+from batch.launch import part_writer
 from batch.reporting.html import lowest, write_report
 from batch.reporting.observer import Observer, Outlets
 from batch.reporting.summary import PACE_POINTS, Pace
+from batch.storage.location import Location
 from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
 LAST_SUCCESS = "batch_route_last_success_timestamp_seconds"
@@ -106,7 +108,7 @@ def test_metrics_of_an_interrupted_run(
         tmp_path / "out.parquet",
         tmp_path / "nightly.prom",
     )
-    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", -1.0)
+    monkeypatch.setattr(part_writer, "SHARD_SECONDS", -1.0)
     options = Options(
         str(source), str(output), adapter=str(tiny_bundle.path), engine="replay", max_num_seqs=16
     )
@@ -291,7 +293,10 @@ def test_lowest_scores_come_first_and_by_id(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table(columns), tmp_path / "out.parquet", row_group_size=2)
     found = lowest(
-        str(tmp_path / "out.parquet"), {"prefix": "x_", "id_column": "id"}, ["tier_score", "score"], count=2
+        [Location.of(tmp_path / "out.parquet")],
+        {"prefix": "x_", "id_column": "id"},
+        ["tier_score", "score"],
+        count=2,
     )
     assert found.to_dict(as_series=False) == {
         "id": ["b<i>", "d"],

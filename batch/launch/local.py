@@ -1,0 +1,88 @@
+"""This machine's engines on one queue of units."""
+
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+from batch.engine.supervisor import Supervisor
+from batch.errors import EngineError
+from batch.launch.worker import Task, Units, Worker
+from batch.reporting.observer import Observer
+from batch.storage.hashing import Int64s
+from batch.storage.receipts import Receipts
+
+STOP_SECONDS = 10.0  # for a worker to keep what it has when the run is stopped
+
+Call = Callable[[], None]
+
+
+def score(task: Task, receipts: Receipts, engines: Sequence[Supervisor], observer: Observer) -> None:
+    """Score every unit that has no receipt.
+
+    An engine that does not get well leaves its units to the others; only where none is left, its
+    `EngineError` is raised. Whatever else a worker meets ends them all.
+    """
+    units = Units(unit for unit in receipts.plan if unit.index not in receipts)
+    repeated = task.backlog.repeated_texts()  # while the engines start
+    for engine in engines:
+        engine.emit = observer.emit
+    if len(engines) == 1:
+        Worker(0, engines[0], task, receipts, observer, lambda call: call()).work(units, repeated)
+    else:
+        _side_by_side(task, receipts, engines, observer, units, repeated)
+
+
+def _side_by_side(
+    task: Task,
+    receipts: Receipts,
+    engines: Sequence[Supervisor],
+    observer: Observer,
+    units: Units,
+    repeated: Int64s,
+) -> None:
+    """A thread an engine, which waits for it most of the time. The observer is called from this one alone."""
+    calls: SimpleQueue[Call | _Ended] = SimpleQueue()
+    workers = [
+        Worker(device, engine, task, receipts, observer, calls.put) for device, engine in enumerate(engines)
+    ]
+    threads = [
+        threading.Thread(target=_work, args=(worker, units, repeated, calls), daemon=True)
+        for worker in workers
+    ]
+    ended: list[_Ended] = []
+    try:
+        for thread in threads:
+            thread.start()
+        while len(ended) < len(workers):
+            call = calls.get()
+            if not isinstance(call, _Ended):
+                call()
+                continue
+            ended.append(call)
+            if isinstance(call.error, EngineError):
+                observer.engine_lost(call.device, str(call.error))
+            elif call.error:
+                raise call.error
+    except BaseException:
+        units.stop()
+        for worker in workers:
+            worker.engine.abandon()
+        for thread in threads:
+            thread.join(STOP_SECONDS)
+        raise
+    if not receipts.complete:
+        raise next(end.error for end in reversed(ended) if end.error)
+
+
+class _Ended:
+    def __init__(self, device: int, error: BaseException | None) -> None:
+        self.device, self.error = device, error
+
+
+def _work(worker: Worker, units: Units, repeated: Int64s, calls: "SimpleQueue[Call | _Ended]") -> None:
+    try:
+        worker.work(units, repeated)
+        calls.put(_Ended(worker.device, None))
+    except BaseException as error:
+        units.give_back(worker.taken)
+        calls.put(_Ended(worker.device, error))

@@ -1,0 +1,155 @@
+"""One unit's scored rows on their way into its part.
+
+What a long unit has is kept as shards on this machine, every so often and when the run is stopped, so that
+a kill costs seconds of work and large rows do not fill the memory. Once the receipt is there they are
+leftovers.
+"""
+
+import hashlib
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch.reporting.tally import Tally, shard_tally, tally_of, with_tally
+from batch.scoring.adapters import Answers
+from batch.scoring.scorer import Scored
+from batch.storage.hashing import IdDigest
+from batch.storage.location import write_file
+from batch.storage.output import encode_shard, shard_rows, write_rows
+from batch.storage.receipts import Receipt, Receipts, part_name
+from batch.storage.store import Store
+from batch.storage.units import Unit
+
+SHARD_SECONDS = 10.0  # between two shards: what a kill can cost
+SHARD_BYTES = 64 << 20  # held in memory at most
+
+
+class PartWriter:
+    """Takes a unit's rows in order, behind those that an earlier run had kept in `folder`. Each time that
+    some of them are durable, `committed` hears of it.
+    """
+
+    def __init__(
+        self,
+        unit: Unit,
+        folder: Path,
+        schema: pa.Schema,
+        answers: Answers,
+        prefix: str,
+        committed: Callable[[Tally], None],
+    ) -> None:
+        self.unit = unit
+        self._folder, self._schema, self._answers, self._prefix = folder, schema, answers, prefix
+        self._committed = committed
+        self._shards = kept_shards(folder, unit)
+        for path in set(_found(folder, unit)) - set(self._shards):
+            path.unlink()  # one that stays could be taken for the next of another cut
+        self.rows = sum(pq.read_metadata(path).num_rows for path in self._shards)
+        self._clear()
+
+    @property
+    def full(self) -> bool:
+        return bool(self.rows == self.unit.rows)
+
+    def add(self, scored: Scored) -> None:
+        self._batches.append(scored.batch)
+        self._violations += scored.violations
+        self.rows += scored.batch.num_rows
+        self._bytes += scored.batch.nbytes
+        late = time.monotonic() - self._since > SHARD_SECONDS
+        if not self.full and (late or self._bytes > SHARD_BYTES):
+            self.save()
+
+    def save(self) -> None:
+        """Keep what is done of the unit. Raises `StorageError`."""
+        if not self._batches:
+            return
+        table = pa.Table.from_batches(self._batches, self._schema)
+        tally = self._tally_of(table)
+        # first: were a signal to come in between, rows must be redone rather than be there twice
+        self._clear()
+        data = encode_shard(with_tally(table, tally))
+        path = self._folder / f"{self.unit.index:05d}-{len(self._shards):05d}-{_digest(data)}.parquet"
+        write_file(path, data)
+        self._shards.append(path)
+        self._committed(tally)
+
+    def finish(self, store: Store, id_column: str, engine: dict[str, Any]) -> tuple[Receipt, Tally]:
+        """Write the part, whose bytes depend on its rows alone; returns with its receipt the tally of the
+        rows that were not kept before. Raises `StorageError`.
+        """
+        table = pa.Table.from_batches(self._batches, self._schema)
+        tally, ids, attempt = self._tally_of(table), IdDigest(), secrets.token_hex(8)
+        name = part_name(self.unit.index, attempt)
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            for batches in (shard_rows(self._shards, self._schema), table.to_batches()):
+                for batch in batches:
+                    ids.update(batch.column(id_column))
+                    yield batch
+
+        with store.writing(name) as location:
+            write_rows(location, rows(), self._schema)
+            sha256, size = location.sha256(), location.stamp()[0]
+        whole = sum(map(shard_tally, self._shards), tally)
+        receipt = Receipt(
+            unit=self.unit.index,
+            start=self.unit.start,
+            rows=self.unit.rows,
+            ids=ids.hexdigest(),
+            part=name,
+            sha256=sha256,
+            size=size,
+            tally=whole.as_json(),
+            engine=engine,
+            attempt=attempt,
+        )
+        return receipt, tally
+
+    def forget(self) -> None:
+        """Remove the shards, once the receipt is there."""
+        for path in self._shards:
+            path.unlink(missing_ok=True)
+
+    def _tally_of(self, table: pa.Table) -> Tally:
+        return tally_of(table, self._answers, self._prefix, self._violations, self._answers.triage)
+
+    def _clear(self) -> None:
+        self._batches: list[pa.RecordBatch] = []
+        self._violations: Counter[str] = Counter()
+        self._bytes, self._since = 0, time.monotonic()
+
+
+def kept_shards(folder: Path, unit: Unit) -> list[Path]:
+    """The shards of a unit that are whole, up to the first that is missing or damaged."""
+    kept: list[Path] = []
+    for path in _found(folder, unit):
+        data = path.read_bytes()
+        if path.name != f"{unit.index:05d}-{len(kept):05d}-{_digest(data)}.parquet":
+            break
+        kept.append(path)
+    return kept
+
+
+def kept_tally(receipts: Receipts, folder: Path) -> Tally:
+    """Of all rows of a job that are durable: in parts, or in shards of units that are not done."""
+    tally = sum((Tally.from_json(receipt.tally) for receipt in receipts), Tally())
+    unfinished = {int(path.name.partition("-")[0]) for path in folder.glob("[0-9]*.parquet")}
+    for unit in receipts.plan:
+        if unit.index in unfinished and unit.index not in receipts:
+            tally = sum(map(shard_tally, kept_shards(folder, unit)), tally)
+    return tally
+
+
+def _found(folder: Path, unit: Unit) -> list[Path]:
+    return sorted(folder.glob(f"{unit.index:05d}-*.parquet"))
+
+
+def _digest(data: bytes | pa.Buffer) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,173 @@
+"""Who scores units: one engine, fed without a pause, that leaves a part and a receipt for each."""
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from batch.engine.supervisor import Supervisor
+from batch.launch.part_writer import PartWriter
+from batch.reporting.observer import Observer
+from batch.reporting.tally import Tally
+from batch.scoring.adapters import Adapters
+from batch.scoring.known_answers import known_answers
+from batch.scoring.scorer import Chunk, Scorer, load_first
+from batch.storage.backlog import Backlog
+from batch.storage.hashing import Int64s
+from batch.storage.receipts import Receipts
+from batch.storage.units import Cursor, Unit
+from batch.storage.workdir import ANSWERS, SHARDS
+
+
+class Source(Protocol):
+    """The rows of a job, in order."""
+
+    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
+        """The rows from `start` on. Raises `InputError`, `StorageError`."""
+
+    def chunk(self, batch: pa.RecordBatch) -> Chunk:
+        """What of such a batch is to be scored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a worker knows of a job."""
+
+    adapters: Adapters
+    backlog: Backlog
+    source: Source
+    schema: pa.Schema  # of the output, with its metadata
+    id_column: str
+    prefix: str
+    facts: dict[str, Any]  # what answers depend on beside text, bundle and engine
+    scratch: Path  # on this machine, for shards and answers
+    cache: Path | None
+    cache_max: int
+
+
+class Units:
+    """The units that are left, for several workers to take."""
+
+    def __init__(self, units: Iterable[Unit]) -> None:
+        self._left = deque(units)
+        self._taken = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def take(self) -> Unit | None:
+        """The next one, if any is left now."""
+        with self._changed:
+            if self._stopped or not self._left:
+                return None
+            self._taken += 1
+            return self._left.popleft()
+
+    def done(self) -> None:
+        """One that was taken is scored."""
+        with self._changed:
+            self._taken -= 1
+            self._changed.notify_all()
+
+    def give_back(self, units: Iterable[Unit]) -> None:
+        """What was taken and will not be scored by who took it."""
+        with self._changed:
+            for unit in units:
+                self._taken -= 1
+                self._left.appendleft(unit)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def more(self) -> bool:
+        """Whether there is one to take; waits while another worker may yet give one back."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._left or not self._taken)
+            return bool(self._left) and not self._stopped
+
+
+class Worker:
+    """One device's engine. What it has to say goes through `tell`, which may have it said elsewhere."""
+
+    def __init__(
+        self,
+        device: int,
+        engine: Supervisor,
+        task: Task,
+        receipts: Receipts,
+        observer: Observer,
+        tell: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.device, self.engine = device, engine
+        self._task, self._receipts = task, receipts
+        self._observer, self._tell = observer, tell
+        self._parts: deque[PartWriter] = deque()  # of the units that were taken and are not done, in order
+
+    @property
+    def taken(self) -> list[Unit]:
+        return [part.unit for part in self._parts]
+
+    def work(self, units: Units, repeated: Int64s) -> None:
+        """Score units until none is left. Two overlap, so that the engine never waits at the end of one.
+
+        What an unfinished unit has is kept when anything ends this. Raises `EngineError`, `StorageError`,
+        `InputError`, `AdapterError`.
+        """
+        task, engine, observer = self._task, self.engine, self._observer
+        canary = load_first(engine, task.adapters)
+        answers = task.scratch / ANSWERS
+        facts = {**task.facts, **engine.facts}
+        kept = (answers, repeated, task.cache, task.cache_max)
+        with known_answers(facts, *kept, self._emit) as known:
+            progressed = partial(self._tell, observer.progressed)
+            slots = engine.facts["max_num_seqs"]
+            scorer = Scorer(
+                engine, task.adapters, task.backlog, task.schema, slots, lambda _: progressed(), known
+            )
+            self._tell(partial(observer.engine_ready, self.device, engine.facts, canary, scorer.counts))
+            self._proved = {**engine.facts, "canary": canary}
+            try:
+                while units.more():
+                    for scored in scorer.score(self._chunks(units)):
+                        self._parts[0].add(scored)
+                        self._finish(units)
+                    self._finish(units)
+            finally:
+                for part in self._parts:
+                    part.save()
+                usage = engine.usage._asdict()
+                self._tell(partial(observer.engine_done, self.device, engine.restarts, usage))
+
+    def _chunks(self, units: Units) -> Iterator[Chunk]:
+        """The rows of unit after unit, as the engine makes room for them."""
+        task = self._task
+        cursor = Cursor(task.source.batches)
+        answers = task.adapters.answers
+        while unit := units.take():
+            part = PartWriter(unit, task.scratch / SHARDS, task.schema, answers, task.prefix, self._committed)
+            self._parts.append(part)
+            yield from map(task.source.chunk, cursor.read(unit.start + part.rows, unit.stop))
+
+    def _emit(self, event: str, *, level: str = "info", **facts: Any) -> None:
+        self._tell(partial(self._observer.emit, event, level=level, **facts))
+
+    def _committed(self, tally: Tally) -> None:
+        self._tell(partial(self._observer.committed, tally))
+
+    def _finish(self, units: Units) -> None:
+        """Write the parts and receipts of the units whose rows are all there."""
+        while self._parts and self._parts[0].full:
+            part = self._parts[0]
+            receipt, tally = part.finish(self._receipts.store, self._task.id_column, self._proved)
+            self._receipts.add(receipt)
+            part.forget()
+            self._parts.popleft()
+            units.done()
+            self._committed(tally)

@@ -1,0 +1,145 @@
+"""What is done of a job: for each finished unit a part, its rows in a Parquet file, and a receipt that speaks
+of it.
+
+    parts/00007-<attempt>.parquet   written first, whole
+    receipts/00007.json             created only where there is none: the first attempt at a unit wins
+
+A unit is done once its receipt is there. The part of an attempt that came second is removed.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from batch.errors import StorageError
+from batch.storage.hashing import IdDigest
+from batch.storage.location import Location, bundle_digest
+from batch.storage.manifest import PartProof, Proof
+from batch.storage.output import prove
+from batch.storage.store import Store
+from batch.storage.units import Plan
+
+RECEIPT = re.compile(r"receipts/\d{5,}\.json")
+PART = re.compile(r"parts/\d{5,}-[0-9a-f]{16}\.parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Receipt:
+    """One unit as it was scored."""
+
+    unit: int
+    start: int  # first row of the input
+    rows: int
+    ids: str  # sha256 (hex) of its ids in order
+    part: str  # name in the store
+    sha256: str  # of the part's bytes
+    size: int  # bytes
+    tally: dict[str, Any]  # see `batch.reporting.tally.Tally`
+    engine: dict[str, Any]  # what scored it, and what its canary showed
+    attempt: str  # random, of one try at one unit
+
+    def as_bytes(self) -> bytes:
+        return json.dumps(vars(self), ensure_ascii=False).encode()
+
+
+def part_name(unit: int, attempt: str) -> str:
+    return f"parts/{unit:05d}-{attempt}.parquet"
+
+
+class Receipts:
+    """The receipts of one job, in one store. Build it with :meth:`open`."""
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self.store, self.plan = store, plan
+        self._done: dict[int, Receipt] = {}
+
+    @classmethod
+    def open(cls, store: Store, plan: Plan) -> "Receipts":
+        """Pick up what is done. A receipt whose part is missing or damaged goes: its unit is done again."""
+        receipts = cls(store, plan)
+        for name in filter(RECEIPT.fullmatch, store.names("receipts")):
+            receipt = receipts._read(name)
+            if receipt and _intact(store.location(receipt.part), receipt):
+                receipts._done[receipt.unit] = receipt
+            else:
+                store.remove(name)
+        kept = {receipt.part for receipt in receipts}
+        for name in filter(PART.fullmatch, store.names("parts")):
+            if name not in kept:
+                store.remove(name)
+        return receipts
+
+    def add(self, receipt: Receipt) -> bool:
+        """Declare a unit done whose part lies in the store; False where another attempt was first."""
+        name = f"receipts/{receipt.unit:05d}.json"
+        won = self.store.create(name, receipt.as_bytes())
+        winner = receipt if won else self._read(name) or receipt
+        if winner.attempt != receipt.attempt:
+            self.store.remove(receipt.part)
+        self._done[receipt.unit] = winner
+        return winner.attempt == receipt.attempt
+
+    def __contains__(self, unit: int) -> bool:
+        return unit in self._done
+
+    def __iter__(self) -> Iterator[Receipt]:
+        """In the order of the input."""
+        return (self._done[unit] for unit in sorted(self._done))
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    @property
+    def rows(self) -> int:
+        return sum(receipt.rows for receipt in self._done.values())
+
+    @property
+    def complete(self) -> bool:
+        return len(self) == len(self.plan)
+
+    def prove(self, fingerprint: str, id_column: str, expect: tuple[int, str]) -> Proof:
+        """Read every part back: the units follow each other without a gap, each part is the file that its
+        receipt speaks of, and the ids of all of them in order are those of the input, whose count and digest
+        are `expect`. Raises `StorageError`.
+        """
+        rows, ids, parts = 0, IdDigest(), list[PartProof]()
+        columns: tuple[str, ...] = ()
+        for receipt in self:
+            found = prove(self.store.location(receipt.part), id_column, ids)
+            if receipt.start != rows or (receipt.rows, receipt.ids, receipt.sha256) != (
+                found.rows,
+                found.ids,
+                found.sha256,
+            ):
+                raise StorageError(f"{receipt.part} is not what its receipt says; run again, it is redone")
+            rows, columns = rows + receipt.rows, found.columns
+            name = f"part-{receipt.unit:05d}-{fingerprint[:8]}.parquet"
+            parts.append(PartProof(name, found.rows, found.ids, found.sha256, found.bytes))
+        if (rows, ids.hexdigest()) != tuple(expect):
+            what = f"{rows} rows for {expect[0]}" if rows != expect[0] else "the ids or their order differ"
+            raise StorageError(f"the parts are not the input's rows: {what}; run again with --fresh")
+        listing = bundle_digest({part.name: part.sha256 for part in parts})
+        size = sum(part.bytes for part in parts)
+        return Proof(rows, ids.hexdigest(), listing, size, columns, tuple(parts))
+
+    def _read(self, name: str) -> Receipt | None:
+        """None where it is not a receipt of a unit of this plan."""
+        try:
+            receipt = Receipt(**json.loads(self.store.read(name) or b""))
+            unit = self.plan[receipt.unit]
+        except (ValueError, TypeError, IndexError):
+            return None
+        sound = name == f"receipts/{unit.index:05d}.json" and (receipt.start, receipt.rows) == (
+            unit.start,
+            unit.rows,
+        )
+        return receipt if sound else None
+
+
+def _intact(part: Location, receipt: Receipt) -> bool:
+    try:
+        return part.sha256() == receipt.sha256
+    except FileNotFoundError:
+        return False
