@@ -1,9 +1,11 @@
 """Imports flow one way, and the command line starts without loading what only a run needs."""
 
 import ast
+import re
 import resource
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +162,40 @@ def test_help_is_quick(program: str) -> None:
         if seconds[-1] < 0.3:
             break
     assert min(seconds) < 0.45, f"best of three: {min(seconds):.2f} s"
+
+
+def test_only_the_mini_base_knows_the_shipped_task() -> None:
+    """No label, fact, system or field of `data/contract.toml` in the code, but for words that any task may have."""
+    contract = tomllib.loads((ROOT / "data/contract.toml").read_text(encoding="utf-8"))
+    fields = contract["fields"]
+    facts = contract["policy"]["facts"]
+    words = {field["name"] for field in fields} | {
+        label for field in fields for label in field.get("labels", ())
+    }
+    words |= {word for rule in contract["rules"] for word in rule.get("mentions", ())}
+    words |= {word for key in ("generic", "competitors") for word in contract["contrast"][key]}
+    words |= {word for values in facts.values() for word in values if isinstance(word, str)}
+    words |= set(facts)
+    words -= {
+        "low",
+        "medium",
+        "high",
+        "risk",
+        "reason",
+        "none",
+        "need",
+        "writes",
+        "build",
+        "system",
+        "knowledge",
+    }
+    found = re.compile(r"\b(" + "|".join(map(re.escape, sorted(words))) + r")\b")
+    files = [path for package in ("batch", "train") for path in (ROOT / package).rglob("*") if path.is_file()]
+    knowing = [
+        f"{path.relative_to(ROOT)}: {found.search(path.read_text(encoding='utf-8'))}"
+        for path in files
+        if path.suffix in (".py", ".html", ".js")
+        and not path.is_relative_to(ROOT / "train/mini_base")
+        and found.search(path.read_text(encoding="utf-8"))
+    ]
+    assert knowing == []

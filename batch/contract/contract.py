@@ -149,9 +149,9 @@ class Contract:
         """An answer's values, and for each scored field the span ``(start, end)`` of its JSON text in UTF-8
         bytes.
 
-        The span includes a label's closing quote: that is where "Databricks app" is told from "Databricks app
-        + …"; and what follows a number that may begin another. Accepts exactly the strings that
-        :meth:`serialise` makes; raises `InvalidAnswer` for any other.
+        The span includes a label's closing quote: that is where "app" is told from "app and portal"; and what
+        follows a number that may begin another. Accepts exactly the strings that :meth:`serialise` makes;
+        raises `InvalidAnswer` for any other.
         """
         match = self._compiled.fullmatch(text)
         if match is None:

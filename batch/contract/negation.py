@@ -1,4 +1,4 @@
-"""Negation: a system that a request names and denies is not mentioned ("without our CRM").
+"""Negation: a system that a request names and denies is not mentioned ("without our wiki").
 
 The words are the contract's, by language (`[negation.en]`); a contract without the table has none, and every
 mention counts: the code knows no language. They are words and no grammar, so a denial told in another way

@@ -23,7 +23,7 @@ from batch.storage.manifest import manifest_location, read_manifest
 WARN, ALARM = 0.10, 0.25
 DECILES = 10
 NEIGHBOURS = 20  # manifests in the output's folder that are looked at, newest first
-Z95 = 1.6448536269514722  # the normal distribution's 95 % quantile
+ONE_SIDED_95 = 1.6448536269514722  # the normal distribution's 95 % quantile
 
 Baseline = dict[str, Any]  # `output`, `sha256` and `tally` of the run that is compared with
 
@@ -44,7 +44,7 @@ def by_chance(bins: int, before: float, now: float) -> float:
     k = bins - 1
     if k < 1 or not before or not now:
         return 0.0
-    return k * (1 - 2 / (9 * k) + Z95 * math.sqrt(2 / (9 * k))) ** 3 * (1 / before + 1 / now)
+    return k * (1 - 2 / (9 * k) + ONE_SIDED_95 * math.sqrt(2 / (9 * k))) ** 3 * (1 / before + 1 / now)
 
 
 def level(value: float) -> str:

@@ -31,7 +31,6 @@ from train.likeness import words
 WORDS_SHOWN = 8
 SURE = 1.0  # z-score from which an association is shown: small sets have no large ones
 BOUND = 0.05  # share of unmentioned labels that is let pass: gates refuse more
-EXAMPLES = 3  # probes shown with a proposal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from batch.adapter.renderer import Renderer
 from batch.engine import AdapterSpec
 from batch.errors import AdapterError, DatasetError, InvalidAnswer
 from train import tables
-from train.dataset import Row, count_tokens, encode
+from train.dataset import IGNORED, Row, count_tokens, encode
 from train.doctor.check import Check, judge
 from train.doctor.grammar import ServedGrammar
 
@@ -36,12 +36,12 @@ class Trained:
 
     def prompts(self) -> list[list[int]]:
         return [
-            [token for token, label in zip(e["input_ids"], e["labels"], strict=True) if label == -100]
+            [token for token, label in zip(e["input_ids"], e["labels"], strict=True) if label == IGNORED]
             for e in self.examples
         ]
 
     def answers(self) -> list[list[int]]:
-        return [[label for label in example["labels"] if label != -100] for example in self.examples]
+        return [[label for label in example["labels"] if label != IGNORED] for example in self.examples]
 
 
 def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:

@@ -1,5 +1,5 @@
-"""Counts into statements: intervals, paired tests, F1. Pure functions of numbers; each formula names its
-source.
+"""Counts into statements: intervals, paired tests, F1. Pure functions of numbers; a formula that no library
+has names its source.
 """
 
 import dataclasses
@@ -8,8 +8,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
-Z80 = 0.8416212335729143  # and its 80 % quantile: the power that a sample size is computed for
+from scipy.stats import binomtest, norm
+from sklearn.metrics import f1_score
+
+TWO_SIDED_95 = float(norm.ppf(0.975))
+POWER_80 = float(norm.ppf(0.8))  # the power that a sample size is computed for
 ALPHA = 0.05
 
 
@@ -28,11 +31,8 @@ class Proportion:
     def interval(self) -> tuple[float, float]:
         if self.of == 0:
             return 0.0, 1.0
-        share, n = self.count / self.of, self.of
-        centre = share + Z95**2 / (2 * n)
-        spread = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
-        scale = 1 + Z95**2 / n
-        return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+        found = binomtest(self.count, self.of).proportion_ci(0.95, method="wilson")
+        return float(found.low), float(found.high)
 
     def __add__(self, other: "Proportion") -> "Proportion":
         return Proportion(self.count + other.count, self.of + other.of)
@@ -59,9 +59,8 @@ class McNemar:
     @property
     def p(self) -> float:
         """Two-sided exact p: the discordant cases are tosses of a fair coin if the two are equally good."""
-        n, least = self.first + self.second, min(self.first, self.second)
-        tail = sum(math.comb(n, k) for k in range(least + 1))
-        return min(1.0, 2 * tail / (1 << n))
+        discordant = self.first + self.second
+        return float(binomtest(self.first, discordant).pvalue) if discordant else 1.0
 
     @property
     def distinguishable(self) -> bool:
@@ -83,7 +82,9 @@ class McNemar:
             return None
         discordant = (self.first + self.second) / self.of
         difference = abs(self.first - self.second) / self.of
-        root = Z95 * math.sqrt(discordant) + Z80 * math.sqrt(max(0.0, discordant - difference**2))
+        root = TWO_SIDED_95 * math.sqrt(discordant) + POWER_80 * math.sqrt(
+            max(0.0, discordant - difference**2)
+        )
         # under 6 discordant ones p is over 0.05
         return max(math.ceil((root / difference) ** 2), math.ceil(6 / discordant))
 
@@ -108,13 +109,13 @@ def macro_f1(confusion: Mapping[tuple[str, str | None], int]) -> float:
     `confusion` counts (gold, answered) pairs; None stands for no answer, which is a miss and no value of its
     own.
     """
-    values = {value for pair in confusion for value in pair if value is not None}
-    scores = []
-    for value in values:
-        gold = sum(count for (given, _), count in confusion.items() if given == value)
-        answered = sum(count for (_, answer), count in confusion.items() if answer == value)
-        scores.append(2 * confusion.get((value, value), 0) / (gold + answered))
-    return sum(scores) / len(scores) if scores else 0.0
+    values = sorted({value for pair in confusion for value in pair if value is not None})
+    if not values:
+        return 0.0
+    none = "\0"  # stands for no answer, among values that are texts
+    gold, answered = ([none if pair[i] is None else pair[i] for pair in confusion] for i in (0, 1))
+    counts = list(confusion.values())
+    return float(f1_score(gold, answered, labels=values, average="macro", sample_weight=counts))
 
 
 def macro_f1_of_sets(confusion: Mapping[tuple[str, str | None], int]) -> float:
