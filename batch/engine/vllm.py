@@ -95,6 +95,7 @@ class VllmEngine:
                     generation_config="vllm",  # the model's own generation_config.json must not set sampling
                     load_format="safetensors",
                     trust_remote_code=False,
+                    language_model_only=True,  # requests are texts: what sees or hears is not even loaded
                     disable_log_stats=True,
                     distributed_executor_backend="uni",
                     **MACHINE.settings(spec, self._max_num_seqs, self._draft_tokens),

@@ -177,7 +177,7 @@ def build_trainer(job: Job, run: Path, console: Console) -> SFTTrainer:
         args=_arguments(job, run),
         train_dataset=Dataset.from_list(encode(job.splits["train"], renderer)),
         eval_dataset=Dataset.from_list(encode(job.splits["validation"], renderer)),
-        data_collator=Collator(model.config, renderer.pad_id),
+        data_collator=Collator(model.config.get_text_config(), renderer.pad_id),
         processing_class=AutoTokenizer.from_pretrained(job.base, local_files_only=True),
         callbacks=[ProgressLine(console), *([EarlyStoppingCallback(patience)] if patience else [])],
     )

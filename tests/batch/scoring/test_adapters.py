@@ -3,19 +3,22 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from batch import run
-from batch.adapter.bundle import Bundle
+from batch.adapter.bundle import Bundle, write_manifest
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import ContractError, InputError
 from batch.job import Options, check
-from batch.scoring.adapters import Answers
+from batch.scoring.adapters import Adapters, Answers
 from batch.storage.output import output_columns
 from tests.conftest import ROOT, make_bundle
 
@@ -157,3 +160,20 @@ def test_a_name_that_no_adapter_could_have(tiny_bundle: Bundle, tmp_path: Path, 
     pq.write_table(pa.table(columns), tmp_path / "in.parquet")
     run.run(options(tmp_path / "in.parquet", tiny_bundle))
     assert pq.read_table(tmp_path / "out.parquet")["error_code"].to_pylist() == [None, "unknown_adapter"]
+
+
+def test_an_adapter_with_another_bases_shapes_is_its_rows_error(
+    tiny_bundle: Bundle, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Its manifest names the same base: vLLM would end the run of all teams with a TypeError."""
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_bundle.path, folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    wide = {name: np.tile(each, (1, 2) if ".lora_A." in name else (1, 1)) for name, each in weights.items()}
+    save_file(wide, folder / "adapter_model.safetensors")
+    facts = {key: value for key, value in tiny_bundle.manifest.items() if key != "files"}
+    write_manifest(folder, facts)
+    odd = Bundle.open(folder)
+    assert odd.base == tiny_bundle.base and not odd.fits(tiny_base) and tiny_bundle.fits(tiny_base)
+    both = Adapters(tiny_bundle, "team", {"ours": tiny_bundle, "theirs": odd}).fitting(tiny_base)
+    assert both.named == {"ours": tiny_bundle, "theirs": None} and both.served == (tiny_bundle,)
