@@ -94,7 +94,9 @@ class Machine:
 
 
 def base_config(spec: EngineSpec) -> dict[str, Any]:
-    return json.loads((Path(spec.base) / "config.json").read_text())  # type: ignore[no-any-return]
+    """The base's config; of a model that also sees, with that of the part that reads."""
+    config = json.loads((Path(spec.base) / "config.json").read_text(encoding="utf-8"))
+    return {**config, **(config.get("text_config") or {})}
 
 
 def _cpu_has_bfloat16() -> bool:
