@@ -99,7 +99,12 @@ def size(text: str) -> int:
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="The engine's number format."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the engine.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of an engine.")
+@click.option(
+    "--devices",
+    metavar="N|all|0,1",
+    help="GPUs, an engine each; without a GPU, engines that share the cores.  [default: all GPUs, or 1]",
+)
 @click.option(
     "--draft-tokens",
     type=click.IntRange(0, 16),

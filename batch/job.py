@@ -13,6 +13,7 @@ from batch.adapter.registry import Registry
 from batch.engine import DEFAULT_ENGINE, ENGINES
 from batch.engine.process import PATIENCE
 from batch.errors import BacklogError, InputError
+from batch.launch.devices import placements
 from batch.scoring.adapters import Adapters
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
@@ -46,6 +47,7 @@ class Options:
     max_num_seqs: int | None = None
     dtype: str | None = None
     threads: int | None = None
+    devices: str | None = None
     draft_tokens: int | None = None
 
 
@@ -75,6 +77,7 @@ def check(options: Options, registry: Registry | None = None) -> Job:
     """Everything that can be refused before an engine starts is refused here (exit 2)."""
     if options.engine not in ENGINES:
         raise InputError(f"--engine {options.engine} is not one of {', '.join(ENGINES)}")
+    placements(options.devices, options.threads)
     folders = {"--work-dir": options.work_dir, "--cache": options.cache}
     check_output(options.input, options.output, folders)
     with _of_the_backlog():

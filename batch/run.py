@@ -14,6 +14,7 @@ from batch.engine.supervisor import Supervisor
 from batch.errors import signals_raise
 from batch.job import Job, Options, check, work_dir_of
 from batch.launch import local
+from batch.launch.devices import placements
 from batch.launch.part_writer import kept_tally
 from batch.launch.worker import Task
 from batch.reporting import drift
@@ -62,8 +63,8 @@ def run(
             receipts = Receipts.open(LocalStore(work.path), Plan.of(job.rows))
             observer.resumed(kept_tally(receipts, work.shards), source.asks, source.repeats)
             if not receipts.complete:
-                with (engines_for or start_engines)(job) as engines:
-                    local.score(task_of(job, source, work), receipts, engines, observer)
+                with (engines_for or start_engines)(job) as started:
+                    local.score(task_of(job, source, work), receipts, started, observer)
             proof = publish(job, receipts, fingerprint(source.facts))
             compared = drift.compare(earlier, observer.summary.tally)
             told_of_run = observer.assembled(proof, compared)
@@ -91,9 +92,10 @@ def wanted_engines(job: Job) -> list[EngineSpec]:
             kind=options.engine,
             max_num_seqs=options.max_num_seqs,
             dtype=options.dtype,
-            threads=options.threads,
             draft_tokens=options.draft_tokens,
+            **own,
         )
+        for own in placements(options.devices, options.threads)
     ]
 
 

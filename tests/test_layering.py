@@ -54,7 +54,17 @@ def top_level(path: Path) -> set[str]:
 
 # Each package may import those before it, and nothing of those after it.
 CHAIN = {
-    "batch": ("errors", "events", "contract", "storage", "adapter", "engine", "scoring", "reporting"),
+    "batch": (
+        "errors",
+        "events",
+        "contract",
+        "storage",
+        "adapter",
+        "engine",
+        "scoring",
+        "reporting",
+        "launch",
+    ),
     "train": (
         "files",
         "config",

@@ -56,6 +56,7 @@ class EngineSpec:
     threads: int | None = None
     seed: int = 0
     draft_tokens: int | None = None  # drafted a step at most (see `drafts.py`); 0 drafts none
+    environment: tuple[tuple[str, str], ...] = ()  # variables of its process: which device it sees
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,7 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
+                env={**os.environ, **dict(spec.environment)},
             )
         child.close()
         _bound(self._conn, patience)

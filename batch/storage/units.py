@@ -80,6 +80,5 @@ class Cursor:
             if after > stop:
                 self._rest, after = batch.slice(stop - first), stop
             self._at = after
-            wanted = batch.slice(max(0, start - first), after - max(start, first))
-            if wanted.num_rows:
-                yield wanted
+            if after > max(start, first):
+                yield batch.slice(max(0, start - first), after - max(start, first))

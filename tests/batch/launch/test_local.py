@@ -1,0 +1,172 @@
+"""Several engines on one queue of units: every row once, whichever dies, and as one engine would have it."""
+
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batch import run
+from batch.adapter.bundle import Bundle
+from batch.engine.replay import FAULTS
+from batch.errors import EngineError, InputError, Interrupted
+from batch.job import Options
+from batch.launch.devices import placements
+from batch.launch.worker import Units
+from batch.reporting.observer import Observer
+from batch.storage.units import Cursor, Plan
+from tests.batch.test_run import backlog, route
+from tests.faults.test_supervision import engines
+
+
+def options(bundle: Bundle, folder: Path, rows: int = 6000, **more: object) -> Options:
+    source = backlog(folder / "in.parquet", rows=rows)
+    return Options(
+        str(source),
+        str(folder / "out.parquet"),
+        adapter=str(bundle.path),
+        engine="replay",
+        devices="2",
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_two_engines_give_what_one_gives(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    summary = run.run(options(tiny_bundle, tmp_path, max_num_seqs=64))
+    assert route(tiny_bundle, tmp_path / "in.parquet", tmp_path / "one.parquet").exit_code == 0
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+    assert len(summary.devices) == 2 and sum(each.counts.rows for each in summary.devices.values()) == 6000
+    told = json.loads((tmp_path / "out.parquet.manifest.json").read_text())["run"]["devices"]
+    assert sum(each["rows"] for each in told.values()) == 6000 and {"restarts", "idle_seconds"} <= set(
+        told["0"]
+    )
+
+
+def test_killed_engines_lose_and_double_nothing(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    chance, kills = random.Random(5), 0
+
+    def kill(counts: object, total: int) -> None:
+        nonlocal kills
+        if kills < 5 and chance.random() < 0.02 and (found := engines()):
+            os.kill(chance.choice(found), signal.SIGKILL)
+            kills += 1
+
+    summary = run.run(options(tiny_bundle, tmp_path, rows=12_000, max_num_seqs=16), Observer(progress=kill))
+    made = pq.read_table(tmp_path / "out.parquet", columns=["id", "status"])
+    assert made["id"].to_pylist() == pq.read_table(tmp_path / "in.parquet")["id"].to_pylist()
+    assert kills and summary.engine["restarts"] >= 1 and set(made["status"].to_pylist()) == {"ok"}
+
+
+def test_one_that_does_not_get_well_leaves_its_units_to_the_other(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where none is left the run fails, resumable."""
+    honest = run.wanted_engines
+    lost = ((FAULTS, str(tmp_path / "missing.json")),)
+
+    def broken(*which: int):  # type: ignore[no-untyped-def]
+        import dataclasses
+
+        def specs(job):  # type: ignore[no-untyped-def]
+            made = honest(job)
+            return [
+                dataclasses.replace(spec, environment=lost) if index in which else spec
+                for index, spec in enumerate(made)
+            ]
+
+        return specs
+
+    wanted = options(tiny_bundle, tmp_path)
+    monkeypatch.setattr(run, "wanted_engines", broken(0, 1))
+    with pytest.raises(EngineError, match="run again to resume"):
+        run.run(wanted)
+    monkeypatch.setattr(run, "wanted_engines", broken(0))
+    summary = run.run(wanted)
+    assert list(summary.devices) == [1] and summary.tally.rows == 6000
+
+
+def test_a_signal_stops_all_and_keeps_what_is_done(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    def stop(counts: object, total: int) -> None:
+        if any(tmp_path.glob(".out.parquet.work/receipts/*.json")):
+            raise Interrupted(signal.SIGTERM)
+
+    wanted = options(tiny_bundle, tmp_path, rows=40_000, max_num_seqs=16)
+    with pytest.raises(Interrupted):
+        run.run(wanted, Observer(progress=stop))
+    assert engines() == []
+    summary = run.run(wanted)
+    assert summary.resumed_rows >= 1024 and summary.resumed_rows + summary.counts.rows == 40_000
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "seen"),
+    [
+        (None, "", [None]), ("all", "", [None]), (None, "0,1,2", ["0", "1", "2"]), ("2", "4,5,7", ["4", "5"]),
+        ("0,2", "4,5,7", ["4", "7"]), ("all", "3", ["3"]),
+    ],
+)  # fmt: skip
+def test_which_devices(
+    wanted: str | None, gpus: str, seen: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    found = [dict(each["environment"]) for each in placements(wanted, None)]
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in found] == seen
+    if len(found) > 1:
+        assert (
+            len({each["VLLM_PORT"] for each in found})
+            == len({each["VLLM_CACHE_ROOT"] for each in found})
+            == len(found)
+        )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus"),
+    [("0", ""), ("many", ""), ("0,1", ""), ("999", ""), ("3", "0,1"), ("0,2", "0,1"), ("1,1", "0,1")],
+)
+def test_devices_that_are_not_there(wanted: str, gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    with pytest.raises(InputError, match="--devices"):
+        placements(wanted, None)
+
+
+def test_the_plan_of_500_million_rows_holds_nothing() -> None:
+    plan = Plan.of(500_000_000)
+    assert plan.unit_rows == 65_536 and len(plan) == 7630
+    assert sum(unit.rows for unit in plan) == 500_000_000 and plan[7629].stop == 500_000_000
+    assert [Plan.of(rows).unit_rows for rows in (0, 1, 1024 * 1024, 2_000_000)] == [1024, 1024, 1024, 2048]
+
+
+def test_a_cursor_reads_ranges_in_one_pass() -> None:
+    """Units that others take lie between: decoded and dropped, whatever the batches; a step back opens anew."""
+    opened: list[int] = []
+
+    def batches(start: int) -> Iterator[pa.RecordBatch]:
+        opened.append(start)
+        for first in range(start, 1000, 7):
+            yield pa.record_batch({"id": pa.array(range(first, min(1000, first + 7)))})
+
+    cursor = Cursor(batches)
+
+    def read(start: int, stop: int) -> list[int]:
+        return [row for batch in cursor.read(start, stop) for row in batch["id"].to_pylist()]
+
+    for start, stop in ((0, 10), (10, 20), (40, 50), (55, 56), (300, 1000)):
+        assert read(start, stop) == list(range(start, stop))
+    assert opened == [0]
+    assert read(20, 30) == list(range(20, 30)) and opened == [0, 20]
+
+
+def test_units_come_back_from_who_cannot_score_them() -> None:
+    units = Units(Plan(4, 2))
+    first, second = units.take(), units.take()
+    assert first and second and units.take() is None
+    units.give_back([first])
+    assert units.more() and units.take() == first
+    units.done()
+    units.done()
+    assert not units.more()
