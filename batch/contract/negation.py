@@ -27,6 +27,7 @@ KINDS = {
     "close_before": "denies what follows at once",
     "after": "denies what stands in front of it",
     "breaks": "ends a clause as a comma does",
+    "affirms": "behind what is denied, says that it is meant after all",
     "harmless": "holds a word that denies, and denies nothing",
 }
 
@@ -57,7 +58,10 @@ class Negation:
     def denies(self, plain: str, start: int, end: int) -> bool:
         """Whether what stands at `start` to `end` of a :meth:`plain` text is denied."""
         clause = self._breaks.split(plain[max(0, start - SEEN) : start])[-1]
-        return bool(self._before.search(clause) or self._after.match(plain[end : end + SEEN]))
+        behind = plain[end : end + SEEN]
+        return bool(self._before.search(clause) or self._after.match(behind)) and not self._affirms.match(
+            behind
+        )
 
     @functools.cached_property
     def _before(self) -> re.Pattern[str]:
@@ -67,6 +71,10 @@ class Negation:
     @functools.cached_property
     def _after(self) -> re.Pattern[str]:
         return re.compile(f"(?:(?!{STOPS}).){{0,{AFTER}}}{self._any('after')}", re.I)
+
+    @functools.cached_property
+    def _affirms(self) -> re.Pattern[str]:
+        return re.compile(f"(?:(?!{STOPS}).)*{self._any('affirms')}", re.I)
 
     @functools.cached_property
     def _breaks(self) -> re.Pattern[str]:

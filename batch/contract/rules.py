@@ -90,8 +90,8 @@ class Rule:
 
     def mentioned(self, request: str) -> bool:
         """Whether `request` holds one of the `mentions`, not negated."""
-        plain = self.negation.plain(request)
-        return any(not self.negation.denies(plain, *found.span()) for found in self._mention.finditer(plain))
+        plain, found = self.negation.plain(request), self._mention.finditer(request)
+        return any(not self.negation.denies(plain, *match.span()) for match in found)
 
     def denied(self, request: str) -> bool:
         """Whether `request` holds `mentions`, and each is negated: its words may have been misread."""

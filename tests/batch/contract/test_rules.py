@@ -94,6 +94,14 @@ MENTIONED = [
     "Nothing but Salesforce holds our accounts",
     "Never send a quote without Salesforce",
     "Salesforce isn't only used by sales",
+    "Make sure no Salesforce opportunity goes stale",
+    "No Salesforce case should wait longer than a day",
+    "Nothing gets lost on the way to Salesforce",
+    "We have no integration with Salesforce yet and want one",
+    "If the lead is not in Salesforce the agent creates it",
+    "Instead of typing quotes into Salesforce by hand the app writes them",
+    "Niemals eine Salesforce-Verlängerung verpassen",
+    "Nicht nur in Salesforce",
 ]
 NOT_MENTIONED = [
     "Salesforce is gone here, thank goodness; close the stale tickets.",
@@ -140,6 +148,9 @@ NOT_MENTIONED = [
     "Not in Salesforce: it stays in HubSpot",
     "Keine Daten nach Salesforce",
     "Das geht ohne Salesforce",
+    "Salesforce no longer exists here",
+    "Salesforce is not in scope",
+    "Salesforce brauchen wir nicht",
     "Salesforce wird nicht mehr benutzt",
 ]
 
