@@ -6,6 +6,7 @@ ends a turn, what the special tokens do to spaces), which is what a renderer can
 
 import dataclasses
 import functools
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -208,6 +209,7 @@ FAMILIES = {
             "gemma3-wrapped", "gemma3", lambda: sentencepiece(TURNS, "none"),
             [{"name": "default", "template": GEMMA3}, {"name": "tool_use", "template": "no"}], GEMMA_TOKENS,
             {"vision_config": VISION, "mm_tokens_per_image": 4},
+            refused=None if importlib.util.find_spec("torchvision") else "also sees, and vLLM needs torchvision",
         ),
         Family(
             "phi3", "phi3", lambda: sentencepiece(PHI, "legacy"), PHI3,

@@ -29,10 +29,8 @@ from train.fit import qlora
 from train.fit.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
-SHORT = [
-    "gemma3-wrapped",
-    "phi3",
-]  # a wrapped model, fused layers, and SentencePiece with and without a space in front
+# Fused layers and SentencePiece; byte-level BPE and an eos_token that ends no turn.
+SHORT = ["phi3", "qwen2"]
 SERVED = [name for name, family in FAMILIES.items() if not family.refused]
 CHOSEN = SERVED if os.environ.get("BATCH_ROUTE_FAMILIES") == "all" else SHORT
 EXACT = (

@@ -2,6 +2,7 @@
 result.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ def check_base(folder: Path, renderer: Renderer) -> None:
         raise AdapterError(
             f"{folder}: is quantised already ({_method(config)}); give the model in full precision, fit "
             "quantises it"
+        )
+    if config.get("vision_config") and importlib.util.find_spec("torchvision") is None:
+        raise AdapterError(
+            f"{folder}: also sees, and vLLM needs torchvision to serve it, which the CPU packages go "
+            "without; use the "
+            "family's text-only model, or a machine with a GPU"
         )
     for architecture in config.get("architectures") or ():
         if takes_adapters(str(architecture)) is False:
