@@ -89,9 +89,9 @@ base: setup ## build data/mini-base from scratch (three quarters of an hour on t
 	$(BIN)/pip install --quiet --no-deps -r .ci/base.lock
 	$(BIN)/python -m train.mini_base.build --written data/written/train.jsonl --out data/mini-base
 
-MEASURING := data/v2/validation.jsonl data/v2/test.jsonl data/natural.jsonl data/probes.jsonl data/regression.jsonl data/development.jsonl data/written/calibration.jsonl
-v3: setup ## make up data/v3 again: v2, written and generated rows, none like a row that measures
-	$(BIN)/python -m train.mini_base.generate train --rows 500 --seed 3 --with data/v2/train.jsonl --draw data/written/train.jsonl 500 $(MEASURING:%=--beside %) --out data/v3/train.jsonl
+MEASURING := data/v2/validation.jsonl data/v2/test.jsonl data/natural.jsonl data/probes.jsonl data/regression.jsonl data/development.jsonl data/writers.jsonl data/written/calibration.jsonl
+v3: setup ## put data/v3 together again: v2 and the requests of many writers; validation rows unlike all others
+	cat data/v2/train.jsonl data/written/writers.jsonl > data/v3/train.jsonl
 	$(BIN)/python -m train.mini_base.generate validation --rows 60 --seed 4 --with data/v2/validation.jsonl --beside data/v3/train.jsonl $(MEASURING:%=--beside %) --out data/v3/validation.jsonl
 
 clean: ## remove what the targets above made, but for data/mini-base

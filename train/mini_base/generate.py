@@ -3,8 +3,7 @@
 
 Facts are drawn, the contract's policy table labels them, the phrase book words them
 (`train/mini_base/requests.py`). A split has families of phrases that no other split has. No row is nearly a
-copy of another, or of one in the files that it is to stand beside. Rows of `--with` go in front, as many as
-`--draw` of those that people wrote.
+copy of another, or of one in the files that it is to stand beside. Rows of `--with` go in front.
 """
 
 import json
@@ -66,12 +65,6 @@ def _lines(path: Path) -> list[str]:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--with", "first", type=click.Path(path_type=Path, exists=True), help="Rows to put in front.")
 @click.option(
-    "--draw",
-    nargs=2,
-    type=(click.Path(path_type=Path, exists=True), click.IntRange(min=1)),
-    help="And so many rows of a file.",
-)
-@click.option(
     "--beside",
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
@@ -86,7 +79,6 @@ def main(
     rows: int,
     seed: int,
     first: Path | None,
-    draw: tuple[Path, int] | None,
     beside: tuple[Path, ...],
     contract: Path,
     out: Path,
@@ -94,7 +86,6 @@ def main(
     """Write labelled requests, made up by the phrase book and labelled by the policy table."""
     try:
         kept = _lines(first) if first else []
-        kept += random.Random(seed).sample(_lines(draw[0]), draw[1]) if draw else []
         known = [
             json.loads(line)["request"]
             for line in [*kept, *(line for path in beside for line in _lines(path))]
