@@ -57,10 +57,12 @@ test: setup ## every test, in two processes: most of the time goes to starts of 
 families: setup ## tiny random bases of every family in docs/bases.md through fit, doctor and engine, beside PEFT
 	BATCH_ROUTE_FAMILIES=all $(BIN)/python -m pytest tests/train/test_families.py tests/train/test_foreign_adapters.py
 
-faults: setup ## 200 kills over the commit path, 200 signals over a run's life; short forms of these run with the tests
+faults: setup ## kills, signals and I/O errors over a run's life, memory of --watch; short forms of these run with the tests
 	$(BIN)/python -m tests.faults.kill_storm --kills 100 --to file
 	$(BIN)/python -m tests.faults.kill_storm --kills 100 --to folder
 	$(BIN)/python -m tests.faults.signal_storm --signals 200
+	$(BIN)/python -m tests.faults.io_storm
+	$(BIN)/python -m tests.faults.watch_memory --files 2000
 
 bench: setup ## batch-route beside its peers, three rounds (about an hour), a warm engine, 2,000,000 rows of file work
 	$(BIN)/pip install --quiet --no-deps -r .ci/bench.lock

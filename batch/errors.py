@@ -157,7 +157,12 @@ def signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+_NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LASTING = {  # what a rerun would meet again: a person has to change something
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL, errno.ENXIO,
+}  # fmt: skip
 
 
 def ours(error: BaseException) -> BatchRouteError | Interrupted:
@@ -167,7 +172,9 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
     """
     if _received:
         return Interrupted(_received[0])
-    if isinstance(error, BatchRouteError | Interrupted):
+    if isinstance(error, BatchRouteError):
+        return _by_cause(error)
+    if isinstance(error, Interrupted):
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
@@ -175,11 +182,11 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
         what = f"the package {error.name} is not installed"
         remedy = "run `make setup`, or pip install 'batch-route[engine,train,review]'"
         return InstallationError(f"{what}; {remedy}")
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return StorageError("out of memory; free some, or give the run more, then run again to resume")
     if isinstance(error, ImportError):
         what = f"the package {error.name or 'that is needed'} cannot be loaded ({type(error).__name__})"
         return InstallationError(f"{what}; run `make setup` again")
-    if isinstance(error, MemoryError):
-        return StorageError("out of memory; free some, or give the run more, then run again to resume")
     if isinstance(error, OSError):
         where = f" at {error.filename}" if error.filename else ""
         if error.errno in FULL:
@@ -193,3 +200,15 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
     place = f" at {'/'.join(Path(own[-1].filename).parts[-2:])}:{own[-1].lineno}" if own else ""
     what = f"{type(error).__name__}{place}: this is a bug, please report it"
     return StorageError(f"{what}; run again to resume")
+
+
+def _by_cause(error: BatchRouteError) -> BatchRouteError:
+    """Whoever refuses a file that could not be read need not ask why: what a failing disk or a full table of
+    files refused, a rerun may find sound.
+    """
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno and cause.errno not in LASTING and error.exit_code == 2:
+            return StorageError(f"{str(error).rpartition('; ')[0] or error}; run again to resume")
+        cause = cause.__cause__
+    return error

@@ -159,7 +159,7 @@ def _failed(
     now = time.monotonic()
     file.settled = isinstance(end, BacklogError) and stamp_of(path) == file.stamp
     pause = PAUSE if isinstance(end, EngineError | StorageError) else 0.0
-    file.next_try = now + max(pause, min(LONGEST, max(SOON, (now - file.since) / 4, 10 * (now - started))))
+    file.next_try = now + max(pause, min(LONGEST, max(SOON, (now - file.since) / 4, 2 * (now - started))))
     line = f"{path.name}: {end}" + ("" if file.settled else "; it is tried again")
     if line != file.said:
         file.said = line

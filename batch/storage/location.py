@@ -22,13 +22,9 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from batch.errors import FULL, BatchRouteError, InputError, StorageError
+from batch.errors import FULL, LASTING, BatchRouteError, InputError, StorageError
 
 CHUNK = 1 << 20  # bytes read at a time
-LASTING = {  # what a rerun would meet again: a person has to change something
-    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
-    errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL, errno.ENXIO,
-}  # fmt: skip
 SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")  # of the stores that pyarrow reaches by itself
 
 
