@@ -72,7 +72,7 @@ class Retry:
         for location in output_files(self._job.options.output, self._manifest or {}):
             file = ParquetSource.open(location)
             if start < file.rows:
-                yield from file.batches(start, self._feed_rows)
+                yield from file.batches(start, self._feed_rows, schema=self._job.schema)
             start = max(0, start - file.rows)
 
     def chunk(self, batch: pa.RecordBatch) -> Chunk:

@@ -34,6 +34,7 @@ from batch.errors import (
 )
 from batch.job import Job, Options, work_dir_of
 from batch.run import EnginesFor, start_engines, wanted_engines
+from batch.storage.listing import unread
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.workdir import job_in
 
@@ -97,8 +98,8 @@ def _vocabulary(spec: EngineSpec) -> bytes:
 
 
 def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
-    """Route every `*.parquet` in the folder `options.input` to one of the same name in `options.output`,
-    until a signal.
+    """Route every Parquet file in the folder `options.input` to one of the same name, with `.parquet` behind
+    it where it ends otherwise, in `options.output`, until a signal. What lies there and is none is said once.
 
     Raises `InputError` where either is no folder, `Interrupted` at the end. What else fails is said, once,
     and does not end it.
@@ -110,13 +111,14 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     if inbox.resolve() == outbox.resolve():
         raise InputError("--watch: the outputs would be taken for inputs; name another folder for them")
     files: dict[Path, File] = {}
+    left: dict[Path, str] = {}
     warm = WarmEngines()
     with signals_raise(), contextlib.closing(warm):
         while True:
-            for path, stamp in look(inbox, files):
+            for path, stamp in look(inbox, files, left, say):
                 file = files[path] = files[path] if files[path].stamp == stamp else File(stamp)
                 if not file.settled and time.monotonic() >= file.next_try:
-                    _try(file, path, outbox / path.name, options, route, warm, say)
+                    _try(file, path, outbox / output_name(path.name), options, route, warm, say)
             time.sleep(POLL)
 
 
@@ -166,15 +168,26 @@ def _failed(
         say(line)
 
 
-def look(inbox: Path, files: dict[Path, File]) -> list[tuple[Path, Stamp]]:
-    """The files that lie there, the oldest first; those that are gone are forgotten. Hidden ones are
-    somebody's temporary files.
+def output_name(name: str) -> str:
+    return name if name.endswith(".parquet") else f"{name}.parquet"
+
+
+def look(
+    inbox: Path, files: dict[Path, File], left: dict[Path, str], say: Callable[[str], None]
+) -> list[tuple[Path, Stamp]]:
+    """The files that lie there, the oldest first; those that are gone are forgotten. What is not read is
+    said, once; of hidden files, somebody's temporary ones, nothing is.
     """
     found = {}
     with contextlib.suppress(OSError):  # the folder is gone: an unmounted disk, for one
-        for path in inbox.glob("*.parquet"):
-            if not path.name.startswith(".") and (stamp := stamp_of(path)):
+        for path in inbox.iterdir():
+            if path.name.startswith(".") or not (stamp := stamp_of(path)):
+                continue
+            if path in files or not (why := unread(path)):
                 found[path] = stamp
+            elif left.get(path) != why:
+                left[path] = why
+                say(f"{path.name}: skipped, {why}")
     for path in files.keys() - found.keys():
         del files[path]
     for path in found:

@@ -34,6 +34,10 @@ LEGACY = {
     20: "BSON",
     21: "INTERVAL",
 }  # ConvertedType's, where there is no LogicalType
+INT96 = b"\x06"  # Spark's timestamps of old
+# What readers take one for, as an INT64 of microseconds: ConvertedType 10 alone is an instant to Spark, a
+# TIMESTAMP to DuckDB, as INT96 is.
+INSTANT = {TYPE: "04", CONVERTED: "14"}
 NAMES = {4: "ENUM", 7: "TIME with zone", 13: "BSON", 16: "VARIANT", 17: "GEOMETRY", 18: "GEOGRAPHY"}
 
 Element = dict[int, tuple[int, bytes]]  # a SchemaElement: field → (type, encoded value)
@@ -202,7 +206,9 @@ def annotations(footer: bytes) -> tuple[Annotations, dict[str, list[str]]]:
     names: dict[str, list[str]] = {}
     for column, found in _columns(_elements(footer)[2]):
         for place, element in found:
-            if name := _lost(element):
+            if element.get(TYPE, (0, b""))[1] == INT96:
+                marks.setdefault(column, []).append((place, dict(INSTANT)))
+            elif name := _lost(element):
                 kept = {
                     field: element[field][1].hex() for field in (TYPE, LENGTH, *MARKS) if field in element
                 }

@@ -12,6 +12,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -199,6 +200,14 @@ def _unread(location: Location, path: str, entry: _Entry, asked_for: bool) -> st
         return "a link to a file that is not there" if "." in name else None
     with open(path, "rb") if location.local else location.filesystem.open_input_stream(path) as file:
         return None if file.read(4) in HEADS else "not Parquet"
+
+
+def unread(path: Path) -> str | None:
+    """Why a local file, or what else lies there, is not read when its folder is; None where it is."""
+    if path.is_dir():
+        return "a folder"
+    kind = "file" if path.is_file() else "gone" if not path.exists() else "other"
+    return _unread(Location.of("/"), str(path), _Entry((path.name,), kind), False)
 
 
 def _may_hold(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:

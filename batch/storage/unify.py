@@ -60,7 +60,7 @@ def unify(files: Sequence[ParquetSource], found: Sequence[Found]) -> Unified:
     metadata = _metadata(files, notes)
     if kept := _annotations(files, fields, notes):
         metadata[ANNOTATIONS] = json.dumps(kept).encode()
-    marked = {name: files[0].annotation_names[name] for name in kept}
+    marked = {name: files[0].annotation_names.get(name, []) for name in kept}
     return Unified(pa.schema([*fields.values(), *keys], metadata or None), levels, tuple(notes), marked)
 
 
@@ -158,8 +158,9 @@ def _annotations(
         if same and all(file.schema.field(name).type.equals(fields[name].type) for file in files):
             kept[name] = list(found[0] or ())
         else:
-            told = next(file.annotation_names[name] for file in files if name in file.annotation_names)
-            notes.append(f"column {name!r} is no longer marked {', '.join(told)}: not every file marks it so")
+            told = [mark for file in files for mark in file.annotation_names.get(name, ())]
+            marks = ", ".join(dict.fromkeys(told)) or "as an instant"
+            notes.append(f"column {name!r} is no longer marked {marks}: not every file marks it so")
     return kept
 
 

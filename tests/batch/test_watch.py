@@ -314,3 +314,24 @@ def test_memory_is_flat_from_file_to_file(tmp_path: Path, registry: Registry) ->
     """The long form, over 2,000 files, is `tests.faults.watch_memory`. A file once cost 7.7 MB."""
     seen = watch_memory.watch(tmp_path / "watched", 30, rows=5)
     assert seen[-1] - seen[9] < 10 << 10, seen
+
+
+def test_the_inbox_takes_every_name_and_says_what_it_leaves(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/x.parquet").touch()
+    for name in ("a.parquet", "B.PARQUET", "c.parquet.gzip", ".hidden.parquet"):
+        (tmp_path / name).touch()
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "20260101_00001_abcde")
+    (tmp_path / "rows.csv").write_text("id")
+    files: dict[Path, watch.File] = {}
+    left: dict[Path, str] = {}
+    for _ in range(2):
+        found = {path.name for path, _ in watch.look(tmp_path, files, left, said.append)}
+    assert found == {"a.parquet", "B.PARQUET", "c.parquet.gzip", "20260101_00001_abcde"}
+    assert sorted(said) == ["deep: skipped, a folder", "rows.csv: skipped, not Parquet"]
+    assert len({watch.output_name(name) for name in found}) == 4
+    assert (
+        watch.output_name("a.parquet") == "a.parquet"
+        and watch.output_name("B.PARQUET") == "B.PARQUET.parquet"
+    )

@@ -236,3 +236,28 @@ def test_a_mark_that_not_every_file_has_is_told(tmp_path: Path) -> None:
     files(tmp_path, pa.array([b"a", b"b"]), pa.array([b"a", b"b"]))
     mark_footer(tmp_path / "1.parquet", tmp_path / "1.parquet", MARKS["ENUM"][0])
     assert opened(tmp_path).notes == ("column 'x' is no longer marked ENUM: not every file marks it so",)
+
+
+def test_spark_timestamps_of_old_are_exact_and_of_the_same_kind(tmp_path: Path) -> None:
+    """INT96 is an instant to Spark and a TIMESTAMP to DuckDB, up to the year 9999 and inside of nested values; so is
+    what is written (Spark 4.3, asked by hand: `timestamp` both times)."""
+    ends = pa.array(["9999-12-31T23:59:59.999999", "0001-01-01T00:00:00", None, "2026-11-02T06:09:00"])
+    ends = ends.cast(pa.timestamp("us"))
+    table = pa.table(
+        {"id": list("abcd"), "request": ["x"] * 4, "at": ends, "all": [[end] for end in ends.to_pylist()]}
+    )
+    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(table, source, use_deprecated_int96_timestamps=True, store_schema=False)
+    assert "int96" in str(pq.ParquetFile(source).schema)
+    backlog = opened(source)
+    written(backlog, output)
+    made = pq.ParquetFile(output).read()
+    assert made["at"].cast(pa.timestamp("us")).equals(pa.chunked_array([ends]))
+    assert rows(backlog)["all"].to_pylist() == table["all"].to_pylist()
+    assert (
+        duckdb.sql(f"select \"at\" from '{output}'").types
+        == duckdb.sql(f"select \"at\" from '{source}'").types
+    )
+    assert backlog.notes == ()
+    again = opened(output).files[0].batches(schema=backlog.schema)
+    assert pa.Table.from_batches(again).to_pylist() == rows(backlog).to_pylist()
