@@ -105,7 +105,7 @@ def _check_output_folder(output: str) -> None:
     location = Location.of(output)
     folder = Path(location.path)
     if not folder.is_dir() or folder.is_symlink():
-        check_writable(folder, suffix=".work")
+        check_writable(output if not folder.exists() else folder, suffix=".work")
         if folder.exists():
             raise InputError(f"output {location.name} is a file; name a folder, or a file in .parquet")
         return

@@ -81,17 +81,17 @@ def test_an_output_that_the_next_run_would_read_is_refused(tmp_path: Path, sourc
 
 
 def test_what_cannot_be_an_output(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.parquet").mkdir()
     os.mkfifo(tmp_path / "pipe")
     link(tmp_path / "link.parquet", tmp_path / "elsewhere")
     for name, why in {
-        "folder": "is a directory",
+        "folder.parquet": "is a directory",
         "scored/": "does not exist",
         "no/out.parquet": "its directory does not exist",
         "pipe": "a device or a pipe",
         "link.parquet": "is a symbolic link",
         "依" * 81 + ".parquet": "longer than 241 bytes",
-        "": "is a directory",
+        "": "holds another Parquet file",
     }.items():
         with pytest.raises(InputError, match=why):
             check_output("in.parquet", f"{tmp_path}/{name}", {})
