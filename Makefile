@@ -88,7 +88,6 @@ test-smollm2: smollm2 ## SmolLM2 through fit (a few steps), doctor, eval and bat
 	$(BIN)/python -m pytest -m smollm2 tests/train/test_smollm2.py
 
 base: setup ## build data/mini-base from scratch (three quarters of an hour on two cores)
-	$(BIN)/pip install --quiet --no-deps -r .ci/base.lock
 	$(BIN)/python -m train.mini_base.build --written data/written/train.jsonl --out data/mini-base
 
 MEASURING := data/v2/validation.jsonl data/v2/test.jsonl data/natural.jsonl data/probes.jsonl data/regression.jsonl data/development.jsonl data/writers.jsonl data/written/calibration.jsonl

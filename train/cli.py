@@ -30,6 +30,7 @@ COMMANDS = {
     "import": Entry("import_adapter", "import_adapter", "Make a bundle of a PEFT adapter, and prove it."),
     "promote": Entry("promote", "promote", "Make ADAPTER the champion if it passes the gates."),
     "rollback": Entry("promote", "rollback", "Take the last promotion back."),
+    "contract": Entry("contract", "contract", "Make a contract of labelled data."),
     "lint": Entry("label", "lint", "Look for what is wrong with labelled requests."),
     "candidates": Entry("label", "candidates", "Choose the rows most worth labelling next."),
     "review": Entry("review", "review", "Decide on a local page what is left to people."),

@@ -18,14 +18,21 @@ from train.files import write_json
 @click.option(
     "--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]"
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Number format of the engine.  [default: as it serves]",
+)
 @json_option
-def doctor(adapter: str, data: Path | None, base_model: str | None, json_path: Path | None) -> None:
+def doctor(
+    adapter: str, data: Path | None, base_model: str | None, dtype: str | None, json_path: Path | None
+) -> None:
     """Check that ADAPTER is served as it was trained.
 
     Twelve checks on the path that serves, a line each; exit 2 where one fails.
     """
     folder = Registry().resolve(adapter)
-    checks = examine(folder, data, base_model)
+    checks = examine(folder, data, base_model, dtype=dtype)
     if json_path:
         write_json(json_path, as_json(checks, folder.name))
     for check in checks:

@@ -58,8 +58,8 @@ def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, *
     """Judge adapters and baselines on labelled requests.
 
     ADAPTER is a bundle directory, a digest, an alias, `base` for the base model without an adapter, or a
-    baseline: `majority`, `keywords`, `tfidf`. Adapters answer through the path that serves them. With
-    --cross-validate it is a baseline, or a recipe (.toml) to fit once a fold.
+    baseline: `majority`, `keywords`, `tfidf`, `embedding`. Adapters answer through the path that serves
+    them. With --cross-validate it is a baseline, or a recipe (.toml) to fit once a fold.
     """
     scored = options["from_scored"]
     alone = scored is not None and Path(arguments[0]).is_file() and arguments[0].endswith(".jsonl")

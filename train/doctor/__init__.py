@@ -30,13 +30,14 @@ def doctor(
     data: Path | None = None,
     base_model: str | None = None,
     engine: EngineClient | None = None,
+    dtype: str | None = None,
 ) -> list[Check]:
     """The twelve checks, in order. A folder that is no sound bundle fails the lint, and the others are not
     run.
 
     `data` names the training rows where they are not where the manifest has them; `engine` is one that runs
-    on the bundle's base, else one is started. Raises `AdapterError`, `DatasetError` (no rows, no base),
-    `EngineError`.
+    on the bundle's base, else one is started, with `dtype` or as it serves. Raises `AdapterError`,
+    `DatasetError` (no rows, no base), `EngineError`.
     """
     if not isinstance(bundle, Bundle):
         try:
@@ -73,7 +74,7 @@ def doctor(
             )
             for name in NAMES
         ]
-    what = _ask(bundle, base, spec, trained, engine)
+    what = _ask(bundle, base, spec, trained, engine, dtype)
     ends = [*rows.turn_end_problems(trained, bundle, spec), *served.stop_problems(what)]
     found += [
         judge(
@@ -99,12 +100,17 @@ def sound(data: Path | None, console: Console, bundle: Bundle) -> bool:
 
 
 def _ask(
-    bundle: Bundle, base: Path, spec: AdapterSpec, trained: rows.Trained, engine: EngineClient | None
+    bundle: Bundle,
+    base: Path,
+    spec: AdapterSpec,
+    trained: rows.Trained,
+    engine: EngineClient | None,
+    dtype: str | None,
 ) -> served.Served:
     if engine is not None:
         return served.serve(bundle, spec, trained.rows, engine)
     # gone before the 4-bit base loads: on a GPU both would not fit
-    with Supervisor(engine_spec(base, [bundle])) as process:
+    with Supervisor(engine_spec(base, [bundle], dtype=dtype)) as process:
         return served.serve(bundle, spec, trained.rows, process)
 
 

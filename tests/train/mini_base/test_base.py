@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
+from train.evaluation import embeddings
 from train.mini_base import lexicon
 from train.mini_base.build import build, main
 from train.mini_base.muon import Muon, orthogonalise
@@ -107,7 +108,7 @@ def test_a_missing_contract_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_missing_word_vectors_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(lexicon, "LEXICON_PACKAGE", "no_such_package_of_vectors")
+    monkeypatch.setattr(embeddings, "PACKAGE", "no_such_package_of_vectors")
     result = CliRunner().invoke(
         main, ["--out", str(tmp_path / "x"), "--contract", str(ROOT / "data/contract.toml")]
     )

@@ -1,0 +1,101 @@
+"""`batch-train contract init`: from other people's tables to a contract and splits that `fit` takes."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from batch.contract.contract import Contract
+from train.cli import main
+from train.dataset import check_splits, load_rows
+
+TEXTS = [
+    f"my card number {i} was {what} in town {i * 7} by somebody {i * 13}"
+    for i in range(30)
+    for what in ("lost", "stolen")
+]
+LABELS = [label for _ in range(30) for label in ("card_lost", "card stolen, again")]
+
+
+def table(**extra: list[str | None]) -> pl.DataFrame:
+    return pl.DataFrame({"text": TEXTS, "intent": LABELS, **extra})
+
+
+def run(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["contract", "init", *map(str, words)])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_contract_and_splits_that_fit_accepts(tmp_path: Path, kind: str) -> None:
+    path, out = tmp_path / f"bank.{kind}", tmp_path / "task"
+    given = table(urgent=["true", "false"] * 30)
+    {
+        "csv": given.write_csv,
+        "tsv": lambda to: given.write_csv(to, separator="\t"),
+        "jsonl": given.write_ndjson,
+        "parquet": given.write_parquet,
+    }[kind](path)
+    code, said = run(
+        path, "--text-column", "text", "--label-column", "intent", "--label-column", "urgent", "--out", out
+    )
+    assert code == 0, said
+    contract = Contract.load(out / "contract.toml")
+    assert [(field.name, field.values) for field in contract.fields] == [
+        ("intent", ("card stolen, again", "card_lost")),
+        ("urgent", ("false", "true")),
+    ]
+    splits = {name: load_rows(out / f"{name}.jsonl", contract) for name in ("train", "validation", "test")}
+    check_splits(splits)
+    rows = [row for own in splits.values() for row in own]
+    assert sorted(row.request for row in rows) == sorted(TEXTS)
+    assert {row.request: row.answer["intent"] for row in rows} == dict(zip(TEXTS, LABELS, strict=True))
+
+
+def test_rows_nearly_alike_stay_in_one_split(tmp_path: Path) -> None:
+    """Each of forty texts has a copy that changes one word of many."""
+    base = [" ".join(f"w{(i * 31 + j * j) % 997}" for j in range(20)) for i in range(40)]
+    texts = [text + ending for text in base for ending in (" please", " thanks")]
+    path = tmp_path / "rows.csv"
+    pl.DataFrame({"request": texts, "label": ["a", "a", "b", "b"] * 20}).write_csv(path)
+    code, said = run(path, "--label-column", "label", "--out", tmp_path / "task")
+    assert code == 0, said
+    contract = Contract.load(tmp_path / "task/contract.toml")
+    splits = {
+        name: load_rows(tmp_path / f"task/{name}.jsonl", contract) for name in ("train", "validation", "test")
+    }
+    check_splits(splits)
+    assert all(len(rows) >= 4 for rows in splits.values())
+
+
+def test_what_cannot_be_learnt_from_is_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pl.DataFrame(
+        {"request": [*TEXTS, TEXTS[0].upper(), "  ", "no label"], "label": [*LABELS, "x", "x", None]}
+    ).write_parquet(path)
+    code, said = run(path, "--label-column", "label", "--out", tmp_path / "task")
+    assert (
+        code == 0
+        and "2 rows without a text or a label" in said
+        and "1 rows with a text that is there" in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label-column", "intnt", "--text-column", "text"], "has no column 'intnt'"),
+        (["--label-column", "same", "--text-column", "text"], "column 'same' has 1 labels"),
+        (["--label-column", "intent", "--text-column", "text", "--out", "."], "exists; name a new folder"),
+    ],
+)
+def test_refusals_are_one_line_and_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table(same=["one"] * 60).write_csv("bank.csv")
+    code, said = run("bank.csv", *words)
+    assert code == 2 and message in said and len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bank.csv"]
+    assert run("none.csv", "--label-column", "x")[0] == 2

@@ -1,0 +1,36 @@
+"""`batch-train contract`: a contract to begin with."""
+
+from pathlib import Path
+
+import click
+
+from batch.errors import InputError
+from train.commands.options import PATH
+from train.labelling.start import start
+
+
+@click.group()
+def contract() -> None:
+    """Make a contract of labelled data."""
+
+
+@contract.command()
+@click.argument("labelled", type=PATH)
+@click.option("--text-column", metavar="NAME", default="request", show_default=True)
+@click.option("--label-column", "label_columns", metavar="NAME", multiple=True, required=True)
+@click.option("--out", type=PATH, help="The folder to make.  [default: LABELLED's name, without its suffix]")
+def init(labelled: Path, text_column: str, label_columns: tuple[str, ...], out: Path | None) -> None:
+    """Make a contract and splits of LABELLED, a CSV, TSV, JSONL or Parquet file.
+
+    Each --label-column becomes a field with the labels that it holds. Eight rows of ten are for training, one
+    for validation and one for the test; rows that are nearly alike stay together, so nothing leaks.
+    """
+    folder = out or Path(labelled.stem)
+    if folder.exists():
+        raise InputError(f"{folder} exists; name a new folder with --out")
+    made = start(labelled, text_column, label_columns)
+    made.write(folder)
+    for why, rows in made.left_out.items():
+        click.echo(f"{rows} rows {why} are left out")
+    counts = ", ".join(f"{name} {len(rows)}" for name, rows in made.splits.items())
+    click.echo(f"{folder}: contract.toml; {counts} rows. Say in the contract what each label means.")

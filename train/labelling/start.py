@@ -1,0 +1,137 @@
+"""From a table of labelled texts to a contract and splits that `fit` takes: `batch-train contract init`."""
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from batch.contract.contract import Contract
+from batch.errors import InputError, nearest
+from batch.storage.location import reason
+from train.dataset import Row, near_duplicates
+from train.files import json_line
+from train.likeness import words
+
+SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
+SYSTEM = """
+You classify requests. Answer with one compact JSON object and nothing else.
+{fields}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A contract's text, the rows of each split, and how many rows were left out, by why."""
+
+    contract: str
+    splits: Mapping[str, Sequence[Row]]
+    left_out: Mapping[str, int]
+
+    def write(self, folder: Path) -> None:
+        """`contract.toml` and a JSONL file a split into a new folder."""
+        folder.mkdir(parents=True)
+        (folder / "contract.toml").write_text(self.contract, encoding="utf-8")
+        for split, rows in self.splits.items():
+            text = "".join(json_line(row.as_json()) for row in rows)
+            (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+
+
+def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
+    """Read and divide. Raises `InputError` for a file that does not give at least two labels a column, and
+    `ContractError` for labels that no contract can hold.
+    """
+    table = read_texts(path, (text_column, *label_columns))
+    rows, left_out, seen = [], Counter[str](), set[tuple[str, ...]]()
+    for number, line in enumerate(table.iter_rows(named=True), start=1):
+        text, labels = line[text_column] or "", {name: line[name] for name in label_columns}
+        wording = tuple(words(text))
+        if not text.strip() or not all(labels.values()):
+            left_out["without a text or a label"] += 1
+        elif wording in seen:
+            left_out["with a text that is there already"] += 1
+        else:
+            seen.add(wording)
+            rows.append(Row(str(number), text, labels, None, path, number))
+    values = {name: sorted({row.answer[name] for row in rows}) for name in label_columns}
+    for name, own in values.items():
+        if len(own) < 2:
+            raise InputError(f"{path}: column {name!r} has {len(own)} labels; name one with two or more")
+    contract = contract_text(path.stem, values)
+    Contract.from_dict(tomllib.loads(contract))
+    return Start(contract, split(rows), left_out)
+
+
+def read_texts(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """The columns as texts, of a CSV, TSV, JSONL or Parquet file. Raises `InputError`."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            table = pl.read_parquet(path)
+        elif suffix in (".jsonl", ".ndjson"):
+            table = pl.read_ndjson(path, infer_schema_length=None)
+        else:
+            table = pl.read_csv(path, infer_schema=False, separator="\t" if suffix == ".tsv" else ",")
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error).split("\n")[0]
+        raise InputError(f"{path}: cannot be read: {why}; give CSV, TSV, JSONL or Parquet") from error
+    for name in columns:
+        if name not in table.columns:
+            raise InputError(f"{path}: has no column {name!r}{nearest(name, table.columns)}")
+    return table.select(pl.col(name).cast(pl.String) for name in columns)
+
+
+def contract_text(name: str, values: Mapping[str, Sequence[str]]) -> str:
+    """A contract of one label field a column, as TOML to go on with."""
+
+    def quoted(text: str) -> str:
+        return json.dumps(text, ensure_ascii=False)  # a JSON string is a TOML string
+
+    lines = [
+        "# Say what each label means: the model reads it. Rules and a policy table: see data/contract.toml.",
+        f"name = {quoted(name)}",
+        f'\n[prompt]\nsystem = """{SYSTEM}"""',
+    ]
+    for field, labels in values.items():
+        lines += [f'\n[[fields]]\nname = {quoted(field)}\ntype = "label"\nmeaning = {quoted(_said(field))}']
+        lines += ["[fields.labels]", *(f"{quoted(label)} = {quoted(_said(label))}" for label in labels)]
+    return "\n".join(lines) + "\n"
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ").replace("-", " ").strip().lower()
+
+
+def split(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """By the text's hash, labels in proportion; rows that are nearly alike stay in one split."""
+    first: dict[str, str] = {row.id: row.id for row in rows}  # a row of the same group, down to its first
+
+    def find(name: str) -> str:
+        while first[name] != name:
+            name = first[name]
+        return name
+
+    for row, twin, _ in near_duplicates(rows):
+        first[find(row.id)] = find(twin.id)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(find(row.id), []).append(row)
+    parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    by_label: dict[str, list[list[Row]]] = {}
+    for group in groups.values():
+        by_label.setdefault(repr(group[0].answer), []).append(group)
+    for own in by_label.values():
+        own.sort(key=lambda group: hashlib.sha256(group[0].request.encode()).digest())
+        for name, group in zip(_turns(len(own)), own, strict=True):
+            parts[name] += group
+    return parts
+
+
+def _turns(count: int) -> Iterator[str]:
+    """The split of each of `count` groups: what measures gets its share rounded, or one of three."""
+    each = max(1, round(count * SPLITS["test"])) if count >= 3 else 0
+    yield from ["test"] * each + ["validation"] * each + ["train"] * (count - 2 * each)
