@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from batch.cli_errors import ErrorCommand, Number
+from batch.cli_errors import CommandWithOthers, ErrorCommand, Number
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line, ours
 
 MOST_PATIENCE = 1e7  # seconds; the kernel counts microseconds
@@ -20,7 +20,21 @@ def size(text: str) -> int:
     return int(digits) << (10 * ("KMGT".index(unit) + 1) if unit else 0)
 
 
-@click.command(cls=ErrorCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ErrorCommand)
+@click.argument("output")
+@click.argument("input", required=False)
+def verify(output: str, input: str | None) -> None:
+    """Read a finished OUTPUT back and prove it, against INPUT too."""
+    from batch.verify import verify
+
+    rows = verify(output, input)
+    against = f", row for row those of {one_line(input)}" if input else ""
+    click.echo(f"{one_line(output)}: {rows} rows, whole and as its manifest says{against}")
+
+
+@click.command(
+    cls=CommandWithOthers, others={"verify": verify}, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.argument("input")
 @click.argument("output")
 @click.option(

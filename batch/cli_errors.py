@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import math
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -55,6 +57,30 @@ class ErrorCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         with translated():
             return super().invoke(ctx)
+
+
+class CommandWithOthers(ErrorCommand):
+    """A command that takes its own arguments, unless the first is the name of one of the `others`.
+
+    A file of such a name is `./verify`.
+    """
+
+    def __init__(self, *args: Any, others: dict[str, click.Command], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.others = others
+
+    def main(  # type: ignore[override]
+        self, args: Any = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        if words and words[0] in self.others:
+            other = self.others[words[0]]
+            return other.main(words[1:], f"{prog_name or Path(sys.argv[0]).name} {words[0]}", **extra)
+        return super().main(words, prog_name, **extra)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Other commands"):
+            formatter.write_dl([(name, other.get_short_help_str(80)) for name, other in self.others.items()])
 
 
 class ErrorGroup(click.Group):

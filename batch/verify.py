@@ -1,0 +1,107 @@
+"""`batch-route verify OUTPUT [INPUT]`: is a finished output what its manifest says, and the input's rows?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from batch.errors import InputError, StorageError
+from batch.storage.backlog import Backlog
+from batch.storage.hashing import IdDigest
+from batch.storage.location import Location
+from batch.storage.manifest import is_folder, manifest_location, output_files, read_manifest
+from batch.storage.output import prove
+from batch.storage.parquet import ParquetSource
+from batch.storage.schema import plain
+from batch.storage.units import Cursor
+
+ROWS = 4096  # compared at a time
+
+
+def verify(output: str, source: str | None = None) -> int:
+    """Read the whole of a finished output back: each file's bytes and pages, every row once, the ids in the
+    input's order; with `source` also that every column of the input is there, row for row.
+
+    Returns the number of rows. Raises `InputError` naming the first thing that is not so.
+    """
+    name = Location.of(output).name
+    manifest = read_manifest(manifest_location(output))
+    if manifest is None:
+        raise InputError(f"{name} has no manifest, so it is not complete; run batch-route again")
+    try:
+        told, job = manifest["output"], manifest["job"]
+        expected = told["parts"] if is_folder(output) else [told]
+        files = output_files(output, manifest)
+        _check_names(output, [Path(file.path).name for file in files])
+        rows = _check_files(files, expected, told, job)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{name}: its manifest is damaged; run batch-route again with --fresh") from error
+    if source is not None:
+        _compare(source, files, rows, job)
+    return rows
+
+
+def _check_names(output: str, names: list[str]) -> None:
+    """In a folder lie the parts that the manifest names, each named once, and no other."""
+    if len(set(names)) < len(names):
+        raise InputError(f"{Location.of(output).name}: its manifest names a part twice")
+    location = Location.of(output)
+    if not is_folder(output) or not location.local:
+        return
+    found = {path.name for path in Path(location.path).glob("*.parquet")}
+    for what, differing in (("lacks", set(names) - found), ("also holds", found - set(names))):
+        if differing:
+            raise InputError(f"{location.name} {what} {min(differing)}; run batch-route again with --fresh")
+
+
+def _check_files(
+    files: list[Location], expected: list[dict[str, Any]], told: dict[str, Any], job: dict[str, Any]
+) -> int:
+    rows, ids = 0, IdDigest()
+    for file, each in zip(files, expected, strict=True):
+        try:
+            found = prove(file, job["id_column"], ids)
+        except (StorageError, FileNotFoundError) as error:
+            raise InputError(f"{file.name} cannot be read: {error}") from error
+        for fact in ("bytes", "rows", "sha256", "ids"):
+            if getattr(found, fact) != each[fact]:
+                raise InputError(
+                    f"{file.name} has other {fact} than its manifest says; run again with --fresh"
+                )
+        rows += found.rows
+    if (rows, ids.hexdigest()) != (told["rows"], told["ids"]):
+        raise InputError("the files' rows are not those of the whole that the manifest speaks of")
+    if job["limit"] is None and ids.hexdigest() != job["ids"]:
+        raise InputError("the output's ids are not those of the input that the manifest speaks of")
+    return rows
+
+
+def _compare(source: str, files: list[Location], rows: int, job: dict[str, Any]) -> None:
+    backlog = Backlog.open(source, job["id_column"], job["text_column"])
+    wanted = backlog.rows if job["limit"] is None else min(backlog.rows, job["limit"])
+    if wanted != rows:
+        raise InputError(f"{backlog.source} has {wanted} rows and the output {rows}: it is another's")
+    names = backlog.schema.names
+    opened = [ParquetSource.open(file) for file in files]
+    if missing := [name for name in names if name not in opened[0].schema.names] if opened else []:
+        raise InputError(f"{backlog.source} has a column {missing[0]!r} that the output lacks")
+
+    def output_rows(_: int) -> Iterator[pa.RecordBatch]:
+        for file in opened:
+            yield from file.batches(columns=names)
+
+    cursor, row = Cursor(output_rows), 0
+    for batch in backlog.batches(size=ROWS, stop_row=rows):
+        made = pa.Table.from_batches(cursor.read(row, row + batch.num_rows))
+        for name in names:
+            if not _alike(batch.column(name), made.column(name).combine_chunks()):
+                where = f"rows {row} to {row + batch.num_rows - 1}"
+                raise InputError(f"column {name!r} of {backlog.source} is not the output's in {where}")
+        row += batch.num_rows
+
+
+def _alike(left: pa.Array, right: pa.Array) -> bool:
+    """Whether values are the same, NaN like NaN; dictionaries may differ in how they are coded."""
+    left, right = plain(left), plain(right)
+    return bool(left.equals(right)) or repr(left.to_pylist()) == repr(right.to_pylist())

@@ -1,0 +1,98 @@
+"""`batch-route verify`: what is whole is said to be, what differs in anything is refused, for a file and a folder."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from batch.adapter.bundle import Bundle
+from batch.cli import main
+from tests.batch.test_run import backlog, route
+
+
+def verified(*arguments: Path) -> Result:
+    return CliRunner().invoke(main, ["verify", *map(str, arguments)])
+
+
+@pytest.fixture(params=["out.parquet", "out"])
+def made(request: pytest.FixtureRequest, tiny_bundle: Bundle, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Input, output, and one of the output's files."""
+    source, output = backlog(tmp_path / "in.parquet", rows=2500), tmp_path / request.param
+    assert route(tiny_bundle, source, output).exit_code == 0
+    if request.param == "out":
+        names = [part.name for part in sorted(output.glob("*.parquet"))]
+        assert len(names) == 3 and (output / "_SUCCESS").exists()
+        return source, output, output / names[1]
+    return source, output, output
+
+
+def test_what_is_whole(made: tuple[Path, Path, Path], tiny_bundle: Bundle) -> None:
+    source, output, _ = made
+    for arguments in ((output,), (output, source)):
+        result = verified(*arguments)
+        assert result.exit_code == 0 and "2500 rows" in result.output, result.output
+    again = route(tiny_bundle, source, output)
+    assert again.exit_code == 0 and "finished before" in again.output
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "bit", "swap", "no manifest", "manifest", "double"])
+def test_what_is_not(made: tuple[Path, Path, Path], damage: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    _, output, file = made
+    data = bytearray(file.read_bytes())
+    manifest = output / "manifest.json" if output.is_dir() else output.with_name("out.parquet.manifest.json")
+    match damage:
+        case "delete":
+            file.unlink()
+        case "truncate":
+            file.write_bytes(data[:-1])
+        case "bit":
+            data[len(data) // 2] ^= 4
+            file.write_bytes(data)
+        case "swap":
+            other = backlog(tmp_path / "other.parquet", texts=[f"Another {row}." for row in range(2500)])
+            assert route(tiny_bundle, other, tmp_path / "o.parquet").exit_code == 0
+            file.write_bytes((tmp_path / "o.parquet").read_bytes())
+        case "no manifest":
+            manifest.unlink()
+        case "manifest":
+            told = json.loads(manifest.read_text())
+            told["output"]["rows"] += 1
+            manifest.write_text(json.dumps(told))
+        case "double":
+            if not output.is_dir():
+                return
+            (output / f"copy-{file.name}").write_bytes(data)
+    result = verified(output)
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    assert result.output.startswith("Error: ") and result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", ["text", "carried", "order", "less", "more"])
+def test_another_input(made: tuple[Path, Path, Path], change: str, tmp_path: Path) -> None:
+    source, output, _ = made
+    table = pq.read_table(source)
+    columns = table.to_pydict()
+    match change:
+        case "text":
+            columns["request"][1700] += "!"
+        case "carried":
+            columns["tags"][3] = ["a"]
+        case "order":
+            columns = {name: values[1:] + values[:1] for name, values in columns.items()}
+        case "less":
+            columns = {name: values[:-1] for name, values in columns.items()}
+        case "more":
+            columns["extra"] = columns["id"]
+    pq.write_table(type(table).from_pydict(columns), tmp_path / "changed.parquet")
+    result = verified(output, tmp_path / "changed.parquet")
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    assert verified(output, source).exit_code == 0
+
+
+def test_a_file_of_that_name_is_an_input_too(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    assert "Other commands" in CliRunner().invoke(main, ["--help"]).output
+    assert CliRunner().invoke(main, ["verify", "--help"]).exit_code == 0
+    source = backlog(tmp_path / "verify.parquet", rows=3)
+    assert route(tiny_bundle, source, tmp_path / "out.parquet").exit_code == 0
