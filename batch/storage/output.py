@@ -179,9 +179,9 @@ def shard_rows(shards: Iterable[Location | Path], schema: pa.Schema) -> Iterator
         location = shard if isinstance(shard, Location) else Location.of(shard)
         try:
             source = ParquetSource.open(location)
-            if not source.schema.equals(schema):
+            if source.schema.names != schema.names:
                 raise InputError(f"{location.name} has other columns than the output")
-            yield from source.batches()
+            yield from source.batches(schema=schema)
         except InputError as error:
             raise StorageError(f"a shard is damaged: {error}; run again, it is redone") from error
 
