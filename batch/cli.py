@@ -67,6 +67,13 @@ def verify(output: str, input: str | None) -> None:
     "--retry-errors", is_flag=True, help="Of this job's finished output, run only the rows in error again."
 )
 @click.option(
+    "--reasons",
+    type=click.Choice(["all", "human", "none"]),
+    default="all",
+    show_default=True,
+    help="Rows that get their free text: all, those that a person reads, or none. Labels are the same.",
+)
+@click.option(
     "--report",
     metavar="PATH",
     type=click.Path(path_type=Path),

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -40,6 +40,7 @@ class Options:
     retry_errors: bool = False
     fresh: bool = False
     work_dir: Path | None = None
+    reasons: Literal["all", "human", "none"] = "all"
     cache: Path | None = None
     cache_max: int = 1 << 30  # bytes
     engine_timeout: float = PATIENCE  # seconds
@@ -85,7 +86,7 @@ def check(options: Options, registry: Registry | None = None) -> Job:
         id_digest = backlog.check_ids()  # first: what is read by this process is to have been read before
     adapters = Adapters.of(registry or Registry(), options.adapter, options.adapter_column, backlog)
     base = adapters.default.resolve_base(options.base_model)
-    adapters = adapters.fitting(base)
+    adapters = adapters.fitting(base).with_reasons(options.reasons)
     answers = adapters.answers
     backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))
     refuse_inputs(options.output, [file.location for file in backlog.files])
@@ -102,6 +103,7 @@ def check(options: Options, registry: Registry | None = None) -> Job:
         "prefix": options.prefix,
         "limit": options.limit,
         **adapters.facts(),
+        "reasons": options.reasons,
         "engine": options.engine,
         "dtype": options.dtype,
     }

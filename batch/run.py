@@ -108,7 +108,7 @@ def task_of(job: Job, source: Source, work: WorkDir) -> Task:
         schema=job.schema.with_metadata({**(job.schema.metadata or {}), **metadata(job)}),
         id_column=options.id_column,
         prefix=options.prefix,
-        facts={"version": __version__, "base": job.facts["base"]},
+        facts={"version": __version__, "base": job.facts["base"], "reasons": options.reasons},
         scratch=work.path,
         cache=options.cache,
         cache_max=options.cache_max,

@@ -7,12 +7,14 @@ I/O and fault tests. Both implement :class:`Engine` and run inside a process of 
 
 import dataclasses
 import importlib
+import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
+from batch.contract.labels_first import LabelsFirst
 from batch.engine.drafts import AnswerPath, answer_path
 
 # Where each engine's class is; nothing else lists them. The first is what serves, the others stand in for it.
@@ -20,6 +22,17 @@ ENGINES: Mapping[str, str] = MappingProxyType(
     {"vllm": "batch.engine.vllm:VllmEngine", "replay": "batch.engine.replay:ReplayEngine"}
 )
 DEFAULT_ENGINE = next(iter(ENGINES))
+
+
+class Continued(NamedTuple):
+    """A request whose answer has begun: asked for is the rest, under an expression of its own."""
+
+    request_ids: Sequence[int]
+    answer_ids: Sequence[int]
+    grammar: str
+
+
+Asked = Sequence[int] | Continued  # ids of a request's text, or a request that goes on
 
 
 class Completion(NamedTuple):
@@ -77,6 +90,9 @@ class AdapterSpec:
         int, ...
     ]  # the tokens of `CANARY_ANSWER`: a vocabulary may have it as a byte as well
     samples: tuple[tuple[int, ...], ...] = ()  # legal answers' ids, from which the replay engine chooses
+    # Answers end where a match of this does, but for those that are `Continued`.
+    labels: str | None = None
+    label_tokens: tuple[int, ...] = ()  # how many tokens of each sample hold its labels
     strict: bool = (
         True  # refuse an adapter or a grammar that does not act; False only reports what the canary showed
     )
@@ -89,7 +105,11 @@ CANARY_ANSWER = "Z"  # an expression that is no contract's: no answer starts so
 CANARY_REQUEST = "A colleague asks for help with a task at work."
 
 
-def adapter_spec(name: str, path: str | None, contract: Contract, renderer: Renderer) -> AdapterSpec:
+def adapter_spec(
+    name: str, path: str | None, contract: Contract, renderer: Renderer, first: LabelsFirst | None = None
+) -> AdapterSpec:
+    """With `first`, answers end behind their labels."""
+    samples = tuple(tuple(renderer.encode_answer(answer)[:-1]) for answer in contract.sample_answers())
     return AdapterSpec(
         name=name,
         path=path,
@@ -101,8 +121,16 @@ def adapter_spec(name: str, path: str | None, contract: Contract, renderer: Rend
         drafts=answer_path(contract, renderer),
         canary_ids=tuple(renderer.encode_requests([CANARY_REQUEST])[0]),
         canary_answer_ids=tuple(i for i, text in renderer.vocabulary() if text == CANARY_ANSWER.encode()),
-        samples=tuple(tuple(renderer.encode_answer(answer)[:-1]) for answer in contract.sample_answers()),
+        samples=samples,
+        labels=first.expression if first else None,
+        label_tokens=tuple(_label_tokens(sample, renderer, first) for sample in samples) if first else (),
     )
+
+
+def _label_tokens(sample: Sequence[int], renderer: Renderer, first: LabelsFirst) -> int:
+    ends = itertools.accumulate(len(renderer.token_bytes(token)) for token in sample)
+    size = len((first.labels(renderer.decode(sample)) + first.end).encode())
+    return next(index for index, end in enumerate(ends, 1) if end >= size)
 
 
 class Engine(Protocol):
@@ -124,8 +152,8 @@ class Engine(Protocol):
         Raises `AdapterError` when either does not, unless the adapter's spec is not `strict`.
         """
 
-    def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
-        """Queue one request, given the ids of its text, for a loaded adapter."""
+    def add(self, adapter: str, key: int, request: Asked) -> None:
+        """Queue one request for a loaded adapter."""
 
     def step(self) -> list[Completion]:
         """Advance every running request by one step; returns those that finished."""

@@ -51,6 +51,26 @@ class Automaton:
         self.table: np.ndarray = np.stack(rows)
         self.final: np.ndarray = np.array([end in subset for subset in subsets])
 
+    def behind(self, beginning: "Automaton") -> frozenset[int]:
+        """The states that a match of `beginning` leads to, and all that follow them."""
+        pairs, found = [(0, 0)], set()
+        for ours, theirs in pairs:  # grows as it is read
+            if beginning.final[theirs]:
+                found.add(ours)
+                continue
+            after = zip(self._row(ours), beginning._row(theirs), strict=True)
+            pairs += {pair for pair in after if DEAD not in pair}
+        states = list(found)
+        for state in states:
+            new = set(self.table[state].tolist()) - found - {DEAD}
+            found |= new
+            states += new
+        return frozenset(found)
+
+    def _row(self, state: int) -> list[int]:
+        """The next state for each byte."""
+        return self.table[state][self.classes].tolist()  # type: ignore[no-any-return]
+
     def walk(self, state: int, text: bytes) -> int:
         """The state behind `text`."""
         for byte in text:

@@ -8,7 +8,7 @@ xgrammar, which vLLM uses, takes 0.1 to 1.3 ms a row inside a text for it (152 k
 compile a bounded one: tests/bench/RESULTS.md.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,12 +62,22 @@ class TokenTree:
 
 
 class Guide:
-    """An expression over a vocabulary. State 0 is the start of an answer."""
+    """An expression over a vocabulary. State 0 is the start of an answer.
 
-    def __init__(self, automaton: Automaton, tokens: TokenTree, stop_ids: Iterable[int]) -> None:
+    In the states of `ends` an answer ends whatever may follow: only a stop token is legal.
+    """
+
+    def __init__(
+        self,
+        automaton: Automaton,
+        tokens: TokenTree,
+        stop_ids: Iterable[int],
+        ends: Collection[int] = frozenset(),
+    ) -> None:
         self._automaton = automaton
         self._tokens = tokens
         self._stop_ids = frozenset(stop_ids)
+        self._ends = ends
         self._classes = np.array(automaton.classes, dtype=np.uint8)
         self._steps: dict[tuple[int, int], int] = {}
         self._masks: dict[int, tuple[Array | slice, Array]] = {}  # words that allow a token
@@ -82,10 +92,13 @@ class Guide:
     def _step(self, state: int, token: int) -> int:
         if state < 0:
             return DEAD
-        if token in self._stop_ids:
-            return ENDED if self._automaton.final[state] else DEAD
+        if state in self._ends or token in self._stop_ids:
+            return ENDED if token in self._stop_ids and self._may_end(state) else DEAD
         text = self._tokens.texts[token] if 0 <= token < len(self._tokens.texts) else b""
         return self._automaton.walk(state, text) if text else DEAD
+
+    def _may_end(self, state: int) -> bool:
+        return state in self._ends or bool(self._automaton.final[state])
 
     def fill(self, state: int, row: Array) -> None:
         """Write the mask of a state into `row`, ``[words]`` int32."""
@@ -110,8 +123,8 @@ class Guide:
             return np.empty(0, dtype=np.int32)
         tree, table = self._tokens, self._automaton.table
         alive: Array = np.zeros(len(tree.bytes), dtype=bool)
-        nodes: Array = np.zeros(1, dtype=np.int64)
-        states: Array = np.array([state])
+        nodes: Array = np.zeros(0 if state in self._ends else 1, dtype=np.int64)
+        states: Array = np.full(len(nodes), state)
         while len(nodes):
             counts = tree.last[nodes] - tree.first[nodes]
             before = np.cumsum(counts) - counts
@@ -120,6 +133,6 @@ class Guide:
             kept = (reached != DEAD).nonzero()[0]
             nodes, states = children[kept], reached[kept]
             alive[nodes] = True
-        stops = self._stop_ids if self._automaton.final[state] else ()
+        stops = self._stop_ids if self._may_end(state) else ()
         legal: Array = np.concatenate([tree.ids[alive[tree.nodes]], np.fromiter(stops, np.int32)])
         return legal

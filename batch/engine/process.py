@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from batch.engine import AdapterSpec, Completion, EngineSpec
+from batch.engine import AdapterSpec, Asked, Completion, EngineSpec
 from batch.engine.worker import Usage
 from batch.errors import ENDING, AdapterError, EngineError
 
@@ -83,7 +83,7 @@ class EngineProcess:
                 return value  # type: ignore[no-any-return]
             self._note(kind, value)
 
-    def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def submit(self, adapter: str, work: Sequence[tuple[int, Asked]]) -> None:
         """Queue requests ``(key, ids of the request text)`` for a loaded adapter."""
         self._send(("work", (adapter, list(work))))
 

@@ -10,11 +10,10 @@ import os
 import signal
 import time
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from batch.engine import AdapterSpec, Completion, EngineSpec
+from batch.engine import AdapterSpec, Asked, Completion, Continued, EngineSpec
 
 FAULTS = "BATCH_ROUTE_REPLAY_FAULTS"
 
@@ -46,13 +45,20 @@ class ReplayEngine:
         self._logprobs[adapter.name] = [[-0.01] * len(sample) for sample in adapter.samples]
         return {}
 
-    def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
+    def add(self, adapter: str, key: int, request: Asked) -> None:
+        request_ids = request.request_ids if isinstance(request, Continued) else request
         if self._faults:
             self._fail(self._faults.get(tuple(request_ids)))
-        samples = self._adapters[adapter].samples
+        spec = self._adapters[adapter]
         digest = hashlib.blake2b(array("I", request_ids).tobytes(), digest_size=8).digest()
-        choice = int.from_bytes(digest) % len(samples)
-        self._done.append(Completion(key, samples[choice], self._logprobs[adapter][choice], "stop"))
+        choice = int.from_bytes(digest) % len(spec.samples)
+        part = slice(None)
+        if isinstance(request, Continued):
+            part = slice(len(request.answer_ids), None)
+        elif spec.labels is not None:
+            part = slice(spec.label_tokens[choice])
+        logprobs = self._logprobs[adapter][choice]
+        self._done.append(Completion(key, spec.samples[choice][part], logprobs[part], "stop"))
 
     def step(self) -> list[Completion]:
         time.sleep(self._delay)

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from batch.engine import AdapterSpec, Completion, EngineSpec
+from batch.engine import AdapterSpec, Asked, Completion, EngineSpec
 from batch.engine.process import PATIENCE, EngineProcess
 from batch.engine.worker import Usage
 from batch.errors import EngineError
@@ -22,7 +22,7 @@ LEAST_SEQS = 8  # requests at once, below which memory is not what it lacks
 RESTARTS = 2  # in a row, without a row finished or found guilty in between
 GUILTY = 16  # rows in a row without one finished in between: no rows are that bad, the engine is
 WITNESS = -1  # the key under which a finished request is asked once more; the router's keys start at 0
-Group = dict[int, tuple[str, Sequence[int]]]  # key → adapter and ids of the request
+Group = dict[int, tuple[str, Asked]]  # key → adapter and ids of the request
 
 
 class Supervisor:
@@ -40,7 +40,7 @@ class Supervisor:
         self._suspects: list[Group] = []  # each to run alone
         self._alone = False  # whether what runs is a suspect group, which new work must not join
         self._waiting: Group = {}  # work that came while there were suspects
-        self._witness: tuple[str, Sequence[int]] | None = None  # a request that some engine answered
+        self._witness: tuple[str, Asked] | None = None  # a request that some engine answered
         self._struck: set[int] = set()  # rows with which, alone, the engine died once
         self._convicted: list[Completion] = []
         self._deaths = 0  # since the last progress
@@ -77,7 +77,7 @@ class Supervisor:
                     raise
                 self._restart(error)
 
-    def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def submit(self, adapter: str, work: Sequence[tuple[int, Asked]]) -> None:
         self._waiting.update((key, (adapter, ids)) for key, ids in work)
         self._feed()
 
@@ -137,7 +137,7 @@ class Supervisor:
         else:
             group, self._waiting = self._waiting, {}
         self._running.update(group)
-        by_adapter: dict[str, list[tuple[int, Sequence[int]]]] = {}
+        by_adapter: dict[str, list[tuple[int, Asked]]] = {}
         for key, (adapter, ids) in group.items():
             by_adapter.setdefault(adapter, []).append((key, ids))
         try:

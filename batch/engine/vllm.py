@@ -1,16 +1,17 @@
 """The vLLM engine: LoRA hot-loading, guided JSON decoding, greedy, token ids in, log-probabilities out."""
 
 import contextlib
+import functools
 import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from batch.adapter.peft_checks import lint
-from batch.engine import CANARY_ANSWER, AdapterSpec, Completion, EngineSpec
+from batch.engine import CANARY_ANSWER, AdapterSpec, Asked, Completion, Continued, EngineSpec
 from batch.engine.drafts import AnswerDrafter
 from batch.engine.patches import idle, installed
 from batch.errors import AdapterError, BatchRouteError, EngineError
@@ -131,7 +132,7 @@ class VllmEngine:
             self._refuse_partial(adapter, lora)
         if adapter.grammar is not None:
             vllm_guide.automaton_of(adapter.grammar)  # here a refusal has its reason
-        guided = self._sampling(adapter, adapter.grammar, logprobs=0, max_tokens=adapter.max_tokens)
+        guided = self._guided(adapter)
         with _refusals(f"vLLM refuses the canary of adapter {adapter.name[:12]}"):
             seen = self._prove(adapter, lora)
         self._adapters[adapter.name] = (adapter, guided, lora)
@@ -140,12 +141,15 @@ class VllmEngine:
         decoding = {name: getattr(guided, name) for name in DECODING}
         return {**seen, "decoding": decoding, "patches_idle": idle()}
 
-    def add(self, adapter: str, key: int, request_ids: Sequence[int]) -> None:
+    def add(self, adapter: str, key: int, request: Asked) -> None:
         spec, params, lora = self._adapters[adapter]
+        if isinstance(request, Continued):
+            params = self._continuing(adapter, request.grammar)
+            prompt = [*spec.prompt(request.request_ids), *request.answer_ids]
+        else:
+            prompt = spec.prompt(request)
         try:
-            self._engine.add_request(
-                str(key), {"prompt_token_ids": spec.prompt(request_ids)}, params, lora_request=lora
-            )
+            self._engine.add_request(str(key), {"prompt_token_ids": prompt}, params, lora_request=lora)
         except (ValueError, VLLMClientError):  # a request that vLLM refuses is that row's problem
             self._done.append(Completion(key, [], [], "error"))
         else:
@@ -177,6 +181,15 @@ class VllmEngine:
             del ids[-1:], logprobs[-1:]  # the end of turn
         finish = answer.finish_reason if answer.finish_reason in ("stop", "length") else "error"
         return Completion(key, ids, logprobs, finish, output.num_cached_tokens or 0)  # type: ignore[arg-type]
+
+    def _guided(self, adapter: AdapterSpec) -> SamplingParams:
+        grammar = adapter.grammar and vllm_guide.specification(adapter.grammar, adapter.labels)
+        return self._sampling(adapter, grammar, logprobs=0, max_tokens=adapter.max_tokens)
+
+    @functools.lru_cache(64)  # noqa: B019  # lives as long as its process
+    def _continuing(self, adapter: str, grammar: str) -> SamplingParams:
+        spec, _, _ = self._adapters[adapter]
+        return self._sampling(spec, grammar, logprobs=0, max_tokens=spec.max_tokens)
 
     @staticmethod
     def _sampling(adapter: AdapterSpec, grammar: str | None, **options: Any) -> SamplingParams:

@@ -23,6 +23,14 @@ from batch.engine.patches import patch
 automaton_of = functools.lru_cache(64)(Automaton)
 
 
+END = "\x1f"  # between an expression and that of the beginning behind which an answer ends; in neither
+
+
+def specification(grammar: str, beginning: str | None) -> str:
+    """Both expressions as vLLM passes on one."""
+    return grammar if beginning is None else f"{grammar}{END}{beginning}"
+
+
 def install() -> None:
     """Have vLLM decode by guides. What it would check of each request, `automaton_of` checks at load."""
     patch(structured_output, "XgrammarBackend", GuideBackend, made_for="0.32")
@@ -48,7 +56,10 @@ class GuideBackend(StructuredOutputBackend):
         key = grammar_spec, frozenset(stop_token_ids or ())
         with self._lock:
             if key not in self._guides:
-                self._guides[key] = Guide(automaton_of(grammar_spec), self._tree, key[1])
+                grammar, _, beginning = grammar_spec.partition(END)
+                whole = automaton_of(grammar)
+                ends = whole.behind(automaton_of(beginning)) if beginning else frozenset()
+                self._guides[key] = Guide(whole, self._tree, key[1], ends)
         return GuidedAnswer(self._guides[key])
 
     def allocate_token_bitmask(self, max_num_seqs: int) -> torch.Tensor:

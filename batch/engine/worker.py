@@ -9,11 +9,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from batch.engine import Engine, EngineSpec, build
+from batch.engine import Asked, Engine, EngineSpec, build
 from batch.errors import ENDING, AdapterError, BatchRouteError, EngineError, ours
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -84,7 +83,7 @@ def work(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine: 
     """Until it is told to stop."""
     steps, idle = 0, 0.0
     enough = AHEAD * engine.facts()["max_num_seqs"]
-    waiting: deque[tuple[str, int, Sequence[int]]] = deque()  # work that the engine need not know of yet
+    waiting: deque[tuple[str, int, Asked]] = deque()  # work that the engine need not know of yet
     while True:
         # Take all that was sent; block only when there is nothing to do.
         while not inbox.empty() or not (engine.in_flight or waiting):

@@ -11,12 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from batch.adapter.bundle import Bundle
+from batch.adapter.calibration import product
 from batch.adapter.registry import Registry
 from batch.adapter.renderer import TOKENIZER_FILES, Renderer
 from batch.contract.fields import Field
+from batch.contract.labels_first import labels_first
 from batch.engine import DEFAULT_ENGINE, AdapterSpec, EngineSpec, adapter_spec
 from batch.errors import AdapterError, ContractError, InputError, nearest
-from batch.scoring.lane import Lane
+from batch.scoring.lane import Lane, ScoredRow
 from batch.storage.backlog import Backlog
 from batch.storage.location import file_digest
 from batch.storage.schema import is_text, plain
@@ -34,6 +36,7 @@ class Adapters:
     column: str | None = None  # null in it means the default
     # None: cannot be served
     named: Mapping[str | None, Bundle | None] = dataclasses.field(default_factory=dict)
+    reasons: str = "all"  # the rows whose texts are asked for, see `--reasons`
 
     @classmethod
     def of(cls, registry: Registry, reference: str, column: str | None, backlog: Backlog) -> "Adapters":
@@ -61,6 +64,12 @@ class Adapters:
             for name, bundle in self.named.items()
         }
         return dataclasses.replace(self, named=named)
+
+    def with_reasons(self, reasons: str) -> "Adapters":
+        """Raises `ContractError` where a contract's labels cannot be decoded without its texts."""
+        for bundle in self.served:
+            labels_first(bundle.contract, reasons)
+        return dataclasses.replace(self, reasons=reasons)
 
     @property
     def served(self) -> tuple[Bundle, ...]:
@@ -127,12 +136,22 @@ class Answers:
         return tuple(field for field in self.fields if field.scored)
 
 
-def spec_of(bundle: Bundle) -> AdapterSpec:
-    return adapter_spec(bundle.digest, str(bundle.path), bundle.contract, bundle.renderer)
+def spec_of(bundle: Bundle, reasons: str = "all") -> AdapterSpec:
+    first = labels_first(bundle.contract, reasons)
+    return adapter_spec(bundle.digest, str(bundle.path), bundle.contract, bundle.renderer, first)
 
 
-def lane_of(bundle: Bundle) -> Lane:
-    return Lane(spec_of(bundle), bundle.contract, bundle.renderer)
+def lane_of(bundle: Bundle, reasons: str = "all") -> Lane:
+    """`reasons`: the rows whose texts are asked for, see `--reasons`."""
+
+    def wants_texts(row: ScoredRow) -> bool:
+        if reasons != "human" or row.answer is None or row.scores is None:
+            return False
+        (scores,) = bundle.calibration.apply([row.scores], [row.answer])
+        return bundle.calibration.triage(product(scores), row.violations) == "human"
+
+    first = labels_first(bundle.contract, reasons)
+    return Lane(spec_of(bundle, reasons), bundle.contract, bundle.renderer, first, wants_texts)
 
 
 def _names(backlog: Backlog, column: str) -> list[str | None]:

@@ -5,13 +5,14 @@ answers say.
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
+from batch.contract.labels_first import LabelsFirst
 from batch.contract.rules import Rule
-from batch.engine import AdapterSpec, Completion
+from batch.engine import AdapterSpec, Completion, Continued
 from batch.errors import InvalidAnswer
 from batch.scoring.score import span_scores, token_spans
 
@@ -69,16 +70,28 @@ class _Read(NamedTuple):
 
 
 class Lane:
-    """An adapter that an engine serves, with the contract and the renderer that belong to it."""
+    """An adapter that an engine serves, with the contract and the renderer that belong to it.
 
-    def __init__(self, adapter: AdapterSpec, contract: Contract, renderer: Renderer) -> None:
+    With `first`, an answer is its labels, and its texts are asked for where `wants_texts` says so of the row.
+    """
+
+    def __init__(
+        self,
+        adapter: AdapterSpec,
+        contract: Contract,
+        renderer: Renderer,
+        first: LabelsFirst | None = None,
+        wants_texts: Callable[[ScoredRow], bool] = lambda row: False,
+    ) -> None:
+        self._first = first
+        self._wants_texts = wants_texts
         self.adapter = adapter
         self.name = adapter.name
         self._contract = contract
         self._renderer = renderer
         self._fixed_tokens = len(renderer.prefix_ids) + len(renderer.suffix_ids)
         # Many requests get the same answer. Not a method: what it kept would hold the lane, and the lane it.
-        read = functools.partial(_read_answer, contract, renderer)
+        read = functools.partial(_read_answer, contract, renderer, first)
         self._read = functools.lru_cache(ANSWERS)(read)
 
     def refuse(self, text: Any) -> str | None:
@@ -109,9 +122,7 @@ class Lane:
     def score(self, completion: Completion, text: str) -> ScoredRow:
         """Parse and validate; an answer that is not legal is an error row, never repaired."""
         if completion.finish != "stop":
-            return ScoredRow(
-                None, None, (), "truncated" if completion.finish == "length" else "engine_failure"
-            )
+            return _unfinished(completion)
         read = self._read(tuple(completion.token_ids))
         if read is None:
             return ScoredRow(None, None, (), "invalid_output")
@@ -131,10 +142,60 @@ class Lane:
             denied=tuple(rule.name for rule in broken if rule.mentions and rule.denied(text)),
         )
 
+    def texts_of(
+        self, row: ScoredRow, completion: Completion, request_ids: Sequence[int]
+    ) -> Continued | None:
+        """What to ask for the texts of a row whose labels `completion` has; None where nobody reads them.
 
-def _read_answer(contract: Contract, renderer: Renderer, token_ids: tuple[int, ...]) -> _Read | None:
+        Tokens that reach over the labels' end are left to the rest, where their labels' part is forced.
+        """
+        if self._first is None or row.answer is None or not self._wants_texts(row):
+            return None
+        labels = self._first.labels(_beginning(self._renderer, completion.token_ids))
+        kept, size = 0, 0
+        for index, token in enumerate(completion.token_ids, 1):
+            size += len(self._renderer.token_bytes(token))
+            if size > len(labels.encode()):
+                break
+            if _is_utf8(labels.encode()[:size]):
+                kept = index
+        rest = self._first.rest(labels, self._renderer.decode(completion.token_ids[:kept]))
+        return Continued(tuple(request_ids), tuple(completion.token_ids[:kept]), rest)
+
+    def with_texts(self, row: ScoredRow, asked: Continued, completion: Completion) -> ScoredRow:
+        """The row with its texts; an error where they did not come."""
+        if completion.finish != "stop":
+            return _unfinished(completion)
+        try:
+            text = self._renderer.decode([*asked.answer_ids, *completion.token_ids])
+            answer, _ = self._contract.parse(text)
+        except (InvalidAnswer, UnicodeDecodeError):
+            return ScoredRow(None, None, (), "invalid_output")
+        return row._replace(answer=answer)
+
+
+def _unfinished(completion: Completion) -> ScoredRow:
+    return ScoredRow(None, None, (), "truncated" if completion.finish == "length" else "engine_failure")
+
+
+def _beginning(renderer: Renderer, token_ids: Sequence[int]) -> str:
+    """An answer's text up to a character that its last token begins."""
+    return b"".join(map(renderer.token_bytes, token_ids)).decode(errors="ignore")
+
+
+def _is_utf8(text: bytes) -> bool:
     try:
-        text = renderer.decode(token_ids)
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _read_answer(
+    contract: Contract, renderer: Renderer, first: LabelsFirst | None, token_ids: tuple[int, ...]
+) -> _Read | None:
+    try:
+        text = first.whole(_beginning(renderer, token_ids)) if first else renderer.decode(token_ids)
         answer, spans = contract.parse(text)
     except (InvalidAnswer, UnicodeDecodeError):
         return None
@@ -143,4 +204,6 @@ def _read_answer(contract: Contract, renderer: Renderer, token_ids: tuple[int, .
         name: token_spans(renderer, token_ids, dict(enumerate(found)))
         for name, found in contract.parts(text).items()
     }
+    if first:
+        answer = {name: value if name in spans else None for name, value in answer.items()}
     return _Read(answer, token_spans(renderer, token_ids, spans), parts, rules)

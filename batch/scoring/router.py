@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, Self
 
-from batch.engine import AdapterSpec, Completion
+from batch.engine import AdapterSpec, Asked, Completion, Continued
 from batch.errors import AdapterError
 from batch.scoring.lane import Lane, ScoredRow
 
@@ -23,7 +23,7 @@ class EngineClient(Protocol):
     """What the router needs of an engine; `EngineProcess` is one, `Supervisor` one that survives."""
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]: ...
-    def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None: ...
+    def submit(self, adapter: str, work: Sequence[tuple[int, Asked]]) -> None: ...
     def poll(self) -> list[Completion]: ...
 
 
@@ -92,7 +92,8 @@ class _Waiting:
     lane: Lane
     text: str
     rows: list[tuple[_Batch, int]]  # all those with this text and lane, each by its place in its batch
-    prompt_tokens: int = 0
+    ids: Sequence[int] = ()
+    labelled: tuple[ScoredRow, Continued] | None = None  # what waits for its texts only
 
 
 class Router:
@@ -194,18 +195,23 @@ class Router:
         steps.
         """
         asked, encoded = self._encoding.popleft()
-        lane, work = asked[0].lane, []
+        lane = asked[0].lane
+        work: list[tuple[int, Asked]] = []
         served = self._load(lane)
         for ids, waiting in sorted(zip(encoded.result(), asked, strict=True), key=lambda pair: len(pair[0])):
             if not served or not lane.fits(ids):
                 self._answer(waiting, ScoredRow(None, None, (), "too_long" if served else "unknown_adapter"))
                 continue
-            waiting.prompt_tokens = lane.prompt_tokens(ids)
-            self._waiting[self._next_key] = waiting
-            work.append((self._next_key, ids))
-            self._next_key += 1
+            waiting.ids = ids
+            work.append((self._key(waiting), ids))
         if work:
             self._engine.submit(lane.name, work)
+
+    def _key(self, waiting: _Waiting) -> int:
+        """Note what waits for the engine, under a new key."""
+        self._next_key += 1
+        self._waiting[self._next_key - 1] = waiting
+        return self._next_key - 1
 
     def _load(self, lane: Lane) -> bool:
         """Whether the engine serves this adapter, which it is given when a row first needs it."""
@@ -237,16 +243,27 @@ class Router:
 
     def _collect(self) -> None:
         answered: dict[str, dict[str, ScoredRow]] = {}  # by adapter and text
+        again: dict[str, list[tuple[int, Asked]]] = {}  # by adapter
         counts = self.counts
         for completion in self._engine.poll():
             waiting = self._waiting.pop(completion.key)
-            counts.inferred += 1
-            counts.prompt_tokens += waiting.prompt_tokens
+            lane = waiting.lane
+            counts.prompt_tokens += lane.prompt_tokens(waiting.ids)
             counts.cached_tokens += completion.cached
             counts.answer_tokens += len(completion.token_ids)
-            row = waiting.lane.score(completion, waiting.text)
+            if waiting.labelled:
+                row = lane.with_texts(*waiting.labelled, completion)
+            else:
+                counts.inferred += 1
+                row = lane.score(completion, waiting.text)
+                if asked := lane.texts_of(row, completion, waiting.ids):
+                    waiting.labelled = row, asked
+                    again.setdefault(lane.name, []).append((self._key(waiting), asked))
+                    continue
             answered.setdefault(waiting.lane.name, {})[waiting.text] = row
             self._answer(waiting, row)
+        for adapter, work in again.items():
+            self._engine.submit(adapter, work)
         for cache in filter(None, self._known):
             for adapter, rows in answered.items():
                 cache.remember(adapter, rows)

@@ -54,7 +54,7 @@ class Scorer:
         known: Known = NOTHING_KNOWN,
     ) -> None:
         self._adapters, self._backlog, self._schema = adapters, backlog, schema
-        self._lanes = {bundle.digest: lane_of(bundle) for bundle in adapters.served}
+        self._lanes = {bundle.digest: lane_of(bundle, adapters.reasons) for bundle in adapters.served}
         self._router = Router(engine, WINDOW * max_num_seqs, on_progress, known)
         self.counts = self._router.counts
 
@@ -95,7 +95,7 @@ def load_first(engine: EngineClient, adapters: Adapters) -> dict[str, Any]:
     *others, last = adapters.served
     for bundle in others:
         try:
-            return engine.load(spec_of(bundle))
+            return engine.load(spec_of(bundle, adapters.reasons))
         except AdapterError:
             continue
-    return engine.load(spec_of(last))
+    return engine.load(spec_of(last, adapters.reasons))

@@ -10,6 +10,7 @@ import xgrammar
 
 from batch.adapter.vocabulary import Vocabulary
 from batch.contract.contract import Contract
+from batch.contract.labels_first import LabelsFirst
 from batch.engine.automaton import DEAD, Automaton
 from batch.engine.guide import ENDED, Guide, TokenTree
 from tests.conftest import ROOT
@@ -78,6 +79,32 @@ def test_it_allows_what_xgrammar_accepts(contract: Contract) -> None:
             assert oracle.accept_token(token)
             state = guide.step(state, token)
         assert oracle.is_terminated() and not mask(guide, state, tree)
+
+
+@pytest.mark.parametrize("contract", CONTRACTS[:2])
+def test_an_answer_that_ends_behind_its_labels_has_the_masks_of_a_whole_one(contract: Contract) -> None:
+    """Up to there, tokens that reach over the end too: so labels and scores are the same."""
+    first = LabelsFirst(Contract.from_dict({**contract.raw, "fields": sorted(contract.raw["fields"], key=lambda field: field["type"] == "text")}))  # fmt: skip
+    contract = first._contract
+    tree = TokenTree(vocabulary(0), len(vocabulary(0)))
+    whole = Automaton(contract.grammar)
+    full, cut = (
+        Guide(whole, tree, [STOP]),
+        Guide(whole, tree, [STOP], whole.behind(Automaton(first.expression))),
+    )
+    made = random.Random(1)
+    over = 0
+    for _ in range(40):
+        state, text = 0, b""
+        while not first.labels(text.decode(errors="ignore")):
+            assert mask(cut, state, tree) == mask(full, state, tree) != []
+            token = made.choice(mask(cut, state, tree))
+            assert cut.step(state, token) == full.step(state, token)
+            state, text = cut.step(state, token), text + tree.texts[token]
+        over += len(text) > len(first.labels(text.decode(errors="ignore")).encode())
+        assert mask(cut, state, tree) == [STOP] and cut.step(state, STOP) == ENDED
+        assert cut.step(state, mask(full, state, tree)[0]) == DEAD
+    assert over
 
 
 def test_150_labels_in_30_fields_compile_within_the_bound() -> None:
