@@ -1,12 +1,9 @@
 """The vLLM engine: LoRA hot-loading, guided JSON decoding, greedy, token ids in, log-probabilities out."""
 
-import contextlib
 import functools
 import itertools
 import math
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +11,8 @@ from batch.adapter.peft_checks import lint
 from batch.engine import CANARY_ANSWER, AdapterSpec, Asked, Completion, Continued, EngineSpec
 from batch.engine.drafts import AnswerDrafter
 from batch.engine.patches import idle, installed
-from batch.errors import AdapterError, BatchRouteError, EngineError
+from batch.engine.refusals import refusals
+from batch.errors import AdapterError, EngineError
 
 # The engine already has a process of its own; vLLM's second one would only add a hop and half a minute of
 # start-up.
@@ -77,7 +75,7 @@ class VllmEngine:
         vllm_guide.install()
         if spec.threads:
             torch.set_num_threads(spec.threads)
-        with _refusals(f"vLLM cannot serve {spec.base}"):
+        with refusals(f"vLLM cannot serve {spec.base}"):
             self._engine = LLMEngine.from_engine_args(
                 EngineArgs(
                     model=spec.base,
@@ -127,13 +125,13 @@ class VllmEngine:
         if adapter.path is not None:
             lora = LoRARequest(adapter.name, next(self._lora_ids), str(Path(adapter.path).resolve()))
             # By itself: in a step, a refusal would take the requests that run with it.
-            with _refusals(f"vLLM refuses adapter {adapter.name[:12]}"):
+            with refusals(f"vLLM refuses adapter {adapter.name[:12]}"):
                 self._engine.add_lora(lora)
             self._refuse_partial(adapter, lora)
         if adapter.grammar is not None:
             vllm_guide.automaton_of(adapter.grammar)  # here a refusal has its reason
         guided = self._guided(adapter)
-        with _refusals(f"vLLM refuses the canary of adapter {adapter.name[:12]}"):
+        with refusals(f"vLLM refuses the canary of adapter {adapter.name[:12]}"):
             seen = self._prove(adapter, lora)
         self._adapters[adapter.name] = (adapter, guided, lora)
         if self._draft_tokens and adapter.drafts not in AnswerDrafter.paths:
@@ -262,21 +260,6 @@ class VllmEngine:
         return dict(zip(flat.token_ids[first], flat.logprobs[first], strict=True))
 
 
-@contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    """vLLM's own errors, told apart: what the machine lacks may be there the next time (75), the rest would
-    be refused again (2).
-    """
-    try:
-        yield
-    except (BatchRouteError, ImportError):
-        raise
-    except Exception as error:
-        lacking = isinstance(error, OSError | MemoryError) or re.search("memory|CUDA error", str(error), re.I)
-        kind = EngineError if lacking else AdapterError
-        raise kind(f"{what}: {type(error).__name__}: {_one_line(error)}") from error
-
-
 def _placed_pairs(worker: Any, lora_id: int) -> int:
     """How many pairs of matrices of a loaded adapter lie in a layer of the worker's model."""
     manager = worker.model_runner.lora_manager._adapter_manager
@@ -307,7 +290,3 @@ def _max_model_len(spec: EngineSpec, draft_tokens: int) -> int:
 def _lora_rank(rank: int) -> int:
     """The least rank that vLLM's kernels are built for and that fits."""
     return min(int(allowed) for allowed in get_args(MaxLoRARanks) if allowed >= rank)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

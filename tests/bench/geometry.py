@@ -144,7 +144,7 @@ def fit(base: Path, folder: Path, steps: int) -> dict[str, Any]:
     (folder / "fit.toml").write_text("\n".join(lines))
     code = (
         "import json, resource, sys, time, torch\n"
-        "from pathlib import Path\nfrom batch.adapter.registry import Registry\nfrom train.config import Config\nfrom train.fit.qlora import prepare, train\n"
+        "from pathlib import Path\nfrom batch.adapter.registry import Registry\nfrom train.config import Config\nfrom train.fit.job import prepare\nfrom train.fit.qlora import train\n"
         "from rich.console import Console\nfrom train.fit.qlora import build_trainer\n"
         "job = prepare(Config.load(Path(sys.argv[1])))\nrun = Path(sys.argv[2])\nrun.mkdir()\n"
         "trainer = build_trainer(job, run, Console(stderr=True))\nbegan = time.monotonic()\ntrainer.train()\n"

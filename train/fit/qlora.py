@@ -7,17 +7,13 @@ its end of turn only, and never cuts a row. A run that was interrupted is found 
 everything that decides its result, and goes on from its last checkpoint to the same adapter.
 """
 
-import dataclasses
 import datetime
 import fcntl
 import gc
-import hashlib
-import importlib.metadata
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,45 +28,25 @@ from rich.console import Console
 from transformers import AutoTokenizer, EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from batch.adapter.base_model import base_digest, local_folder, resolve_base
+from batch.adapter.base_model import local_folder
 from batch.adapter.bundle import BASE_FOLDER, Bundle, write_manifest
 from batch.adapter.registry import Registry
-from batch.adapter.renderer import Renderer
-from batch.contract.contract import Contract
 from batch.engine.patches import patch
 from batch.errors import AdapterError, ConfigError, OutputLockedError
 from batch.reporting.console import PlainConsole
 from train.config import Config
-from train.dataset import Row, check_splits, count_tokens, encode, file_facts, load_rows
+from train.dataset import count_tokens, encode
 from train.files import write_json
-from train.fit.base_checks import check_base
 from train.fit.calibrate import raw
 from train.fit.calibrated import calibrate_folder, summary
 from train.fit.card import model_card
 from train.fit.checkpoints import failures, last_checkpoint
+from train.fit.job import Job, prepare
 from train.fit.loss_chart import draw_loss
 from train.fit.model import compute_dtype, count_parameters, load_quantised, save_adapter
 from train.fit.packing import Collator
 from train.fit.progress import ProgressLine
 from train.fit.serving import choose_served_base
-
-PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers")
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Everything that decides the result of a run, checked."""
-
-    config: Config
-    contract: Contract
-    base: Path
-    renderer: Renderer
-    splits: Mapping[str, list[Row]]
-    facts: Mapping[str, Any]  # the manifest's, without what is known only afterwards
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
 def fit(
@@ -114,38 +90,6 @@ def fit(
     if "champion" not in registry.aliases():
         registry.set_alias("champion", bundle.digest)
     return bundle
-
-
-def prepare(config: Config) -> Job:
-    """Load and check all inputs, before any model is loaded."""
-    contract = Contract.load(config.find(config.data.contract))
-    base = resolve_base(config.base.model, config.base.revision, near=config.path)
-    renderer = Renderer.load(base, contract)
-    check_base(base, renderer)
-    references = {
-        "train": config.data.train,
-        "validation": config.data.validation,
-        "test": config.data.test,
-        "calibration": config.data.calibration,
-    }
-    paths = {split: config.find(reference) for split, reference in references.items() if reference}
-    splits = {
-        split: load_rows(path, contract, evaluation=split == "calibration") for split, path in paths.items()
-    }
-    check_splits(splits, config.data.likeness)
-    facts = {
-        "base": {"ref": config.base.model, "revision": config.base.revision, "sha256": base_digest(base)},
-        "renderer_fingerprint": renderer.fingerprint,
-        "contract_fingerprint": contract.fingerprint,
-        "rank": config.lora.r,
-        "recipe": config.recipe(),
-        "data": {
-            split: file_facts(paths[split], references[split] or "", rows) for split, rows in splits.items()
-        },
-        "seed": config.training.seed,
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
-    }
-    return Job(config, contract, base, renderer, splits, facts)
 
 
 def train(job: Job, run: Path, console: Console) -> SFTTrainer:

@@ -18,8 +18,9 @@ from batch.contract.contract import Contract
 from tests.conftest import ROOT
 from train.config import Config
 from train.dataset import encode, load_rows
+from train.fit.job import prepare
 from train.fit.packing import IGNORED, Collator, pack
-from train.fit.qlora import build_trainer, prepare
+from train.fit.qlora import build_trainer
 
 
 def loss_and_gradient(base: Path, batch: dict[str, torch.Tensor]) -> tuple[float, torch.Tensor]:
