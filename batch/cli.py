@@ -16,7 +16,7 @@ def size(text: str) -> int:
     """Bytes, with an optional K, M, G or T for powers of 1024."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if not digits.isascii() or not digits.isdigit() or not int(digits) or unit not in ("", *"KMGT"):
-        raise click.BadParameter(f"{text!r} is no size; write bytes, or 500M, 2G")
+        raise click.BadParameter(f"{text!r} is not a valid size; write bytes, or 500M, 2G")
     return int(digits) << (10 * ("KMGT".index(unit) + 1) if unit else 0)
 
 
@@ -102,7 +102,7 @@ def verify(output: str, input: str | None) -> None:
     "--cache",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Keep answers here, for texts that come again another night.",
+    help="Keep answers here for texts that come again another night.",
 )
 @click.option(
     "--cache-max",

@@ -269,7 +269,7 @@ def _check_texts(content: Mapping[str, Any], where: str, contract: Contract) -> 
         content["request"].encode()
     except UnicodeEncodeError as error:
         raise DatasetError(
-            f"{where}: the request holds half of a surrogate pair, so is no valid UTF-8; correct it"
+            f"{where}: the request holds half of a surrogate pair, so it is not valid UTF-8; correct it"
         ) from error
 
 
@@ -293,5 +293,5 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"key {repeated!r} is there twice")
+        raise ValueError(f"key {repeated!r} is duplicated")
     return content

@@ -46,7 +46,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         delimiter = max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each), [])))
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
-            raise DatasetError(f"{path}:1: a column is there twice; rename one")
+            raise DatasetError(f"{path}:1: a column is duplicated; rename one")
         for row in reader:
             if None in row or None in row.values():
                 raise DatasetError(

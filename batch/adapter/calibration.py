@@ -53,11 +53,11 @@ class Calibration:
             threshold = None if content["threshold"] is None else float(content["threshold"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise AdapterError(
-                f"{path}: is no calibration ({type(error).__name__}: {error}); calibrate the adapter again"
+                f"{path}: is not a calibration ({type(error).__name__}: {error}); calibrate the adapter again"
             ) from error
         if threshold is not None and not 0 <= threshold <= 1:
             raise AdapterError(
-                f"{path}: threshold {threshold} is no probability; calibrate the adapter again"
+                f"{path}: threshold {threshold} is not a probability; calibrate the adapter again"
             )
         return cls(fields, threshold)
 

@@ -138,7 +138,9 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
         for pattern in (*ranks, *alphas, *([targets] if isinstance(targets, str) else [])):
             re.compile(pattern)
     except re.error as error:
-        raise AdapterError(f"{where}: {pattern!r} is no regular expression: {error}; correct it") from error
+        raise AdapterError(
+            f"{where}: {pattern!r} is not a regular expression: {error}; correct it"
+        ) from error
 
 
 def _are_targets(value: Any) -> bool:

@@ -74,7 +74,7 @@ class Contract:
         if repeated := [
             rule.name for i, rule in enumerate(rules) if rule.name in {earlier.name for earlier in rules[:i]}
         ]:
-            raise ContractError(f"rule {repeated[0]!r} is there twice; violations are counted by name")
+            raise ContractError(f"rule {repeated[0]!r} is duplicated; violations are counted by name")
         return cls(
             name=validation.text(raw["name"], "name"),
             fields=fields,

@@ -145,7 +145,8 @@ class Field:
         for value in self.escalates:
             if not validation.among(value, self.values) or self.escalates.count(value) > 1:
                 raise ContractError(
-                    f"{where}: escalates lists legal values, each once; {value!r} is none or is there twice"
+                    f"{where}: escalates lists legal values, each once; {value!r} is not one, or "
+                    "is duplicated"
                 )
 
 

@@ -101,5 +101,7 @@ def _entry(entry: Any, facts: Mapping[str, tuple[Any, ...]], fields: Mapping[str
     for name, value in then.items():
         field = fields.get(name)
         if field is None or not field.scored or not field.legal(field.read(value)):
-            raise ContractError(f"[[policy.table]] then: {name} = {value!r} is no field and legal value")
+            raise ContractError(
+                f"[[policy.table]] then: {name} = {value!r} is not a field with one of its legal values"
+            )
     return PolicyEntry(when, {name: fields[name].read(value) for name, value in then.items()})

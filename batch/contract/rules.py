@@ -114,5 +114,5 @@ def _value(name: str, value: Any, where: str, fields: Mapping[str, Field], choic
         raise ContractError(f"{where}: unknown field {name!r}{nearest(name, list(fields))}")
     field, meant = fields[name], fields[name].read(value)
     if not field.scored or not (field.legal(meant) or (choices and validation.among(meant, field.values))):
-        raise ContractError(f"{where}: {value!r} is no legal value of {name}")
+        raise ContractError(f"{where}: {value!r} is not a legal value of {name}")
     return meant

@@ -48,7 +48,7 @@ class Lock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 holder = os.pread(descriptor, 20, 0)
                 if os.fstat(descriptor).st_nlink > 1 or not HOLDER.fullmatch(holder):
-                    raise FileExistsError(0, f"{path.name} is there already and is no lock; move it away")
+                    raise FileExistsError(0, f"{path.name} exists and is not a lock; move it away")
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                     os.truncate(descriptor, 0)
                     os.pwrite(descriptor, str(os.getpid()).encode(), 0)

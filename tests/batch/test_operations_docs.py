@@ -113,7 +113,7 @@ def test_service_retries_by_exit_code() -> None:
 @pytest.fixture(scope="module")
 def cronjob() -> dict[str, Any]:
     class Strict(yaml.SafeLoader):
-        """Refuses a key that is there twice, as Kubernetes' strict validation does."""
+        """Refuses a key that is duplicated, as Kubernetes' strict validation does."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value]

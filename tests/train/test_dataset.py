@@ -69,7 +69,7 @@ def test_v1_is_the_first_experiments_size_and_clean(contract: Contract) -> None:
         ({**ROW, "request": "\ud800"}, "no valid UTF-8"),
         ("{'id': 1}", "is not JSON"),
         ("[1]", "is not a JSON object"),
-        ('{"id": "a", "id": "b"}', "key 'id' is there twice"),
+        ('{"id": "a", "id": "b"}', "key 'id' is duplicated"),
         ({**ROW, "request": "Another one."}, "id 'a' is also at .*rows.jsonl:1"),
         ({**ROW, "id": "b", "request": ROW["request"].upper()}, "the request is also at .*rows.jsonl:1"),
     ],

@@ -74,7 +74,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, contract: Cont
     [
         ("rows.csv", b"id,request,tier\n1,x\n", r"rows.csv:2: has not as many cells as the header"),
         ("rows.csv", b"id,request,tier\n1,x,y,z\n", r"rows.csv:2: has not as many cells"),
-        ("rows.csv", b"id,request,id\n1,x,2\n", r"rows.csv:1: a column is there twice"),
+        ("rows.csv", b"id,request,id\n1,x,2\n", r"rows.csv:1: a column is duplicated"),
         (
             "rows.csv",
             b"id,request,teir\n1,x,y\n",

@@ -21,7 +21,7 @@ from train.files import write_json
 @click.option(
     "--train",
     type=PATH,
-    help="The rows that it learnt from.  [default: where the bundle's manifest has them]",
+    help="The rows that it learned from.  [default: where the bundle's manifest has them]",
 )
 @json_option
 def diagnose(adapters: str, dataset: Path, train: Path | None, json_path: Path | None) -> None:

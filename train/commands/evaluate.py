@@ -52,7 +52,7 @@ from train.files import write_json
     "--cross-validate",
     metavar="K",
     type=click.IntRange(2),
-    help="Judge each row by what learnt from the other K-1 folds.",
+    help="Judge each row by a model that learned from the other K-1 folds.",
 )
 def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, **options: Any) -> None:
     """Judge adapters and baselines on labelled requests.
@@ -120,7 +120,7 @@ def _cross_validated(
     recipes = {name: Config.load(name) for name in names if name.endswith(".toml")}
     if strange := [name for name in names if name not in BASELINES and name not in recipes]:
         raise InputError(
-            f"{strange[0]} has learnt already; cross-validate a recipe (.toml) or one of "
+            f"{strange[0]} has learned already; cross-validate a recipe (.toml) or one of "
             f"{', '.join(BASELINES)}"
         )
     own = next((recipe.find(recipe.data.contract) for recipe in recipes.values()), "data/contract.toml")

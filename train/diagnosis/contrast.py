@@ -96,7 +96,8 @@ def _frame(entry: Any, contract: Contract) -> Frame:
     for name, value in facts.items():
         if not validation.among(value, contract.facts.get(name, ())):
             raise ContractError(
-                f"[[contrast.frames]] facts: {name} = {value!r} is no fact and legal value of [policy.facts]"
+                f"[[contrast.frames]] facts: {name} = {value!r} is not a fact with one of the "
+                "values in [policy.facts]"
             )
     return Frame(text, facts)
 

@@ -55,7 +55,7 @@ class GateData:
 
 
 def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFAULT_ENGINE) -> list[Gate]:
-    """Every gate, whether passed or not. Raises `DatasetError` for data named by the caller that do
+    """Every gate, passed or not. Raises `DatasetError` for data named by the caller that do
     not fit.
     """
     subject = candidate(reference, registry)

@@ -186,7 +186,7 @@ def test_a_broken_manifest_is_refused(folder: Path, content: bytes) -> None:
         ({"target_modules": ["q_proj"]}, "does not name model.layers.0.self_attn.v_proj, which has weights"),
         ({"target_modules": None}, "target_modules names no module"),
         ({"target_modules": []}, "target_modules names no module"),
-        ({"target_modules": "(("}, "is no regular expression"),
+        ({"target_modules": "(("}, "is not a regular expression"),
         ({"r": 8}, "self_attn.q_proj is of rank 4, not 8"),
         ({"rank_pattern": {"v_proj": 2}}, "self_attn.v_proj is of rank 4, not 2"),
         ({"rank_pattern": {"v_proj": "2"}}, "rank_pattern holds a rank outside"),

@@ -314,12 +314,12 @@ def test_non_ascii_labels_and_texts(kind: str) -> None:
         (
             (),
             {"policy": {"table": [{"when": {}, "then": {"city": "Bonn"}}]}},
-            "city = 'Bonn' is no field and legal value",
+            "city = 'Bonn' is not a field with one of its legal values",
         ),
         (
             (),
             {"policy": {"table": [{"when": {}, "then": {"open": 1}}]}},
-            "open = 1 is no field and legal value",
+            "open = 1 is not a field with one of its legal values",
         ),
         ((), {"policy": {"table": [{"when": {}}]}}, "missing key 'then'"),
         ((), {"policy": {"table": "x"}}, "must be a list"),

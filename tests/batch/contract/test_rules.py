@@ -203,12 +203,12 @@ def test_servicenow_aliases_are_whole_words(contract: Contract, request_text: st
             {"name": "r", "when": {"rsk": "low"}, "mentions": ["x"]},
             "unknown field 'rsk' .did you mean 'risk'",
         ),
-        ({"name": "r", "when": {"risk": "lo"}, "mentions": ["x"]}, "'lo' is no legal value of risk"),
+        ({"name": "r", "when": {"risk": "lo"}, "mentions": ["x"]}, "'lo' is not a legal value of risk"),
         (
             {"name": "r", "when": {"needs_review": 1}, "mentions": ["x"]},
-            "1 is no legal value of needs_review",
+            "1 is not a legal value of needs_review",
         ),
-        ({"name": "r", "when": {"reason": "x"}, "mentions": ["x"]}, "is no legal value of reason"),
+        ({"name": "r", "when": {"reason": "x"}, "mentions": ["x"]}, "is not a legal value of reason"),
         ({"name": "r", "when": ["risk"], "mentions": ["x"]}, "when must be a table"),
         ({"name": "r", "when": {}, "mentions": "Salesforce"}, "mentions must be a list"),
         ({"name": "r", "when": {}, "mentions": []}, "mentions must be a list that is not empty"),
@@ -285,7 +285,7 @@ def test_the_fields_that_enforced_rules_may_correct(contract: Contract) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"then": {"risk": "lo"}}, "'lo' is no legal value of risk"),
+        ({"then": {"risk": "lo"}}, "'lo' is not a legal value of risk"),
         ({"then": {"rsk": "low"}}, "unknown field 'rsk'"),
         ({"then": {"risk": "low"}}, "would still break it"),
         (
