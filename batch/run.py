@@ -49,8 +49,7 @@ def run(
     told = observer.around(options.input, options.output, options.adapter, options.max_error_rate)
     with told, lock_output(options.output), signals_raise():
         job = check(options, registry)
-        digests = [bundle.digest for bundle in job.adapters.served]
-        observer.checked(job.backlog, job.rows, digests, str(job.facts["base"]["ref"]))
+        observer.checked(job.backlog, job.rows, job.adapters.served, str(job.facts["base"]["ref"]))
         source = source_of(job)
         if manifest := source.finished():
             WorkDir.discard(work_dir_of(options))  # killed after the manifest, before it went

@@ -17,12 +17,19 @@ def bar(share: float, before: float | None = None) -> Markup:
         else ""
     )
     return _svg(
-        "bar", 100, 10, Markup('<rect class="fill" width="{:.2f}" height="10"/>').format(share * 100) + tick
+        "bar",
+        f"{share:.1%}",
+        100,
+        10,
+        Markup('<rect class="fill" width="{:.2f}" height="10"/>').format(share * 100) + tick,
     )
 
 
-def histogram(counts: Sequence[int], titles: Sequence[str]) -> Markup:
-    """Upright bars side by side, the tallest as tall as the box; `titles` show where the pointer rests."""
+def histogram(counts: Sequence[int], titles: Sequence[str], marks: Sequence[float] = ()) -> Markup:
+    """Upright bars side by side, the tallest as tall as the box; `titles` show where the pointer rests.
+
+    `marks` are positions on the axis (0 to 1) that an upright line shows.
+    """
     tallest = max((*counts, 1))
     bars = (
         Markup(
@@ -30,7 +37,15 @@ def histogram(counts: Sequence[int], titles: Sequence[str]) -> Markup:
         ).format(index + 0.05, 100 - 100 * count / tallest, 100 * count / tallest, title, count)
         for index, (count, title) in enumerate(zip(counts, titles, strict=True))
     )
-    return _svg("plot", len(counts), 100, Markup("").join(bars))
+    lines = (
+        Markup('<rect class="tick" x="{:.3f}" width="{:.3f}" height="100"/>').format(
+            mark * len(counts), len(counts) / 250
+        )
+        for mark in marks
+    )
+    return _svg(
+        "plot", f"histogram of {sum(counts)} rows", len(counts), 100, Markup("").join([*bars, *lines])
+    )
 
 
 def steps(edges: Sequence[float], values: Sequence[float]) -> Markup:
@@ -43,7 +58,11 @@ def steps(edges: Sequence[float], values: Sequence[float]) -> Markup:
         height = 100 - 100 * value / tallest
         path += [f"L{_at(left, start, end)} {height:.2f}", f"L{_at(right, start, end)} {height:.2f}"]
     return _svg(
-        "plot", 100, 100, Markup('<path class="area" d="{}"/>').format(" ".join([*path, "L100 100Z"]))
+        "plot",
+        f"rate over time, at most {tallest:.0f}",
+        100,
+        100,
+        Markup('<path class="area" d="{}"/>').format(" ".join([*path, "L100 100Z"])),
     )
 
 
@@ -51,6 +70,8 @@ def _at(value: float, start: float, end: float) -> str:
     return f"{100 * (value - start) / (end - start):.2f}" if end > start else "0"
 
 
-def _svg(name: str, width: float, height: float, content: Markup) -> Markup:
-    frame = Markup('<svg class="{}" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img">{}</svg>')
-    return frame.format(name, width, height, content)
+def _svg(name: str, label: str, width: float, height: float, content: Markup) -> Markup:
+    frame = Markup(
+        '<svg class="{}" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    )
+    return frame.format(name, width, height, label, content)

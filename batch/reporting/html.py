@@ -44,6 +44,7 @@ def write_report(path: Path, output: str) -> None:
         drift_bounds=(WARN, ALARM),
         charts=charts,
         **_facts(manifest),
+        thresholds=sorted(set(manifest["run"].get("thresholds", {}).values())),
         lowest=lowest(
             output_files(output, manifest), manifest["job"], list(manifest["run"]["tally"]["scores"])
         ),

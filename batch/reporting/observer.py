@@ -5,11 +5,12 @@ report.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from batch import __version__
+from batch.adapter.bundle import Bundle
 from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, one_line, ours
 from batch.events import JsonLines, nobody
 from batch.reporting.prometheus import write_metrics
@@ -92,8 +93,10 @@ class Observer:
             seconds=self.summary.seconds,
         )
 
-    def checked(self, backlog: Backlog, rows: int, adapters: list[str], base: str) -> None:
-        self._rows = rows
+    def checked(self, backlog: Backlog, rows: int, served: Sequence[Bundle], base: str) -> None:
+        self._rows, adapters = rows, [bundle.digest for bundle in served]
+        thresholds = {bundle.digest: bundle.calibration.threshold for bundle in served}
+        self.summary.thresholds = {name: least for name, least in thresholds.items() if least is not None}
         self.summary.columns, self.summary.notes = tuple(backlog.schema.names), backlog.notes
         notes = backlog.notes[:NOTES]
         self.emit("checked", rows=rows, input=backlog.source, adapters=adapters, base=base, notes=notes)

@@ -81,6 +81,11 @@ def _families(
         "Rows in error, by code.",
         [({"code": code}, tally.errors[code]) for code in ERROR_MESSAGES],
     )
+    yield (
+        "batch_route_triage_rows",
+        "Rows that need no person (auto) and rows for one (human).",
+        [({"triage": name}, tally.triage[name]) for name in ("auto", "human")],
+    )
     rules: Samples = [({"rule": rule}, rows) for rule, rows in sorted(tally.violations.items())]
     yield "batch_route_rule_violations", "Answers that break a rule of the contract.", rules
     measures = (summary.drift or {}).get("measures", [])

@@ -78,6 +78,7 @@ class Summary:
     routing_seconds: float = 0.0
     seconds: float = 0.0
     columns: tuple[str, ...] = ()  # of the input, as they were read
+    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)  # of `triage`, by adapter
     notes: tuple[str, ...] = ()  # what of the input was not read, or did not stay as it was
     already_done: bool = False
     retry: bool = False  # only the error rows of a finished output were routed
@@ -100,6 +101,7 @@ class Summary:
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "input": {"columns": self.columns, "notes": self.notes},
             "tally": self.tally.as_json(),
+            "thresholds": self.thresholds,
             "error_rate": self.tally.error_rate,
             "mean_score": self.tally.mean_score,
             "resumed_rows": self.resumed_rows,
@@ -148,6 +150,11 @@ def show(summary: Summary, output: str, console: Console) -> None:
             "need no person",
             "triage = auto",
             f"{tally.triage['auto']}  {tally.triage['auto'] / tally.rows:6.1%}",
+        )
+        table.add_row(
+            "for a person",
+            "triage = human",
+            f"{tally.triage['human']}  {tally.triage['human'] / tally.rows:6.1%}",
         )
     table.add_row("errors", "", f"{tally.error_rows}  {tally.error_rate:6.1%}")
     for code, count in tally.errors.most_common():
