@@ -52,7 +52,7 @@ def keys(folder: Path) -> None:
     line = [
         sys.executable,
         "-m",
-        "train.cli",
+        "train",
         "review",
         str(scored(folder / "out.parquet")),
         "--contract",
@@ -113,7 +113,7 @@ def improve(folder: Path, config: str, reviewed: str, unseen: str) -> None:
     lines = [json.dumps({**rows[name], **note}, ensure_ascii=False) for name in people]
     (folder / "labels.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     run(
-        "train.cli",
+        "train",
         "improve",
         config,
         folder / "labels.jsonl",

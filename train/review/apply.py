@@ -97,7 +97,7 @@ def _answered(
         for index in hits:
             answer = given[ids[index]][0].answer
             if field.name in answer:
-                if field.scored and values[index] != answer[field.name]:
+                if field.scored and field.read(values[index]) != answer[field.name]:
                     changed.add(index)
                 values[index] = answer[field.name]
         arrays[at] = pa.array(values, batch.schema.field(at).type)

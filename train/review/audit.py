@@ -87,7 +87,10 @@ def _night(
     auto = table.filter(pl.col(prefix + "triage") == "auto").with_columns(pl.col(id_column).cast(pl.String))
     seen = auto.filter(pl.col(id_column).is_in(list(given)))
     wrong = sum(
-        any(line[prefix + name] != given[line[id_column]].answer[name] for name in names)
+        any(
+            field.read(line[prefix + field.name]) != given[line[id_column]].answer[field.name]
+            for field in contract.scored_fields
+        )
         for line in seen.iter_rows(named=True)
     )
     return Night(path.name, auto.height, Proportion(wrong, seen.height))

@@ -39,7 +39,7 @@ function visible(text) {
   return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, (c) => String.fromCharCode(c === "\u007f" ? 0x2421 : 0x2400 + c.charCodeAt(0)));
 }
 
-const shown = (value) => (value === null ? "none of these" : typeof value === "boolean" ? (value ? "yes" : "no") : String(value));
+const shown = (value) => (Array.isArray(value) ? value.map(shown).join(", ") || "none of these" : value === null ? "none of these" : typeof value === "boolean" ? (value ? "yes" : "no") : String(value));
 const keyOf = (facts) => JSON.stringify(Object.keys(task.facts).map((name) => facts[name]));
 const byFacts = () => task.table && task.table.length > 0;
 
@@ -47,8 +47,12 @@ function asked() {
   if (byFacts()) {
     return Object.entries(task.facts).map(([name, values]) => ({ name, meaning: "", values: values.map((value) => ({ value, meaning: "" })) }));
   }
-  return task.fields.filter((field) => !field.text);
+  const none = { value: [], meaning: "" };
+  return task.fields.filter((field) => !field.text).map((field) => (field.many && field.optional ? { ...field, values: [...field.values, none] } : field));
 }
+
+// Whether a question's answer holds a value: it is it, or of several one.
+const holds = (q, value) => q.name in item.chosen && (q.many && !Array.isArray(value) ? item.chosen[q.name].includes(value) : same(item.chosen[q.name], value));
 
 function show() {
   questions = asked();
@@ -76,13 +80,14 @@ function show() {
 function question(q, number) {
   const long = q.values.some((each) => each.meaning);
   const choices = q.values.map((each, index) => {
-    const input = element("input", { type: "radio", name: "q" + number, checked: same(item.chosen[q.name], each.value) && q.name in item.chosen });
+    const input = element("input", { type: q.many ? "checkbox" : "radio", name: "q" + number, checked: holds(q, each.value) });
     input.onchange = () => choose(number, index);
     input.onfocus = () => mark(number);
     const words = element("span", { className: "name" }, visible(shown(each.value)));
     if (each.meaning) words.append(element("span", { className: "meaning", textContent: each.meaning }));
     const choice = element("label", { className: "choice" }, input, element("kbd", { textContent: String(index + 1), ariaHidden: "true" }), words);
-    if (!byFacts() && same(item.answer[q.name], each.value)) {
+    const told = item.answer[q.name];
+    if (!byFacts() && q.name in item.answer && (q.many && !Array.isArray(each.value) ? told.includes(each.value) : same(told, each.value))) {
       choice.append(element("span", { className: "model", textContent: `model, ${percent(item.scores[q.name])}` }));
     }
     return choice;
@@ -115,7 +120,7 @@ function outcome() {
     if (area.dataset.own) continue;
     const agrees = answer && task.fields.every((f) => f.text || same(answer[f.name], item.answer[f.name]));
     const usual = byFacts() && complete ? tables.texts.get(keyOf(item.chosen))?.[area.name] : undefined;
-    area.value = (agrees && item.answer[area.name]) || usual || "";
+    area.value = ((agrees || !byFacts()) && item.answer[area.name]) || usual || "";
   }
 }
 
@@ -141,10 +146,18 @@ function answerNow() {
 function choose(number, index) {
   const q = questions[number];
   if (!q.values[index]) return;
-  item.chosen[q.name] = q.values[index].value;
-  at("questions").children[number].querySelectorAll("input")[index].checked = true;
+  const value = q.values[index].value;
+  if (q.many && !Array.isArray(value)) {
+    const before = item.chosen[q.name] || [];
+    const after = q.values.map((each) => each.value).filter((each) => (each === value) !== before.includes(each) && !Array.isArray(each));
+    item.chosen[q.name] = after;
+    if (!after.length && !q.optional) delete item.chosen[q.name];
+  } else {
+    item.chosen[q.name] = value;
+  }
+  at("questions").children[number].querySelectorAll("input").forEach((input, i) => { input.checked = holds(q, q.values[i].value); });
   outcome();
-  focus(Math.min(number + 1, questions.length - 1));
+  focus(q.many ? number : Math.min(number + 1, questions.length - 1));
 }
 
 function mark(number) {
@@ -267,7 +280,7 @@ async function refresh() {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const writing = event.target.matches("textarea, input:not([type=radio])");
+  const writing = event.target.matches("textarea, input:not([type=radio], [type=checkbox])");
   if (event.key === "Escape") {
     if (at("work").hidden) return;
     noting(false);

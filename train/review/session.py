@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from batch.contract.contract import Contract
+from batch.contract.label_fields import Labels
 from batch.errors import DatasetError, InvalidAnswer
 from train.dataset import Row, check_row
 from train.decisions import Decision, DecisionLog, standing
@@ -54,6 +55,8 @@ class Session:
                         {"value": value, "meaning": field.meanings.get(value, "")} for value in field.values
                     ],
                     "text": not field.scored,
+                    "many": isinstance(field, Labels),
+                    "optional": getattr(field, "optional", False),
                 }
                 for field in self._contract.fields
             ],

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -37,12 +38,22 @@ class Server:
     """`batch-train review` as a user starts it."""
 
     def __init__(self, scored: Path, labels: Path, *options: str) -> None:
-        line = [sys.executable, "-m", "train.cli", "review", str(scored), "--labels", str(labels), *options]
-        line += [
+        shipped = (
             "--contract",
             str(ROOT / "data/contract.toml"),
             "--examples",
             str(ROOT / "data/v2/train.jsonl"),
+        )
+        line = [
+            sys.executable,
+            "-m",
+            "train",
+            "review",
+            str(scored),
+            "--labels",
+            str(labels),
+            *shipped,
+            *options,
         ]
         self.process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
@@ -239,3 +250,42 @@ def test_a_lost_server_loses_nothing(
         expect(opened.locator("#problem")).to_contain_text("nothing was saved")
         expect(opened.locator("#id")).to_have_text("r1")
     assert [row.id for row in read_rows(labels, contract)] == ["r0"]  # type: ignore[union-attr]
+
+
+def test_sets_numbers_and_null_are_answered_by_keys(opened: Page, tmp_path: Path) -> None:
+    """A contract without a policy table asks for its fields; a set takes several keys, null has one of its own."""
+    tickets = ROOT / "tests/data/tickets"
+    gold = [json.loads(line) for line in (tickets / "train.jsonl").read_text().splitlines()][:2]
+    rows = [
+        {
+            **row,
+            "score": 0.3,
+            "status": "ok",
+            "adapter": "0" * 64,
+            "triage": "human",
+            **{f"{name}_score": 0.5 for name in ("trades", "severity", "floor")},
+        }
+        for row in gold
+    ]
+    pl.DataFrame(rows, schema_overrides={"trades": pl.List(pl.String)}).write_parquet(
+        tmp_path / "out.parquet"
+    )
+    labels = tmp_path / "labels.jsonl"
+    line = ("--contract", str(tickets / "contract.toml"), "--examples", str(tickets / "train.jsonl"))
+    with Server(tmp_path / "out.parquet", labels, "--order", "queue", *line) as server:
+        start(opened, server.address)
+        for keys in (["2", "1"], ["5"]):  # electrician, then plumber; none of these
+            opened.keyboard.press("ArrowUp")
+            opened.keyboard.press("ArrowUp")
+            name = opened.inner_text("#id")
+            for key in "1234":  # what the model had said goes first
+                if opened.locator("fieldset").nth(0).locator("input").nth(int(key) - 1).is_checked():
+                    opened.keyboard.press(key)
+            for key in [*keys, "ArrowDown", "4", "4", "Enter"]:
+                opened.keyboard.press(key)
+            moved(opened, name)
+    found = load_rows(labels, Contract.load(tickets / "contract.toml"))
+    assert [(row.answer["trades"], row.answer["severity"], row.answer["floor"]) for row in found] == [
+        (("plumber", "electrician"), 4, None),
+        ((), 4, None),
+    ]
