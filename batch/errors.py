@@ -20,6 +20,7 @@ where they enter, with ``raise … from``; what nobody foresaw is translated by 
 ends.
 """
 
+import atexit
 import contextlib
 import errno
 import re
@@ -122,8 +123,7 @@ _received: list[int] = []
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
+    _ignore()
     _received.append(number)
     raise Interrupted(number)
 
@@ -132,9 +132,19 @@ def signals_exit() -> None:
     """From now on each of `ENDING` raises `Interrupted`, once: a second one must not cut the last commit. For
     a program's first line. SIGHUP stays ignored where it is (nohup).
     """
+    _handle()
+    atexit.register(_ignore)  # or Python's own end would give each signal its deadly meaning back
+
+
+def _handle() -> None:
     for number in ENDING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+
+
+def _ignore() -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -149,7 +159,7 @@ def signals_raise() -> Iterator[None]:
         yield
         return
     try:
-        signals_exit()
+        _handle()
         yield
     finally:
         _received.clear()

@@ -117,7 +117,7 @@ class Observer:
             self.summary.startup_seconds = self._begun - self._started
             self.summary.engine = {**facts, "canary": canary}
         self.summary.devices[device] = Device(counts, time.monotonic())
-        self.emit("engine ready", device=device, **facts)
+        self.emit("engine ready", index=device, **facts)  # `device` is one of the facts: cpu, cuda
 
     def progressed(self) -> None:
         now, counts = time.monotonic(), self.summary.counts

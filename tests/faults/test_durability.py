@@ -220,12 +220,17 @@ def test_every_rename_is_synced_before_and_after(
     """File, rename, directory, in this order, for each shard, the output and the manifest. Fails without the sync in `replacing`."""
     calls: list[tuple[str, str]] = []
 
+    def unnamed(location: Location) -> str:
+        """The file's name; a temporary file's, whose own is random, by the file that it is for."""
+        _, _, target = location.name.partition(" for ")
+        return f".{os.path.basename(target)}.partial" if target else os.path.basename(location.path)
+
     def noting(name: str) -> None:
         real = getattr(Location, name)
         monkeypatch.setattr(
             Location,
             name,
-            lambda location: (calls.append((name, os.path.basename(location.path))), real(location))[1],
+            lambda location: (calls.append((name, unnamed(location))), real(location))[1],
         )
 
     noting("sync")

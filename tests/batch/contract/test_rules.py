@@ -218,7 +218,7 @@ def test_servicenow_aliases_are_whole_words(contract: Contract, request_text: st
         ({"name": "r", "when": {}, "allow": {"needs_review": True}}, "allow needs_review must be a list"),
         ({"name": "r", "when": {}, "allow": {"risk": []}}, "allow risk must be a list that is not empty"),
         ({"name": "r", "when": {}, "allow": {}}, "allow"),
-        ({"name": "high_risk_needs_review", "when": {}, "mentions": ["x"]}, "twice"),
+        ({"name": "high_risk_needs_review", "when": {}, "mentions": ["x"]}, "duplicated"),
     ],
 )
 def test_a_wrong_rule_is_refused(contract: Contract, entry: Any, message: str) -> None:
@@ -326,7 +326,7 @@ def test_the_mention_rules_read_what_labellers_wrote(contract: Contract) -> None
                 and row.facts["system"] == "none"
             ):
                 denied += any(rule.mentioned(row.request) for rule in contract.rules if rule.mentions)
-    assert denied <= 6, "denials of a system that the rules take for mentions, of some 70 that people wrote"
+    assert denied <= 7, "denials of a system that the rules take for mentions, of some 100 that people wrote"
     broken = caught = uncaught = 0
     for made in itertools.islice(requests(random.Random(5)), 2000):
         answer = contract.decide(made.facts.as_dict())

@@ -435,7 +435,7 @@ def test_a_signal_while_shards_are_read_is_no_damage(tmp_path: Path, monkeypatch
     """It ended a run with 75 and "a shard is damaged" instead of 143, where it came during the assembly."""
     paths = shards(tmp_path / "s", requests(10), [5])
 
-    def interrupted(source: object) -> Iterator[pa.RecordBatch]:
+    def interrupted(source: object, **options: object) -> Iterator[pa.RecordBatch]:
         raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(table_module.ParquetSource, "batches", interrupted)
