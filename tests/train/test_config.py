@@ -62,7 +62,10 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
         (MINIMAL + "[lora]\nr = '16'\n", r"\[lora\] r must be a whole number, not '16'"),
         (MINIMAL + "[lora]\nr = true\n", r"\[lora\] r must be a whole number"),
         (MINIMAL + "[lora]\nr = 0\n", r"\[lora\] r must be between 1 and 512, not 0"),
-        (MINIMAL + "[quantisation]\ntype = 'nf5'\n", r"one of nf4, fp4, none, not 'nf5' \(did you mean 'nf4'\?\)"),
+        (
+            MINIMAL + "[quantisation]\ntype = 'nf5'\n",
+            r"one of nf4, fp4, none, not 'nf5' \(did you mean 'nf4'\?\)",
+        ),
         (MINIMAL + "[training]\nreport_to = 'wandb'\n", "report_to must be a list of texts"),
         (MINIMAL + "[training]\nlearning_rate = nan\n", "learning_rate must be at least"),
         (MINIMAL + "[training]\nmax_steps = 0\n", "max_steps must be at least 1, or -1"),
