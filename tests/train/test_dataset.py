@@ -66,7 +66,7 @@ def test_v1_is_the_first_experiments_size_and_clean(contract: Contract) -> None:
             {**ROW, "request": "x" * 8001},
             "the request has 8001 characters, the contract accepts 8000; shorten it",
         ),
-        ({**ROW, "request": "\ud800"}, "no valid UTF-8"),
+        ({**ROW, "request": "\ud800"}, "not valid UTF-8"),
         ("{'id': 1}", "is not JSON"),
         ("[1]", "is not a JSON object"),
         ('{"id": "a", "id": "b"}', "key 'id' is duplicated"),
