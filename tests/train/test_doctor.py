@@ -15,6 +15,7 @@ from batch.adapter.base_model import base_digest
 from batch.adapter.bundle import Bundle, write_manifest
 from batch.engine import Completion, EngineSpec
 from batch.engine.process import EngineProcess
+from batch.errors import AdapterError
 from tests.conftest import ROOT
 from train.cli import main
 from train.dataset import load_rows
