@@ -12,12 +12,12 @@ from batch.errors import InputError, nearest
 from batch.scoring.adapters import Answers, engine_spec, lane_of, spec_of
 from batch.scoring.output_rows import output_batch
 from batch.scoring.router import Requests, Router
+from batch.scoring.scorer import WINDOW
+from batch.source import FEED_ROWS
 from batch.storage.output import output_columns, output_schema
 from batch.storage.schema import is_text, plain
 
 Table = TypeVar("Table")  # pyarrow.Table, polars.DataFrame or pandas.DataFrame
-FEED_ROWS = 256
-WINDOW = 4  # requests with the engine at most, in multiples of what it runs at once
 
 
 class Scorer:
