@@ -54,7 +54,7 @@ def run(
         if manifest := source.finished():
             WorkDir.discard(work_dir_of(options))  # killed after the manifest, before it went
             return observer.summary.adopt(manifest)
-        earlier = drift.baseline(options.output, job.facts)  # before its manifest is replaced
+        earlier = drift.earlier_run(options.output, job.facts)  # before its manifest is replaced
         with WorkDir.open(work_dir_of(options), source.facts, options.fresh) as work:
             if work.other:
                 changed = changes(work.other, source.facts)

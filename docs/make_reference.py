@@ -24,7 +24,7 @@ SECTIONS = {
     "lora": config.Lora,
     "quantisation": config.Quantisation,
     "training": config.Training,
-    "calibration": config.Calibration,
+    "calibration": config.CalibrationTarget,
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from batch.adapter.base_model import base_digest
-from batch.adapter.bundle import Bundle, copy_tokenizer, write_manifest
+from batch.adapter.bundle import Bundle, copy_tokenizer, seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 
@@ -145,7 +145,7 @@ def make_bundle(base: Path, contract: Contract, root: Path, scale: float = 0.05)
     (folder / "contract.json").write_text(contract.to_json())
     (folder / "metrics.json").write_text("{}")
     (folder / "calibration.json").write_text('{"calibrated": false}')
-    write_manifest(
+    seal_bundle(
         folder, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 4}
     )
     return registry.add(folder)

@@ -92,7 +92,7 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibration:
+class CalibrationTarget:
     target_error: float = (
         0.02  # share of wrong rows that may go without a person; sets the threshold of `triage`
     )
@@ -108,7 +108,7 @@ class Config:
     lora: Lora
     quantisation: Quantisation
     training: Training
-    calibration: Calibration
+    calibration: CalibrationTarget
 
     @classmethod
     def load(cls, path: str | Path) -> "Config":
@@ -141,7 +141,7 @@ class Config:
         )
 
     def with_target_error(self, share: float) -> "Config":
-        return dataclasses.replace(self, calibration=Calibration(share))
+        return dataclasses.replace(self, calibration=CalibrationTarget(share))
 
     def recipe(self) -> dict[str, Any]:
         """The values that decide what is trained, as plain JSON; where the config lies and who watches are

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from batch.adapter.base_model import base_digest, local_folder, resolve_base
-from batch.adapter.bundle import BASE_FOLDER, Bundle, write_manifest
+from batch.adapter.bundle import BASE_FOLDER, Bundle, seal_bundle
 from batch.adapter.files import read_json
 from batch.adapter.fits import check_fits
 from batch.adapter.peft_checks import highest_rank, lint
@@ -21,7 +21,7 @@ from batch.contract.contract import Contract
 from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
 from batch.scoring.adapters import engine_spec, spec_of
-from train.doctor.proof import REQUESTS, Proof, prove
+from train.doctor.proof import REQUESTS, ServingProof, prove
 from train.doctor.served import answers
 from train.fit.base_checks import check_base
 from train.fit.calibrate import raw
@@ -29,7 +29,9 @@ from train.fit.calibrate import raw
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
 
 
-def seal(folder: Path, contract: Contract, base_ref: str, revision: str | None, registry: Registry) -> Bundle:
+def import_folder(
+    folder: Path, contract: Contract, base_ref: str, revision: str | None, registry: Registry
+) -> Bundle:
     """A registered bundle of the adapter in `folder`. Raises `AdapterError` for what cannot be served."""
     if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS[0]).exists():
         raise AdapterError(
@@ -61,13 +63,13 @@ def seal(folder: Path, contract: Contract, base_ref: str, revision: str | None, 
         }
         if local := local_folder(base_ref):
             facts[BASE_FOLDER] = str(local.resolve())
-        write_manifest(staging, facts)
+        seal_bundle(staging, facts)
         return registry.add(staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def proved(bundle: Bundle, base_ref: str) -> Proof:
+def proved(bundle: Bundle, base_ref: str) -> ServingProof:
     """Have the engine load the bundle and answer a few requests. Raises `AdapterError` where PEFT differs."""
     base = bundle.resolve_base(base_ref)
     adapter = spec_of(bundle)

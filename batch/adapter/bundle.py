@@ -174,7 +174,7 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and not any(isinstance(each, list) for each in value.values())
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> str:
+def seal_bundle(folder: Path, facts: Mapping[str, Any]) -> str:
     """Seal a finished bundle: hash every file, write `manifest.json` last. Returns the bundle's digest."""
     files = {}
     for file in sorted(folder.iterdir()):

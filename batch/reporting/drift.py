@@ -25,7 +25,7 @@ DECILES = 10
 NEIGHBOURS = 20  # manifests in the output's folder that are looked at, newest first
 ONE_SIDED_95 = 1.6448536269514722  # the normal distribution's 95 % quantile
 
-Baseline = dict[str, Any]  # `output`, `sha256` and `tally` of the run that is compared with
+EarlierRun = dict[str, Any]  # `output`, `sha256` and `tally` of the run that is compared with
 
 
 def psi(before: Sequence[float], now: Sequence[float]) -> float:
@@ -51,12 +51,12 @@ def level(value: float) -> str:
     return "alarm" if value >= ALARM else "warn" if value >= WARN else "ok"
 
 
-def compare(baseline: Baseline | None, tally: Tally) -> dict[str, Any] | None:
+def compare(previous: EarlierRun | None, tally: Tally) -> dict[str, Any] | None:
     """The manifest's `drift`: a measure for each field's label mix and for its and the product's score
     deciles.
     """
-    before = _tally_of(baseline)
-    if baseline is None or before is None:
+    before = _tally_of(previous)
+    if previous is None or before is None:
         return None
     measures = []
     for field in (name for name in tally.values if name in before.values):
@@ -67,10 +67,10 @@ def compare(baseline: Baseline | None, tally: Tally) -> dict[str, Any] | None:
         measures.append(_measure(field, "labels", *mixes))
     for name in (name for name in tally.scores if name in before.scores):
         measures.append(_measure(name, "score deciles", *_deciles(before.scores[name], tally.scores[name])))
-    return {"previous": baseline, "measures": measures}
+    return {"previous": previous, "measures": measures}
 
 
-def baseline(output: str, job: Mapping[str, Any]) -> Baseline | None:
+def earlier_run(output: str, job: Mapping[str, Any]) -> EarlierRun | None:
     """The run to compare with: the one that `output` holds now; else the newest in its folder under the same
     contract.
 
@@ -81,9 +81,9 @@ def baseline(output: str, job: Mapping[str, Any]) -> Baseline | None:
     if own is not None:
         if own["job"] == as_json(job):
             earlier = own.get("drift")
-            redone: Baseline | None = earlier.get("previous") if isinstance(earlier, dict) else None
+            redone: EarlierRun | None = earlier.get("previous") if isinstance(earlier, dict) else None
             return redone
-        return _as_baseline(own, output) if _comparable(own, job) else None
+        return _as_earlier(own, output) if _comparable(own, job) else None
     location = Location.of(output)
     if not location.local:
         return None
@@ -100,7 +100,7 @@ def baseline(output: str, job: Mapping[str, Any]) -> Baseline | None:
             and _comparable(manifest, job)
             and manifest["job"].get("contract") == job["contract"]
         ):
-            return _as_baseline(manifest, path.name.removesuffix(".manifest.json"))
+            return _as_earlier(manifest, path.name.removesuffix(".manifest.json"))
     return None
 
 
@@ -117,7 +117,7 @@ def _tally_of(run: Any) -> Tally | None:
         return None
 
 
-def _as_baseline(manifest: Mapping[str, Any], output: str) -> Baseline:
+def _as_earlier(manifest: Mapping[str, Any], output: str) -> EarlierRun:
     return {
         "output": Location.of(output).name.rpartition("/")[2],
         "sha256": manifest["output"]["sha256"],

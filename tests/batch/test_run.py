@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from batch import run
-from batch.adapter.bundle import Bundle, write_manifest
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.cli import main
 from batch.contract.fields import as_text
 from batch.errors import Interrupted
@@ -263,7 +263,7 @@ def changed(bundle: Bundle, folder: Path, name: str, content: object) -> Bundle:
     """The bundle with another `name`, sealed again."""
     shutil.copytree(bundle.path, folder)
     (folder / name).write_text(json.dumps(content))
-    write_manifest(folder, {key: value for key, value in bundle.manifest.items() if key != "files"})
+    seal_bundle(folder, {key: value for key, value in bundle.manifest.items() if key != "files"})
     return Bundle.open(folder)
 
 

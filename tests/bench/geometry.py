@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from batch.adapter.base_model import base_digest
-from batch.adapter.bundle import Bundle, copy_tokenizer, write_manifest
+from batch.adapter.bundle import Bundle, copy_tokenizer, seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.engine.process import EngineProcess
@@ -85,7 +85,7 @@ def build(name: str, folder: Path) -> Bundle:
     (staging / "contract.json").write_text(Contract.load(ROOT / "data/contract.toml").to_json())
     (staging / "metrics.json").write_text("{}")
     (staging / "calibration.json").write_text('{"calibrated": false}')
-    write_manifest(
+    seal_bundle(
         staging, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 16}
     )
     return registry.add(staging)
@@ -144,7 +144,7 @@ def fit(base: Path, folder: Path, steps: int) -> dict[str, Any]:
     (folder / "fit.toml").write_text("\n".join(lines))
     code = (
         "import json, resource, sys, time, torch\n"
-        "from pathlib import Path\nfrom batch.adapter.registry import Registry\nfrom train.config import Config\nfrom train.fit.job import prepare\nfrom train.fit.qlora import train\n"
+        "from pathlib import Path\nfrom batch.adapter.registry import Registry\nfrom train.config import Config\nfrom train.fit.inputs import prepare\nfrom train.fit.qlora import train\n"
         "from rich.console import Console\nfrom train.fit.qlora import build_trainer\n"
         "job = prepare(Config.load(Path(sys.argv[1])))\nrun = Path(sys.argv[2])\nrun.mkdir()\n"
         "trainer = build_trainer(job, run, Console(stderr=True))\nbegan = time.monotonic()\ntrainer.train()\n"

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from batch.adapter.base_model import base_digest
-from batch.adapter.bundle import Bundle, write_manifest
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.engine import Completion, EngineSpec
 from batch.engine.process import EngineProcess
 from batch.errors import AdapterError
@@ -39,7 +39,7 @@ def broken(trained: Bundle, folder: Path, change: Callable[[Path, dict[str, Any]
     shutil.copytree(trained.path, folder)
     manifest = {key: value for key, value in trained.manifest.items() if key != "files"}
     change(folder, manifest)
-    write_manifest(folder, manifest)
+    seal_bundle(folder, manifest)
     return Bundle.open(folder)
 
 
@@ -200,7 +200,7 @@ def test_a_bundle_that_does_not_open_fails_the_lint(trained: Bundle, tmp_path: P
     """DoRA, which vLLM does not serve; and the command says so with exit code 2, a line each, and in JSON."""
     shutil.copytree(trained.path, tmp_path / "bundle")
     edit_json("adapter_config.json", lambda content: content.update(use_dora=True))(tmp_path / "bundle", {})
-    write_manifest(tmp_path / "bundle", {"base": dict(trained.base)})
+    seal_bundle(tmp_path / "bundle", {"base": dict(trained.base)})
     result = CliRunner().invoke(
         main, ["doctor", str(tmp_path / "bundle"), "--json", str(tmp_path / "doctor.json")]
     )

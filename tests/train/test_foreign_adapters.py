@@ -24,7 +24,7 @@ from batch.scoring.adapters import engine_spec, spec_of
 from train.cli import main
 from train.doctor.proof import REQUESTS, prove
 from train.doctor.served import answers
-from train.importing import seal
+from train.importing import import_folder
 
 ROOT = Path(__file__).parents[2]
 LEAVES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -92,7 +92,7 @@ def test_a_foreign_adapter_is_served_as_peft_reads_it(
     name: str, engine: Supervisor, tiny_base: Path, contract: Contract, tmp_path: Path, capsys: Any
 ) -> None:
     folder = foreign(tiny_base, tmp_path / "plain", name, **SERVED[name])
-    bundle = seal(folder, contract, str(tiny_base), None, Registry(tmp_path / "adapters"))
+    bundle = import_folder(folder, contract, str(tiny_base), None, Registry(tmp_path / "adapters"))
     adapter = spec_of(bundle)
     engine.load(adapter)
     completions = answers(engine, adapter.name, bundle.renderer.encode_requests(REQUESTS))
@@ -118,7 +118,7 @@ def test_what_is_not_served_is_refused_with_the_true_reason(
     folder = foreign(tiny_base, tmp_path / "plain", "x", **{"target_modules": LEAVES, **config})
     registry = Registry(tmp_path / "adapters")
     with pytest.raises(AdapterError, match=message) as refused:
-        seal(folder, contract, str(tiny_base), None, registry)
+        import_folder(folder, contract, str(tiny_base), None, registry)
     assert refused.value.exit_code == 2 and not registry.list()
     assert not list(registry.root.glob(".building-*"))
 
@@ -151,7 +151,7 @@ def test_a_damaged_one_is_refused_without_a_trace(
     change(folder)
     registry = Registry(tmp_path / "adapters")
     with pytest.raises(AdapterError, match=message):
-        seal(folder, contract, str(tiny_base), None, registry)
+        import_folder(folder, contract, str(tiny_base), None, registry)
     assert not list(registry.root.glob("*"))
 
 
@@ -180,7 +180,7 @@ def test_a_base_that_was_a_folder_is_never_looked_up_on_a_hub(
     base = shutil.copytree(tiny_base, tmp_path / "bases/tiny")
     monkeypatch.chdir(tmp_path)
     folder = foreign(tiny_base, tmp_path / "plain", "x", target_modules=LEAVES)
-    bundle = seal(folder, contract, "bases/tiny", None, Registry(tmp_path / "elsewhere/adapters"))
+    bundle = import_folder(folder, contract, "bases/tiny", None, Registry(tmp_path / "elsewhere/adapters"))
     moved = shutil.copytree(bundle.path, tmp_path / "far/bundle")
     monkeypatch.chdir("/")
     assert Bundle.open(moved).resolve_base().resolve() == base.resolve()

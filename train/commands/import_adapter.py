@@ -7,7 +7,7 @@ import click
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from train.commands.options import PATH
-from train.importing import proved, seal
+from train.importing import import_folder, proved
 
 
 @click.command("import")
@@ -26,7 +26,7 @@ def import_adapter(folder: Path, contract: Path, base_model: str, revision: str 
     (exit 2).
     """
     registry = Registry()
-    bundle = seal(folder, Contract.load(contract), base_model, revision, registry)
+    bundle = import_folder(folder, Contract.load(contract), base_model, revision, registry)
     click.echo(f"proved: {proved(bundle, base_model)}")
     registry.set_alias(alias, bundle.digest)
     click.echo(f"{bundle.path}  ({alias})")

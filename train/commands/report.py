@@ -6,7 +6,7 @@ import click
 
 from batch.adapter.registry import Registry
 from train.commands.options import PATH, writable
-from train.report.html import write_report
+from train.report.html import write_adapter_report
 
 
 @click.command()
@@ -34,5 +34,5 @@ def report(
     Doctor, metrics with intervals, confusion, calibration, losses, recipe and data. Judged on each DATASET;
     without one on the adapter's test split and the fixed sets beside its contract.
     """
-    write_report(adapter, Registry(), out, datasets, against, data)
+    write_adapter_report(adapter, Registry(), out, datasets, against, data)
     click.echo(str(out))

@@ -24,7 +24,7 @@ from batch.contract.fields import as_text
 from batch.contract.rules import Rule
 from train.dataset import Row
 from train.diagnosis.contrast import Probe, label_of, mention_rules
-from train.evaluation.evaluate import Evaluation, Scored
+from train.evaluation.evaluate import Answered, Evaluation
 from train.evaluation.statistics import Proportion, log_odds
 from train.likeness import words
 
@@ -34,7 +34,7 @@ BOUND = 0.05  # share of unmentioned labels that is let pass: gates refuse more
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class AskedRow:
     """A request with what is known of it and what was answered."""
 
     source: str  # the dataset's name, or `contrast`
@@ -108,23 +108,23 @@ class Diagnosis:
         return content
 
 
-def asked_rows(source: str, rows: Sequence[Row], answers: Sequence[Scored]) -> list[Asked]:
+def asked_rows(source: str, rows: Sequence[Row], answers: Sequence[Answered]) -> list[AskedRow]:
     return [
-        Asked(source, r.note or "", r.request, r.facts or {}, r.answer, a.answer)
+        AskedRow(source, r.note or "", r.request, r.facts or {}, r.answer, a.answer)
         for r, a in zip(rows, answers, strict=True)
     ]
 
 
-def asked_probes(probes: Sequence[Probe], answers: Sequence[Scored]) -> list[Asked]:
+def asked_probes(probes: Sequence[Probe], answers: Sequence[Answered]) -> list[AskedRow]:
     return [
-        Asked("contrast", p.kind, p.request, p.facts, p.answer, a.answer)
+        AskedRow("contrast", p.kind, p.request, p.facts, p.answer, a.answer)
         for p, a in zip(probes, answers, strict=True)
     ]
 
 
 def diagnose(
     evaluation: Evaluation,
-    asked: Sequence[Asked],
+    asked: Sequence[AskedRow],
     train: Sequence[Row],
     contract: Contract,
     erased: Mapping[str, Sequence[tuple[str, Proportion]]] = MappingProxyType({}),
@@ -143,7 +143,7 @@ def diagnose(
     )
 
 
-def bias(rule: Rule, asked: Sequence[Asked]) -> Bias:
+def bias(rule: Rule, asked: Sequence[AskedRow]) -> Bias:
     """How often the rule's label is answered where nothing mentions it, and where something does."""
     field, label = label_of(rule)
     rates, named = [], {}
@@ -193,13 +193,13 @@ def associations(train: Sequence[Row], contract: Contract) -> list[Association]:
     return sorted(found, key=lambda each: -each.z)
 
 
-def _answered(group: Sequence[Asked], rule: Rule) -> Proportion:
+def _answered(group: Sequence[AskedRow], rule: Rule) -> Proportion:
     return Proportion(
         sum(each.answer is not None and rule.applies(each.answer) for each in group), len(group)
     )
 
 
-def _groups(evaluation: Evaluation, asked: Sequence[Asked], train: Sequence[Row]) -> list[dict[str, Any]]:
+def _groups(evaluation: Evaluation, asked: Sequence[AskedRow], train: Sequence[Row]) -> list[dict[str, Any]]:
     """Misses that are alike, the most frequent first."""
     facts = {each.request: each.facts for each in asked}
     wrong = evaluation.checks.filter(~pl.col("right")).with_columns(
@@ -218,7 +218,7 @@ def _groups(evaluation: Evaluation, asked: Sequence[Asked], train: Sequence[Row]
 
 
 def _missing_mentions(
-    bias: Bias, asked: Sequence[Asked], train: Sequence[Row], contract: Contract
+    bias: Bias, asked: Sequence[AskedRow], train: Sequence[Row], contract: Contract
 ) -> list[str]:
     """A line for each kind of request in which the label comes without its words."""
     rule = next(rule for rule in contract.rules if rule.name == bias.rule)

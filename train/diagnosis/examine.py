@@ -7,7 +7,7 @@ from batch.engine import DEFAULT_ENGINE
 from batch.scoring.lane import ScoredRow
 from train.dataset import Row, load_rows
 from train.diagnosis.contrast import probes
-from train.diagnosis.diagnose import Asked, Diagnosis, asked_probes, asked_rows, diagnose
+from train.diagnosis.diagnose import AskedRow, Diagnosis, asked_probes, asked_rows, diagnose
 from train.diagnosis.occlusion import driven, erasures
 from train.evaluation.ask import Candidate, route
 from train.evaluation.evaluate import Evaluation, evaluate
@@ -29,7 +29,7 @@ def examine(
         for each, own in zip(gold, contrast, strict=True)
     ]
 
-    def asked(i: int, answers: Sequence[Sequence[ScoredRow]]) -> list[Asked]:
+    def asked(i: int, answers: Sequence[Sequence[ScoredRow]]) -> list[AskedRow]:
         own = asked_rows(datasets[0].name, gold[i][0], answers[0])
         return own + asked_probes(contrast[i], answers[len(datasets)])
 

@@ -18,7 +18,7 @@ from train.config import Config
 from train.diagnosis.diagnose import BOUND, Bias, Diagnosis
 from train.doctor import sound
 from train.evaluation.evaluate import Evaluation, compare
-from train.fit import job, qlora
+from train.fit import inputs, qlora
 
 ENOUGH = 20  # rows without a mention, for a condition to be judged by itself
 
@@ -33,7 +33,7 @@ def fit_versions(
     """
     bundles = []
     for name, recipe in recipes.items():
-        wanted = json.loads(json.dumps(job.prepare(recipe).facts))
+        wanted = json.loads(json.dumps(inputs.prepare(recipe).facts))
         same = (
             b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items())
         )

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from batch.contract.contract import Contract
 from train.diagnosis.contrast import mention_rules
-from train.diagnosis.diagnose import Asked
-from train.evaluation.evaluate import Scored
+from train.diagnosis.diagnose import AskedRow
+from train.evaluation.evaluate import Answered
 from train.evaluation.statistics import Proportion
 
 REQUESTS = 10  # asked again for each rule; a request of 15 words costs 15 rows
@@ -26,7 +26,7 @@ class Erasure(NamedTuple):
     request: str
 
 
-def erasures(asked: Sequence[Asked], contract: Contract) -> list[Erasure]:
+def erasures(asked: Sequence[AskedRow], contract: Contract) -> list[Erasure]:
     found = []
     for rule in mention_rules(contract):
         wrong = [
@@ -40,7 +40,7 @@ def erasures(asked: Sequence[Asked], contract: Contract) -> list[Erasure]:
 
 
 def driven(
-    erased: Sequence[Erasure], answers: Sequence[Scored], contract: Contract
+    erased: Sequence[Erasure], answers: Sequence[Answered], contract: Contract
 ) -> dict[str, list[tuple[str, Proportion]]]:
     """Rule → its words with the share of erasures after which the label was gone, the most telling first."""
     rules = {rule.name: rule for rule in mention_rules(contract)}

@@ -35,7 +35,7 @@ REQUESTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Proof:
+class ServingProof:
     """`differs`: the largest difference of a value's probability; `logprob`: of any token's (nats)."""
 
     answers: int
@@ -50,7 +50,9 @@ class Proof:
         return f"{self.answers} answers, P of a value differs from PEFT's by {self.differs:.2g} at most"
 
 
-def prove(bundle: Bundle, base: Path, requests: Sequence[str], completions: Sequence[Completion]) -> Proof:
+def prove(
+    bundle: Bundle, base: Path, requests: Sequence[str], completions: Sequence[Completion]
+) -> ServingProof:
     """Compare the engine's completions of `requests` with PEFT on the unquantised base. Raises
     `AdapterError`.
     """
@@ -70,4 +72,4 @@ def prove(bundle: Bundle, base: Path, requests: Sequence[str], completions: Sequ
         places = token_spans(renderer, ids, spans)
         mine, theirs = span_scores(places, ours.tolist()), span_scores(places, completion.logprobs)
         values += [abs(mine[name] - theirs[name]) for name in places]
-    return Proof(len(tokens), max(values, default=0.0), max(tokens, default=0.0))
+    return ServingProof(len(tokens), max(values, default=0.0), max(tokens, default=0.0))

@@ -25,7 +25,7 @@ ALL = "all fields right"
 CHECKS = "field checks"
 
 
-class Scored(Protocol):
+class Answered(Protocol):
     """What evaluation reads of a `batch.scoring.router.ScoredRow`."""
 
     @property
@@ -132,7 +132,7 @@ class Comparison:
 
 
 def evaluate(
-    rows: Sequence[Row], answers: Iterable[Scored], contract: Contract, adapter: str, dataset: str
+    rows: Sequence[Row], answers: Iterable[Answered], contract: Contract, adapter: str, dataset: str
 ) -> Evaluation:
     """Compare each row with its answer, in order. Raises `ValueError` where there are not as many of them."""
     fields = contract.scored_fields

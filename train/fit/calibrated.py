@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from batch.adapter.bundle import Bundle, write_manifest
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.registry import Registry
 from batch.engine import DEFAULT_ENGINE
 from batch.engine.supervisor import Supervisor
@@ -43,7 +43,7 @@ def calibrate_folder(
         (folder / "card.md").write_text(
             model_card(bundle.contract, facts, metrics, content), encoding="utf-8"
         )
-    write_manifest(folder, facts)
+    seal_bundle(folder, facts)
     return content
 
 

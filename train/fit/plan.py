@@ -25,7 +25,7 @@ FOUR_BIT = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class FitPlan:
     trainable: int
     total: int
     rows: int
@@ -42,7 +42,7 @@ class Plan:
         return 100 * self.trainable / self.total
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config) -> FitPlan:
     """Count what can be counted here. Raises as `fit` does, and `ConfigError` without a base or its shape."""
     contract = Contract.load(config.find(config.data.contract))
     rows = load_rows(config.find(config.data.train), contract)
@@ -68,7 +68,7 @@ def make_plan(config: Config) -> Plan:
     else:
         lengths, supervised = [_estimate(row, contract) for row in rows], None
     per_epoch = steps_per_epoch(len(rows), config.training)
-    return Plan(
+    return FitPlan(
         **counts,
         rows=len(rows),
         steps=config.training.max_steps
@@ -131,7 +131,7 @@ def estimate_memory(model: PeftModel, config: Config, longest: int) -> dict[str,
     }
 
 
-def tables(plan: Plan, config: Config) -> list[Table]:
+def tables(plan: FitPlan, config: Config) -> list[Table]:
     """The plan as rich tables."""
     facts = Table(title=f"{config.path}: {config.base.model}", show_header=False, title_justify="left")
     training = config.training

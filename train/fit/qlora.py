@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from batch.adapter.base_model import local_folder
-from batch.adapter.bundle import BASE_FOLDER, Bundle, write_manifest
+from batch.adapter.bundle import BASE_FOLDER, Bundle, seal_bundle
 from batch.adapter.registry import Registry
 from batch.engine.patches import patch
 from batch.errors import AdapterError, ConfigError, OutputLockedError
@@ -41,11 +41,11 @@ from train.fit.calibrate import raw
 from train.fit.calibrated import calibrate_folder, summary
 from train.fit.card import model_card
 from train.fit.checkpoints import failures, last_checkpoint
-from train.fit.job import Job, prepare
+from train.fit.inputs import Inputs, prepare
 from train.fit.loss_chart import draw_loss
 from train.fit.model import compute_dtype, count_parameters, load_quantised, save_adapter
 from train.fit.packing import Collator
-from train.fit.progress import ProgressLine
+from train.fit.progress import TrainingProgress
 from train.fit.serving import choose_served_base
 
 
@@ -64,21 +64,21 @@ def fit(
     """
     registry = registry or Registry()
     console = console or PlainConsole(stderr=True)
-    job = prepare(config)
-    if job.renderer.style.folded:
+    inputs = prepare(config)
+    if inputs.renderer.style.folded:
         console.print("the base's chat template knows no system turn: the instructions stand in the user's")
-    with _run_folder(registry, job.fingerprint) as run:
-        trainer = train(job, run, console)
+    with _run_folder(registry, inputs.fingerprint) as run:
+        trainer = train(inputs, run, console)
         with failures(config.path, run):
-            folder = write_bundle(job, trainer, registry.staging())
+            folder = write_bundle(inputs, trainer, registry.staging())
         del trainer  # on a GPU the engine needs its memory
         gc.collect()
         torch.cuda.empty_cache()
-        split = "calibration" if "calibration" in job.splits else "validation"
-        rows = job.splits[split]
-        choose_served_base(folder, job.base, config.quantisation, rows, console)
+        split = "calibration" if "calibration" in inputs.splits else "validation"
+        rows = inputs.splits[split]
+        choose_served_base(folder, inputs.base, config.quantisation, rows, console)
         for line in summary(
-            calibrate_folder(folder, rows, job.facts["data"][split], config.calibration.target_error)
+            calibrate_folder(folder, rows, inputs.facts["data"][split], config.calibration.target_error)
         ):
             console.print(line, highlight=False)
         bundle = registry.add(folder)
@@ -92,38 +92,38 @@ def fit(
     return bundle
 
 
-def train(job: Job, run: Path, console: Console) -> SFTTrainer:
+def train(inputs: Inputs, run: Path, console: Console) -> SFTTrainer:
     """Train to the end, from the last checkpoint in `run` if there is one, and load the best adapter."""
     quiet()
-    trainer = build_trainer(job, run, console)
-    with failures(job.config.path, run):
+    trainer = build_trainer(inputs, run, console)
+    with failures(inputs.config.path, run):
         checkpoint = last_checkpoint(run, console)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.best_metric is None or not math.isfinite(trainer.state.best_metric):
         shutil.rmtree(run)  # its checkpoints hold no adapter worth resuming from
         raise ConfigError(
-            f"{job.config.path}: training diverged, no loss is finite; lower [training] learning_rate"
+            f"{inputs.config.path}: training diverged, no loss is finite; lower [training] learning_rate"
         )
     return trainer
 
 
-def build_trainer(job: Job, run: Path, console: Console) -> SFTTrainer:
+def build_trainer(inputs: Inputs, run: Path, console: Console) -> SFTTrainer:
     """TRL's trainer on the project's own ids and labels, checkpointing into `run`."""
-    training, renderer = job.config.training, job.renderer
+    training, renderer = inputs.config.training, inputs.renderer
     # On a GPU TRL computes logits for the learned tokens only; on a CPU for all, twelve times as many, unless
     # it takes it for one.
     patch(trl.trainer.utils, "_use_triton", lambda device: True, made_for="1.16")
     transformers.set_seed(training.seed)  # before the adapter's random start
-    model = load_quantised(job.base, job.config)
+    model = load_quantised(inputs.base, inputs.config)
     patience = training.early_stopping_patience
     trainer = _Trainer(
         model=model,
-        args=_arguments(job, run),
-        train_dataset=Dataset.from_list(encode(job.splits["train"], renderer)),
-        eval_dataset=Dataset.from_list(encode(job.splits["validation"], renderer)),
+        args=_arguments(inputs, run),
+        train_dataset=Dataset.from_list(encode(inputs.splits["train"], renderer)),
+        eval_dataset=Dataset.from_list(encode(inputs.splits["validation"], renderer)),
         data_collator=Collator(model.config.get_text_config(), renderer.pad_id),
-        processing_class=AutoTokenizer.from_pretrained(job.base, local_files_only=True),
-        callbacks=[ProgressLine(console), *([EarlyStoppingCallback(patience)] if patience else [])],
+        processing_class=AutoTokenizer.from_pretrained(inputs.base, local_files_only=True),
+        callbacks=[TrainingProgress(console), *([EarlyStoppingCallback(patience)] if patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
     # TRL casts the adapter of a 4-bit base to bfloat16, in which a step of 2e-4 on a weight of 0.05 rounds to
@@ -146,13 +146,13 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         """No card in each checkpoint: the bundle has its own."""
 
 
-def _arguments(job: Job, run: Path) -> SFTConfig:
-    training = job.config.training
+def _arguments(inputs: Inputs, run: Path) -> SFTConfig:
+    training = inputs.config.training
     if "tensorboard" in training.report_to:  # beside the run folder, which goes when the run is done
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.parent.parent / ".logs" / run.name))
     return SFTConfig(
         output_dir=str(run),
-        run_name=f"{job.contract.name}-{run.name[:8]}",
+        run_name=f"{inputs.contract.name}-{run.name[:8]}",
         num_train_epochs=training.epochs,
         max_steps=training.max_steps,
         per_device_train_batch_size=training.batch_size,
@@ -167,7 +167,7 @@ def _arguments(job: Job, run: Path) -> SFTConfig:
         max_grad_norm=training.max_grad_norm,
         optim="adamw_torch",
         max_length=None,  # never cut; `encode` has checked the lengths
-        bf16=torch.cuda.is_available() and compute_dtype(job.config.quantisation) == torch.bfloat16,
+        bf16=torch.cuda.is_available() and compute_dtype(inputs.config.quantisation) == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=training.seed,
@@ -187,30 +187,30 @@ def _arguments(job: Job, run: Path) -> SFTConfig:
     )
 
 
-def write_bundle(job: Job, trainer: SFTTrainer, folder: Path) -> Path:
+def write_bundle(inputs: Inputs, trainer: SFTTrainer, folder: Path) -> Path:
     """Everything that a bundle holds, into `folder`, the manifest last.
 
     Times are in the manifest alone, which the digest does not cover: the same run gives the same digest.
     """
-    metrics = measure(job, trainer)
+    metrics = measure(inputs, trainer)
     save_adapter(_peft(trainer), folder)
-    (folder / "contract.json").write_text(job.contract.to_json(), encoding="utf-8")
-    job.renderer.save(job.base, folder)
+    (folder / "contract.json").write_text(inputs.contract.to_json(), encoding="utf-8")
+    inputs.renderer.save(inputs.base, folder)
     write_json(folder / "metrics.json", metrics)
     calibration = raw("scores are the model's own probabilities")
     write_json(folder / "calibration.json", calibration)
-    draw_loss(metrics["history"], folder, title=f"{job.contract.name} on {job.config.base.model}")
+    draw_loss(metrics["history"], folder, title=f"{inputs.contract.name} on {inputs.config.base.model}")
     (folder / "card.md").write_text(
-        model_card(job.contract, job.facts, metrics, calibration), encoding="utf-8"
+        model_card(inputs.contract, inputs.facts, metrics, calibration), encoding="utf-8"
     )
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    local = local_folder(job.config.base.model, near=job.config.path)
+    local = local_folder(inputs.config.base.model, near=inputs.config.path)
     where = {BASE_FOLDER: str(local.resolve())} if local else {}
-    write_manifest(folder, {**job.facts, **where, "created_at": created})
+    seal_bundle(folder, {**inputs.facts, **where, "created_at": created})
     return folder
 
 
-def measure(job: Job, trainer: SFTTrainer) -> dict[str, Any]:
+def measure(inputs: Inputs, trainer: SFTTrainer) -> dict[str, Any]:
     """`metrics.json`: parameter counts, tokens, the best step, and the losses step by step (nats per answer
     token).
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from batch.adapter.bundle import Bundle, write_manifest
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.expanded import Expansion
 from batch.engine.expand import expand
 from train.config import Quantisation
@@ -35,9 +35,9 @@ def choose_served_base(
     wanted = Expansion(str(before.base["sha256"]), quantisation.type, quantisation.double, dtype)
     expansion = wanted.made(folder, original, expand)
     facts = {key: value for key, value in before.manifest.items() if key != "files"}
-    write_manifest(folder, {**facts, "served_base": vars(expansion)})
+    seal_bundle(folder, {**facts, "served_base": vars(expansion)})
     if quantisation.serve == "measured" and _original_is_no_worse(before, Bundle.open(folder), rows, console):
-        write_manifest(folder, facts)
+        seal_bundle(folder, facts)
 
 
 def _original_is_no_worse(original: Bundle, expanded: Bundle, rows: Sequence[Row], console: Console) -> bool:

@@ -56,7 +56,7 @@ class Judged:
         return [*self.evaluations[0].fields, ALL]
 
 
-def write_report(
+def write_adapter_report(
     adapter: str,
     registry: Registry,
     out: Path,

@@ -21,23 +21,23 @@ from train.review.app import build_app
 from train.review.session import Session
 
 
-class Task(NamedTuple):
+class ReviewTask(NamedTuple):
     """What an output was made under; no bundle where it is not in the registry."""
 
     contract: Contract
     bundle: Bundle | None
 
 
-def task_of(scored: Path, contract: str | None, prefix: str = "") -> Task:
+def task_of(scored: Path, contract: str | None, prefix: str = "") -> ReviewTask:
     """The contract named, else that of the adapter that wrote `scored`. Raises `InputError`,
     `ContractError`.
     """
     bundle = _adapter_of(scored, prefix)
     if contract:
-        return Task(Contract.load(contract), bundle)
+        return ReviewTask(Contract.load(contract), bundle)
     if bundle is None:
         raise InputError(f"{scored}: its adapter is not in the registry; name its contract with --contract")
-    return Task(bundle.contract, bundle)
+    return ReviewTask(bundle.contract, bundle)
 
 
 def _adapter_of(scored: Path, prefix: str) -> Bundle | None:
@@ -59,7 +59,7 @@ def seed_of(scored: Path) -> str:
     return str(manifest.get("run", {}).get("id") or scored.name)
 
 
-def target_of(task: Task) -> float:
+def target_of(task: ReviewTask) -> float:
     """The error target that the adapter's threshold keeps. Raises `InputError` where it has none."""
     if task.bundle:
         content = json.loads((task.bundle.path / "calibration.json").read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def target_of(task: Task) -> float:
     raise InputError("the adapter has no error target; name one with --target-error")
 
 
-def examples_of(task: Task, named: Path | None) -> list[Row]:
+def examples_of(task: ReviewTask, named: Path | None) -> list[Row]:
     """Labelled rows to propose facts and texts from: those named, else the adapter's training rows if they
     are here.
     """

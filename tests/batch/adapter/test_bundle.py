@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from batch.adapter.base_model import base_digest, resolve_base
-from batch.adapter.bundle import MANIFEST, Bundle, copy_tokenizer, write_manifest
+from batch.adapter.bundle import MANIFEST, Bundle, copy_tokenizer, seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError
@@ -58,7 +58,7 @@ def facts(base: Path, ref: str | None = None) -> dict[str, Any]:
 
 
 def sealed(folder: Path, base: Path, contract: Contract, note: str = "a card") -> Path:
-    write_manifest(unsealed(folder, base, contract, note), facts(base))
+    seal_bundle(unsealed(folder, base, contract, note), facts(base))
     return folder
 
 
@@ -77,14 +77,14 @@ def refusal(path: Path) -> str:
 
 def test_seal_and_open(tmp_path: Path, tiny_base: Path, contract: Contract) -> None:
     path = unsealed(tmp_path / "bundle", tiny_base, contract)
-    digest = write_manifest(path, facts(tiny_base))
+    digest = seal_bundle(path, facts(tiny_base))
     bundle = Bundle.open(str(path))
     assert bundle.digest == digest and len(digest) == 64 and bundle.rank == 4
     assert bundle.contract == contract and bundle.renderer.contract.fingerprint == contract.fingerprint
     assert bundle.manifest["seed"] == 3 and bundle.base["sha256"] == base_digest(tiny_base)
     assert set(bundle.manifest["files"]) == {file.name for file in path.iterdir()} - {MANIFEST}
     assert bundle.resolve_base() == tiny_base == bundle.resolve_base(str(tiny_base))
-    assert write_manifest(path, facts(tiny_base)) == digest  # sealing again changes nothing
+    assert seal_bundle(path, facts(tiny_base)) == digest  # sealing again changes nothing
 
 
 def test_one_changed_byte_in_any_file_is_refused(folder: Path) -> None:
@@ -125,7 +125,7 @@ def test_an_extra_file_is_refused(folder: Path, tiny_base: Path, name: str, mess
     (folder / name).write_bytes(b"x")
     assert message in refusal(folder)
     if "only safetensors" in message:  # even where the manifest lists it
-        write_manifest(folder, facts(tiny_base))
+        seal_bundle(folder, facts(tiny_base))
         assert message in refusal(folder)
 
 
@@ -205,7 +205,7 @@ def test_what_vllm_would_ignore_or_refuse_is_refused(
     folder: Path, tiny_base: Path, change: dict[str, Any], message: str
 ) -> None:
     edited(folder / "adapter_config.json", lambda config: config.update(change))
-    write_manifest(folder, facts(tiny_base))
+    seal_bundle(folder, facts(tiny_base))
     assert message in refusal(folder)
 
 
@@ -214,7 +214,7 @@ def test_what_vllm_would_ignore_or_refuse_is_refused(
 )
 def test_weights_that_are_no_safetensors_are_refused(folder: Path, tiny_base: Path, content: bytes) -> None:
     (folder / "adapter_model.safetensors").write_bytes(content)
-    write_manifest(folder, facts(tiny_base))
+    seal_bundle(folder, facts(tiny_base))
     assert "is not a safetensors file" in refusal(folder)
 
 
@@ -238,7 +238,7 @@ def test_modules_that_the_base_does_not_have_are_refused(
     folder = unsealed(tmp_path / "bundle", tiny_base, contract)
     foreign = weights("base_model.model.transformer.h")
     save_file(foreign, folder / "adapter_model.safetensors")
-    write_manifest(folder, facts(tiny_base))
+    seal_bundle(folder, facts(tiny_base))
     with pytest.raises(
         AdapterError,
         match=r"its module transformer\.h\.0\.self_attn\.q_proj is not in the base model .*; it was trained on",
@@ -253,7 +253,7 @@ def test_a_tokenizer_with_remote_code_is_refused(folder: Path, tiny_base: Path, 
             where / "tokenizer_config.json",
             lambda config: config.update(auto_map={"AutoTokenizer": ["x.Y", None]}),
         )
-    write_manifest(folder, facts(tiny_base))
+    seal_bundle(folder, facts(tiny_base))
     assert "tokenizer_config.json names remote code" in refusal(folder)
     with pytest.raises(AdapterError, match=r"tokenizer_config\.json names remote code"):
         resolve_base(str(tmp_path / "base"))
@@ -281,7 +281,7 @@ def test_a_relative_base_is_found_above_the_bundle(
     shutil.copytree(tiny_base, project / "data/mini-base")
     elsewhere.mkdir()
     path = unsealed(project / "adapters/abc", tiny_base, contract)
-    write_manifest(path, facts(tiny_base, ref="data/mini-base"))
+    seal_bundle(path, facts(tiny_base, ref="data/mini-base"))
     monkeypatch.chdir(elsewhere)
     assert Bundle.open(path).resolve_base().resolve() == project / "data/mini-base"
     monkeypatch.chdir(project)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batch.reporting.drift import baseline, by_chance, compare, level, psi
+from batch.reporting.drift import by_chance, compare, earlier_run, level, psi
 from batch.reporting.tally import SCORE_BINS, Tally
 
 
@@ -92,7 +92,7 @@ def manifest(
 def test_the_run_that_is_compared_with(tmp_path: Path) -> None:
     output = tmp_path / "tonight.parquet"
     job = {"contract": "c", "engine": "vllm", "rows": 5}
-    assert baseline(str(output), job) is None
+    assert earlier_run(str(output), job) is None
     manifest(tmp_path / "other-contract.parquet", "d")
     manifest(tmp_path / "made-up.parquet", "c", engine="replay")
     for index, content in enumerate(("[]", "[" * 200_000, '{"job": {"contract": "c"}, "output": 5}')):
@@ -101,13 +101,13 @@ def test_the_run_that_is_compared_with(tmp_path: Path) -> None:
         told = {**tally({"a": 1}, {}).as_json(), **wrong} if isinstance(wrong, dict) else wrong
         manifest(tmp_path / f"wrong{index}.parquet", "c", run={"tally": told})
     (tmp_path / "folder.parquet.manifest.json").mkdir()
-    assert baseline(str(output), job) is None
+    assert earlier_run(str(output), job) is None
     manifest(tmp_path / "last-night.parquet", "c")
-    assert baseline(str(output), job)["output"] == "last-night.parquet"  # type: ignore[index]
+    assert earlier_run(str(output), job)["output"] == "last-night.parquet"  # type: ignore[index]
     manifest(output, "old contract")
-    assert baseline(str(output), job)["output"] == "tonight.parquet"  # type: ignore[index]
+    assert earlier_run(str(output), job)["output"] == "tonight.parquet"  # type: ignore[index]
     # The same job done anew is compared with what it was compared with before, not with itself.
     redone = manifest(output, "c", rows=5, drift={"previous": {"output": "the night before"}})
-    assert baseline(str(output), redone) == {"output": "the night before"}
+    assert earlier_run(str(output), redone) == {"output": "the night before"}
     redone = manifest(output, "c", rows=5, drift=None)
-    assert baseline(str(output), redone) is None
+    assert earlier_run(str(output), redone) is None

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from batch import run
-from batch.adapter.bundle import Bundle, write_manifest
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import ContractError, InputError
@@ -172,7 +172,7 @@ def test_an_adapter_with_another_bases_shapes_is_its_rows_error(
     wide = {name: np.tile(each, (1, 2) if ".lora_A." in name else (1, 1)) for name, each in weights.items()}
     save_file(wide, folder / "adapter_model.safetensors")
     facts = {key: value for key, value in tiny_bundle.manifest.items() if key != "files"}
-    write_manifest(folder, facts)
+    seal_bundle(folder, facts)
     odd = Bundle.open(folder)
     assert odd.base == tiny_bundle.base and not odd.fits(tiny_base) and tiny_bundle.fits(tiny_base)
     both = Adapters(tiny_bundle, "team", {"ours": tiny_bundle, "theirs": odd}).fitting(tiny_base)

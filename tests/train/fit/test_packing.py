@@ -18,7 +18,7 @@ from batch.contract.contract import Contract
 from tests.conftest import ROOT
 from train.config import Config
 from train.dataset import encode, load_rows
-from train.fit.job import prepare
+from train.fit.inputs import prepare
 from train.fit.packing import IGNORED, Collator, pack
 from train.fit.qlora import build_trainer
 

@@ -19,7 +19,7 @@ from batch.contract.contract import Contract
 from batch.errors import AdapterError, ConfigError, OutputLockedError
 from train.config import Config, Quantisation
 from train.dataset import encode, load_rows
-from train.fit import job, qlora
+from train.fit import inputs, qlora
 from train.fit.checkpoints import last_checkpoint
 from train.fit.model import load_quantised
 
@@ -79,7 +79,7 @@ def test_the_mask_is_the_answer_and_its_end_of_turn(tiny_base: Path, contract: C
 
 def test_packing_and_the_trainer_keep_every_label(tiny_base: Path, tmp_path: Path) -> None:
     """What a row's last token sees of the pack is that row, label by label."""
-    wanted = job.prepare(recipe(tiny_base, tmp_path))
+    wanted = inputs.prepare(recipe(tiny_base, tmp_path))
     trainer = qlora.build_trainer(wanted, tmp_path / "run", SILENT)
     examples = encode(wanted.splits["train"], wanted.renderer)
     batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
@@ -236,4 +236,4 @@ def test_a_base_with_remote_code_is_refused(tiny_base: Path, tmp_path: Path) -> 
         json.dumps({**content, "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
     )
     with pytest.raises(AdapterError, match="remote code"):
-        job.prepare(recipe(copy, tmp_path))
+        inputs.prepare(recipe(copy, tmp_path))

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from batch.adapter.base_model import base_digest
-from batch.adapter.bundle import Bundle, write_manifest
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.expanded import Expansion
 from batch.contract.contract import Contract
 from batch.engine.expand import expand, load_base
@@ -107,7 +107,7 @@ def test_too_few_rows_measure_nothing(tiny_base: Path, contract: Contract, tmp_p
 
 def test_a_bundle_of_another_version_is_refused(expanded: Bundle) -> None:
     facts = {key: value for key, value in expanded.manifest.items() if key != "files"}
-    write_manifest(expanded.path, {**facts, "served_base": {"bits": 3}})
+    seal_bundle(expanded.path, {**facts, "served_base": {"bits": 3}})
     with pytest.raises(AdapterError, match=r"expanded by another version.*train it again"):
         Bundle.open(expanded.path).resolve_base()
 

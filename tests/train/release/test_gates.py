@@ -20,7 +20,7 @@ from tests.batch.test_run import backlog
 from tests.conftest import ROOT, make_bundle
 from train.cli import main
 from train.dataset import load_rows
-from train.diagnosis.diagnose import Asked
+from train.diagnosis.diagnose import AskedRow
 from train.evaluation.ask import candidate, route
 from train.evaluation.baselines import Guess
 from train.release.gates import Gate, GateData, bias_gate, champion_gate, gates, regression_gate
@@ -196,10 +196,10 @@ def test_gates_on_known_answers(contract: Contract) -> None:
     assert not bias_gate(contract, asked(contract, [True] * 2 + [False] * 18)).ok
 
 
-def asked(contract: Contract, biased: list[bool]) -> list[Asked]:
+def asked(contract: Contract, biased: list[bool]) -> list[AskedRow]:
     label: dict[bool, Any] = {True: "Databricks app + Salesforce integration", False: "Databricks app"}
     return [
-        Asked("probes", "", f"Update vendor record {i}.", {}, None, {"recommended_platform": label[b]})
+        AskedRow("probes", "", f"Update vendor record {i}.", {}, None, {"recommended_platform": label[b]})
         for i, b in enumerate(biased)
     ]
 

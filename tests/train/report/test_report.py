@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from batch.adapter.bundle import Bundle, write_manifest
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.contract.contract import Contract
 from batch.scoring.lane import ScoredRow
 from tests.conftest import ROOT
@@ -116,7 +116,7 @@ def test_a_calibrated_bundle_shows_what_it_was_calibrated_on(tiny_bundle: Bundle
     content: dict[str, Any] = calibrate(rows, answered(rows, 300), tiny_bundle.contract, 0.1)
     shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
     (tmp_path / "bundle/calibration.json").write_text(json.dumps(content))
-    write_manifest(
+    seal_bundle(
         tmp_path / "bundle", {key: value for key, value in tiny_bundle.manifest.items() if key != "files"}
     )
     text = text_of(page(Bundle.open(tmp_path / "bundle")))

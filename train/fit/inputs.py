@@ -19,7 +19,7 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers"
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Inputs:
     """Everything that decides the result of a run, checked."""
 
     config: Config
@@ -34,7 +34,7 @@ class Job:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
-def prepare(config: Config) -> Job:
+def prepare(config: Config) -> Inputs:
     """Load and check all inputs, before any model is loaded."""
     contract = Contract.load(config.find(config.data.contract))
     base = resolve_base(config.base.model, config.base.revision, near=config.path)
@@ -63,4 +63,4 @@ def prepare(config: Config) -> Job:
         "seed": config.training.seed,
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
-    return Job(config, contract, base, renderer, splits, facts)
+    return Inputs(config, contract, base, renderer, splits, facts)
