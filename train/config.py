@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from batch.adapter.references import find_upwards
 from batch.errors import ConfigError, nearest
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -132,9 +133,8 @@ class Config:
 
     def find(self, reference: str) -> Path:
         """The file that the config names by `reference`. Raises `ConfigError`."""
-        for root in (Path(), *self.path.resolve().parents):
-            if (root / reference).is_file():
-                return root / reference
+        if path := find_upwards(reference, self.path):
+            return path
         raise ConfigError(
             f"{self.path}: no file {reference}, neither from the current directory nor from the "
             "folders above the config; correct the path"

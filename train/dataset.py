@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from batch.adapter.bundle import Bundle
+from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.errors import DatasetError, InvalidAnswer, nearest
@@ -200,10 +201,12 @@ def split_path(bundle: Bundle, split: str) -> Path:
     facts = bundle.manifest.get("data", {}).get(split)
     if not facts:
         raise DatasetError(f"adapter {bundle.digest[:12]} names no {split} split; name a dataset")
-    for root in (Path(), *bundle.path.resolve().parents):
-        path = root / str(facts["path"])
-        if path.is_file() and file_digest(path) == facts["sha256"]:
-            return path
+
+    def unchanged(path: Path) -> bool:
+        return path.is_file() and file_digest(path) == facts["sha256"]
+
+    if path := find_upwards(str(facts["path"]), bundle.path, unchanged):
+        return path
     raise DatasetError(
         f"the {split} split of adapter {bundle.digest[:12]}, {facts['path']}, is not here as it "
         "was; name a dataset"

@@ -11,6 +11,7 @@ from typing import Any
 from batch.adapter.files import no_remote_code, read_json
 from batch.adapter.fits import linear_shapes
 from batch.adapter.made import bases_root, in_a_process, make
+from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
 from batch.errors import AdapterError
 from batch.storage.location import bundle_digest, file_digest
@@ -21,8 +22,7 @@ EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")  # canonical
 
 def local_folder(ref: str, near: Path | None = None) -> Path | None:
     """The model folder or GGUF file at `ref`, under the current directory or the folders above `near`."""
-    roots = (Path(), *(near.resolve().parents if near else ()))
-    return next((root / ref for root in roots if _is_model(root / ref)), None)
+    return find_upwards(ref, near, _is_model)
 
 
 def _is_model(path: Path) -> bool:

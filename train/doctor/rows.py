@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from batch.adapter.base_model import positions
 from batch.adapter.bundle import Bundle
 from batch.adapter.files import read_json
+from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
 from batch.engine import AdapterSpec
 from batch.errors import AdapterError, DatasetError, InvalidAnswer
@@ -89,10 +90,8 @@ def _find(bundle: Bundle) -> Path:
         raise AdapterError(
             f"adapter {bundle.digest[:12]} does not say what it was trained on; name the data with --data"
         )
-    for root in (Path(), *bundle.path.resolve().parents):
-        path: Path = root / reference
-        if path.is_file():
-            return path
+    if path := find_upwards(reference, bundle.path):
+        return path
     raise AdapterError(
         f"the training data {reference} of adapter {bundle.digest[:12]} is not here; name it with --data"
     )

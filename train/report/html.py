@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from batch.adapter.bundle import Bundle
+from batch.adapter.references import find_upwards
 from batch.adapter.registry import Registry
 from batch.contract.fields import as_text
 from batch.errors import AdapterError
@@ -92,15 +93,11 @@ def write_adapter_report(
 
 def default_datasets(bundle: Bundle) -> list[Path]:
     """The bundle's test split, and the fixed sets beside its contract, as far as they are found from here."""
-    found = []
     data, recipe = bundle.manifest.get("data", {}), bundle.manifest.get("recipe", {})
     contract = Path(recipe.get("data", {}).get("contract", "."))
-    for reference in (data.get("test", {}).get("path"), *(str(contract.parent / name) for name in DATASETS)):
-        for root in (Path(), *bundle.path.resolve().parents):
-            if reference and (root / reference).is_file():
-                found.append(root / reference)
-                break
-    return found
+    named = (data.get("test", {}).get("path"), *(str(contract.parent / name) for name in DATASETS))
+    found = (find_upwards(reference, bundle.path) for reference in named if reference)
+    return [path for path in found if path]
 
 
 def _judged(
