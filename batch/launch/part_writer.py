@@ -140,7 +140,7 @@ def kept_shards(folder: Path, unit: Unit) -> list[Path]:
 def kept_tally(receipts: Receipts, folder: Path) -> Tally:
     """Of all rows of a job that are durable: in parts, or in shards of units that are not done."""
     tally = sum((Tally.from_json(receipt.tally) for receipt in receipts), Tally())
-    unfinished = {int(path.name.partition("-")[0]) for path in folder.glob("[0-9]*.parquet")}
+    unfinished = {int(path.name.partition("-")[0]) for path in folder.glob("[0-9]*-*-*.parquet")}
     for unit in receipts.plan:
         if unit.index in unfinished and unit.index not in receipts:
             tally = sum(map(shard_tally, kept_shards(folder, unit)), tally)
@@ -148,7 +148,7 @@ def kept_tally(receipts: Receipts, folder: Path) -> Tally:
 
 
 def _found(folder: Path, unit: Unit) -> list[Path]:
-    return sorted(folder.glob(f"{unit.index:05d}-*.parquet"))
+    return sorted(folder.glob(f"{unit.index:05d}-*-*.parquet"))
 
 
 def _digest(data: bytes | pa.Buffer) -> str:

@@ -1,7 +1,7 @@
 """What is done of a job: for each finished unit a part, its rows in a Parquet file, and a receipt that speaks
 of it.
 
-    parts/00007-<attempt>.parquet   written first, whole
+    shards/00007-<attempt>.parquet  written first, whole
     receipts/00007.json             created only where there is none: the first attempt at a unit wins
 
 A unit is done once its receipt is there. The part of an attempt that came second is removed.
@@ -22,7 +22,7 @@ from batch.storage.store import Store
 from batch.storage.units import Plan
 
 RECEIPT = re.compile(r"receipts/\d{5,}\.json")
-PART = re.compile(r"parts/\d{5,}-[0-9a-f]{16}\.parquet")
+PART = re.compile(r"shards/\d{5,}-[0-9a-f]{16}\.parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Receipt:
 
 
 def part_name(unit: int, attempt: str) -> str:
-    return f"parts/{unit:05d}-{attempt}.parquet"
+    return f"shards/{unit:05d}-{attempt}.parquet"
 
 
 class Receipts:
@@ -66,7 +66,7 @@ class Receipts:
             else:
                 store.remove(name)
         kept = {receipt.part for receipt in receipts}
-        for name in filter(PART.fullmatch, store.names("parts")):
+        for name in filter(PART.fullmatch, store.names("shards")):
             if name not in kept:
                 store.remove(name)
         return receipts

@@ -2,8 +2,9 @@
 
     .NAME.work/            beside OUTPUT, or in --work-dir under OUTPUT's name and a hash of its path
       job.json             the job's fingerprint: facts that must not change between a run and its resumption
-      receipts/, parts/    what is done, unit by unit (`receipts.py`)
-      shards/, answers/  what is done of a unit, and answers to texts that the input repeats
+      receipts/            which units are done (`receipts.py`)
+      shards/              rows that are done: parts of whole units, and what is kept of a unit under way
+      answers/             to texts that the input repeats
     .NAME.work-<hash>/     unfinished work of another job for the same OUTPUT, kept under its fingerprint
     .NAME.work.lock        held while the run lives
 
@@ -25,12 +26,11 @@ from batch.errors import InputError
 from batch.storage.location import Location, refused_or_failed, storage_error, write_file
 from batch.storage.lock import Lock
 
-JOB, RECEIPTS, PARTS, SHARDS, ANSWERS = "job.json", "receipts", "parts", "shards", "answers"
+JOB, RECEIPTS, SHARDS, ANSWERS = "job.json", "receipts", "shards", "answers"
 MADE = {  # the names that a run gives to its files, by folder
     "": re.compile(rf"{re.escape(JOB)}|\..*\.partial"),
     RECEIPTS: re.compile(r"\d{5,}\.json|\..*\.partial"),
-    PARTS: re.compile(r"\d{5,}-[0-9a-f]{16}\.parquet|\..*\.partial"),
-    SHARDS: re.compile(r"\d{5,}-\d{5,}-[0-9a-f]{16}\.parquet|\..*\.partial"),
+    SHARDS: re.compile(r"\d{5,}(-\d{5,})?-[0-9a-f]{16}\.parquet|\..*\.partial"),
     ANSWERS: re.compile(r"answers\.sqlite.*"),
 }
 KEPT = 2  # other jobs' unfinished work for one output: the newest

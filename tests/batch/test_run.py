@@ -244,7 +244,7 @@ def test_sigterm_exits_143_and_leaves_no_engine(tiny_bundle: Bundle, tmp_path: P
     job = subprocess.Popen([*command, "--engine", "replay"], stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
     engines: list[int] = []
-    while not list(tmp_path.glob(".out.parquet.work/parts/*.parquet")) and job.poll() is None:
+    while not list(tmp_path.glob(".out.parquet.work/shards/*.parquet")) and job.poll() is None:
         engines = engines or [int(pid) for pid in children.read_text().split()]
         time.sleep(0.01)
     job.send_signal(signal.SIGTERM)

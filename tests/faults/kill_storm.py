@@ -118,7 +118,7 @@ class Storm:
 
     def _kept(self) -> set[str]:
         names: set[str] = set()
-        for folder in ("shards", "parts", "receipts"):
+        for folder in ("shards", "receipts"):
             with contextlib.suppress(OSError):
                 names.update(os.listdir(self.work / folder))
         return names

@@ -169,7 +169,7 @@ def test_a_full_disk_is_exit_75_and_leaves_the_old_output(
         and "Traceback" not in full.stderr
     )
     assert output.read_bytes() == b"old" and not (tmp_path / "out.parquet.manifest.json").exists()
-    parts = list((tmp_path / ".out.parquet.work/parts").iterdir())
+    parts = list((tmp_path / ".out.parquet.work/shards").iterdir())
     assert bool(parts) == (where == "at assembly")
     done = routed(command(tiny_bundle, source, output))
     assert done.returncode == 0 and pq.read_metadata(output).num_rows == 20_000

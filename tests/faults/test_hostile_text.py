@@ -236,7 +236,7 @@ def test_no_request_is_told_on(tiny_bundle: Bundle, tmp_path: Path, ending: str)
     rows = {
         source,
         tmp_path / "out.parquet",
-        *tmp_path.glob(".out.parquet.work/parts/*"),
+        *tmp_path.glob(".out.parquet.work/shards/*"),
         *tmp_path.glob(".*.partial"),
     }
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and path not in rows]

@@ -94,16 +94,16 @@ def test_a_unit_cut_short_costs_only_itself(tmp_path: Path) -> None:
     for where in ("part", "receipt"):
         line = [sys.executable, "-c", program, str(tmp_path / where), where]
         assert subprocess.run(line, cwd=ROOT, check=False).returncode == -signal.SIGKILL
-        assert len(os.listdir(tmp_path / where / "parts")) == 2
+        assert len(os.listdir(tmp_path / where / "shards")) == 2
         with Ledger.open(tmp_path / where, {}) as ledger:
             assert ledger.done == [0]
-            assert [name for name in os.listdir(tmp_path / where / "parts") if name[0] != "."] == [
+            assert [name for name in os.listdir(tmp_path / where / "shards") if name[0] != "."] == [
                 "00000-0123456789abcdef.parquet"
             ]
             assert ledger.score(1)
 
 
-@pytest.mark.parametrize("what", ["part", "receipt"])
+@pytest.mark.parametrize("what", ["shard", "receipt"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "rename", "swap"])
 def test_a_damaged_unit_is_done_again(tmp_path: Path, what: str, damage: str) -> None:
     fill(tmp_path / "work")
@@ -130,7 +130,7 @@ def test_a_damaged_unit_is_done_again(tmp_path: Path, what: str, damage: str) ->
 
 def test_every_flipped_byte_of_a_part_is_noticed(tmp_path: Path) -> None:
     fill(tmp_path / "work", 1)
-    (part,) = (tmp_path / "work" / "parts").iterdir()
+    (part,) = (tmp_path / "work" / "shards").iterdir()
     (receipt,) = (tmp_path / "work" / "receipts").iterdir()
     data, told = part.read_bytes(), receipt.read_bytes()
     for position in range(0, len(data), 7):
@@ -144,10 +144,10 @@ def test_the_first_attempt_wins(tmp_path: Path) -> None:
     """The part of a late one goes; a call that is made again after its reply was lost recognises itself."""
     with Ledger.open(tmp_path / "work", FACTS) as ledger:
         assert ledger.score(4, attempt="a" * 16) and not ledger.score(4, attempt="b" * 16)
-        assert os.listdir(tmp_path / "work/parts") == [f"00004-{'a' * 16}.parquet"]
+        assert os.listdir(tmp_path / "work/shards") == [f"00004-{'a' * 16}.parquet"]
         (receipt,) = ledger.receipts
         assert receipt.attempt == "a" * 16 and ledger.receipts.add(receipt)
-        assert os.listdir(tmp_path / "work/parts") == [f"00004-{'a' * 16}.parquet"]
+        assert os.listdir(tmp_path / "work/shards") == [f"00004-{'a' * 16}.parquet"]
 
 
 def test_the_proof(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_the_proof(tmp_path: Path) -> None:
             ledger.receipts.prove("f" * 64, "id", (30, "0" * 64))
         first, second = (
             ledger.receipts.store.location(part).path
-            for part in ("parts/00000-0123456789abcdef.parquet", "parts/00001-0123456789abcdef.parquet")
+            for part in ("shards/00000-0123456789abcdef.parquet", "shards/00001-0123456789abcdef.parquet")
         )
         Path(first).write_bytes(Path(second).read_bytes())
         with pytest.raises(StorageError, match="not what its receipt says"):
@@ -207,7 +207,7 @@ def test_what_cannot_be_resumed_is_collected(tmp_path: Path, leave: str) -> None
             (work / "job.json").unlink()
     with Ledger.open(work, {"input": 1}) as ledger:
         assert ledger.done == []
-        assert sorted(os.listdir(tmp_path)) == ["work", "work.lock"] and not os.listdir(work / "parts")
+        assert sorted(os.listdir(tmp_path)) == ["work", "work.lock"] and not os.listdir(work / "shards")
 
 
 def test_only_so_many_other_jobs_are_kept(tmp_path: Path) -> None:
@@ -216,13 +216,13 @@ def test_only_so_many_other_jobs_are_kept(tmp_path: Path) -> None:
             ledger.score(0)
     assert len(os.listdir(tmp_path)) == 1 + KEPT
     WorkDir.open(tmp_path / "work", {"night": 5}, fresh=True).close()
-    assert os.listdir(tmp_path) == ["work"] and not os.listdir(tmp_path / "work/parts")
+    assert os.listdir(tmp_path) == ["work"] and not os.listdir(tmp_path / "work/shards")
 
 
 def test_only_what_a_run_made_is_removed(tmp_path: Path) -> None:
     """Somebody's files in the folder stay, through another job, --fresh and the end."""
     work = tmp_path / "work"
-    theirs = [work / "thesis.txt", work / "parts/a", work / "parts/1.parquet", work / "answers/notes.md"]
+    theirs = [work / "thesis.txt", work / "shards/a", work / "shards/1.parquet", work / "answers/notes.md"]
     for path in theirs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
@@ -237,12 +237,12 @@ def test_only_what_a_run_made_is_removed(tmp_path: Path) -> None:
     assert sorted(path for path in work.rglob("*") if path.is_file()) == sorted(theirs)
 
 
-@pytest.mark.parametrize("name", ["work", "work/parts", "work.lock"])
+@pytest.mark.parametrize("name", ["work", "work/shards", "work.lock"])
 def test_links_at_fixed_names_are_not_followed(tmp_path: Path, name: str) -> None:
     """A link to a victim's folder or file, or to nothing: a line at once, and the victim is as it was."""
     victim = tmp_path / "home"
-    (victim / "parts").mkdir(parents=True)
-    (victim / "parts/00000-0123456789abcdef.parquet").write_text("precious")
+    (victim / "shards").mkdir(parents=True)
+    (victim / "shards/00000-0123456789abcdef.parquet").write_text("precious")
     (tmp_path / name).parent.mkdir(exist_ok=True)
     for target in (victim, tmp_path / "nowhere/x"):
         (tmp_path / name).symlink_to(target)
@@ -251,7 +251,7 @@ def test_links_at_fixed_names_are_not_followed(tmp_path: Path, name: str) -> Non
             Ledger.open(tmp_path / "work", FACTS, fresh=True)
         assert time.monotonic() - before < 1
         (tmp_path / name).unlink()
-    assert (victim / "parts/00000-0123456789abcdef.parquet").read_text() == "precious"
+    assert (victim / "shards/00000-0123456789abcdef.parquet").read_text() == "precious"
 
 
 @pytest.mark.parametrize("leave", ["text", "hard link", "folder"])
