@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
 
 from batch.errors import StorageError
 from batch.reporting import charts
 from batch.reporting.drift import ALARM, WARN
+from batch.reporting.page import render_page
 from batch.reporting.tally import SCORE_BINS, Tally
 from batch.storage.location import Location, write_file
 from batch.storage.manifest import manifest_location, output_files, read_manifest
 from batch.storage.parquet import ParquetSource
 
+TEMPLATE = Path(__file__).with_name("report.html")
 LOWEST = 25  # rows listed
 BARS = 20  # of the score histogram
 READ_ROWS = 65_536
@@ -29,13 +30,9 @@ def write_report(path: Path, output: str) -> None:
     manifest = read_manifest(manifest_location(output))
     if manifest is None:
         raise StorageError(f"{output} has no manifest to report on; run again")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    page = template.render(
+    page = render_page(
+        TEMPLATE,
+        {"number": lambda value: f"{value:,}", "percent": lambda share: f"{share:.1%}"},
         output=Location.of(output).name,
         job=manifest["job"],
         run=manifest["run"],

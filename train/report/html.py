@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -20,6 +19,7 @@ from batch.adapter.references import find_upwards
 from batch.adapter.registry import Registry
 from batch.contract.fields import as_text
 from batch.errors import AdapterError
+from batch.reporting.page import render_page
 from batch.scoring.lane import ScoredRow
 from batch.scoring.output_rows import outcomes
 from batch.storage.location import write_file
@@ -143,14 +143,12 @@ def render(
     """
     metrics = json.loads((bundle.path / "metrics.json").read_text(encoding="utf-8"))
     calibration = json.loads((bundle.path / "calibration.json").read_text(encoding="utf-8"))
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
     largest = max(
         (each for each in judged), key=lambda each: len(each.evaluations[0].all_right), default=None
     )
     misses = [(each.name, miss) for each in judged for miss in each.evaluations[0].misses]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render_page(
+        TEMPLATE,
         bundle=bundle,
         name=name,
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),

@@ -1,0 +1,23 @@
+"""The page that every report is: one HTML file with its styles in it, no script and no network."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+LAYOUTS = Path(__file__).parent  # of page.html, which a report's template extends
+Filters = Mapping[str, Callable[[Any], str]]
+
+
+def render_page(template: Path, filters: Filters | None = None, **values: Any) -> str:
+    """The page of `template`, with every value escaped; a name that it is not given is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, LAYOUTS]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(filters or {})
+    return environment.get_template(template.name).render(values)
