@@ -13,7 +13,6 @@ from batch import __version__
 from batch.adapter.bundle import Bundle
 from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, one_line, ours
 from batch.events import JsonLines, nobody
-from batch.reporting.prometheus import write_metrics
 from batch.reporting.summary import NOTES, Device, Summary
 from batch.reporting.tally import Tally
 from batch.scoring.router import Counts
@@ -154,4 +153,6 @@ class Observer:
     def _write_metrics(self, code: int) -> None:
         self.summary.seconds = time.monotonic() - self._started
         if self._outlets.metrics and self._checked:
+            from batch.reporting.prometheus import write_metrics  # only a run that is scraped pays for it
+
             write_metrics(self._outlets.metrics, self.summary, code, time.time())

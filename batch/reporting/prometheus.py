@@ -4,9 +4,12 @@ Text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). Every s
 the file's name without its suffix: files of several nightly jobs can lie in one folder.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from batch.reporting.summary import Summary
 from batch.scoring.lane import ERROR_MESSAGES
@@ -15,6 +18,7 @@ from batch.storage.location import Location, write_file
 LAST_SUCCESS = "batch_route_last_success_timestamp_seconds"
 
 Samples = list[tuple[Mapping[str, str], float | None]]  # labels, value; None leaves the sample out
+Family = tuple[str, str, Samples]  # name, help, samples
 
 
 def write_metrics(path: Path, summary: Summary, exit_code: int, now: float) -> None:
@@ -24,19 +28,33 @@ def write_metrics(path: Path, summary: Summary, exit_code: int, now: float) -> N
     Otherwise the time in the file that is there stays, 0 for never. Raises `StorageError`.
     """
     success = now if exit_code == 0 else _last_success(path)
-    task = {"task": path.name.split(".")[0]}
-    lines = []
-    for name, help_text, samples in _families(summary, exit_code, now, success):
-        kept = [(labels, value) for labels, value in samples if value is not None]
-        if kept:
-            lines += [f"# HELP {name} {help_text}", f"# TYPE {name} gauge"]
-            lines += [f"{name}{{{_labels({**task, **labels})}}} {value!r}" for labels, value in kept]
-    write_file(Location.of(path), ("\n".join(lines) + "\n").encode())
+    write_textfile(path, _families(summary, exit_code, now, success))
 
 
-def _families(
-    summary: Summary, exit_code: int, now: float, success: float
-) -> Iterator[tuple[str, str, Samples]]:
+def write_textfile(path: Path, families: Iterable[Family]) -> None:
+    """Replace the textfile at `path`, whole, by gauges. Raises `StorageError`."""
+    registry = CollectorRegistry()
+    registry.register(_Gauges(path.name.split(".")[0], list(families)))
+    write_file(Location.of(path), generate_latest(registry))
+
+
+class _Gauges:
+    """What a registry collects: the families that have a sample."""
+
+    def __init__(self, task: str, families: list[Family]) -> None:
+        self._task, self._families = task, families
+
+    def collect(self) -> Iterator[Metric]:
+        for name, meaning, samples in self._families:
+            gauge = GaugeMetricFamily(name, meaning)
+            for labels, value in samples:
+                if value is not None:
+                    gauge.add_sample(name, {"task": self._task, **labels}, value)
+            if gauge.samples:
+                yield gauge
+
+
+def _families(summary: Summary, exit_code: int, now: float, success: float) -> Iterator[Family]:
     tally, counts = summary.tally, summary.counts
     values: list[tuple[str, str, float | None]] = [
         (LAST_SUCCESS, "End of the last run that exited with 0; 0 for never.", success),
@@ -101,17 +119,10 @@ def _families(
     yield "batch_route_engine_info", "What served the last run.", [(facts, 1)] if facts else []
 
 
-def _labels(labels: Mapping[str, str]) -> str:
-    escaped = {
-        name: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-        for name, value in labels.items()
-    }
-    return ",".join(f'{name}="{value}"' for name, value in escaped.items())
-
-
 def _last_success(path: Path) -> float:
+    """What an earlier run wrote; 0 where the file is not there or is not one of ours."""
     try:
-        found = re.search(rf"^{LAST_SUCCESS}{{.*}} (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        return float(found[1]) if found else 0.0
-    except (OSError, ValueError):
+        families = text_string_to_metric_families(path.read_text(encoding="utf-8"))
+        return next((family.samples[0].value for family in families if family.name == LAST_SUCCESS), 0.0)
+    except (OSError, ValueError, IndexError):
         return 0.0

@@ -17,7 +17,7 @@ from train.decisions import DecisionLog
 from train.review import apply as people
 from train.review.agreement import agreement as compare
 from train.review.audit import audit as count
-from train.review.audit import write_metrics
+from train.review.audit import write_audit
 from train.review.queue import Selection, read_items
 from train.review.serve import examples_of, ids_in, reviewed, seed_of, serve, target_of, task_of
 from train.review.session import Session
@@ -213,6 +213,6 @@ def audit(
         )
     click.echo(found.verdict)
     if metrics:
-        write_metrics(metrics, found)
+        write_audit(metrics, found)
     if found.holds is False:
         raise SystemExit(EXIT_TOO_MANY_ERRORS)

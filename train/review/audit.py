@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from batch.contract.contract import Contract
 from batch.errors import InputError
-from batch.storage.location import write_file
+from batch.reporting.prometheus import write_textfile
 from train.dataset import Row
 from train.evaluation.statistics import Proportion
 
@@ -96,22 +95,20 @@ def _night(
     return Night(path.name, auto.height, Proportion(wrong, seen.height))
 
 
-def write_metrics(path: Path, found: Audit) -> None:
+def write_audit(path: Path, found: Audit) -> None:
     """The audit as a Prometheus textfile. Raises `StorageError`."""
-    registry = CollectorRegistry()
     low, high = found.wrong.interval
-    for name, meaning, value in (
+    values = (
         ("rows", "Rows without a person that the audit drew and a person answered.", found.wrong.of),
         ("wrong_rows", "Of those, the rows that were wrong.", found.wrong.count),
         ("wrong_share_low", "Lower end of the 95 % interval of their share.", low),
         ("wrong_share_high", "Upper end of the 95 % interval of their share.", high),
         ("target_share", "Share of wrong rows that the threshold is to keep.", found.target),
         ("target_holds", "1 within the target, 0 above it, -1 too few rows to say.", _as_number(found.holds)),
-    ):
-        Gauge(f"batch_route_audit_{name}", meaning, ["task"], registry=registry).labels(
-            path.name.split(".")[0]
-        ).set(value)
-    write_file(path, generate_latest(registry))
+    )
+    write_textfile(
+        path, [(f"batch_route_audit_{name}", meaning, [({}, value)]) for name, meaning, value in values]
+    )
 
 
 def _as_number(holds: bool | None) -> int:
