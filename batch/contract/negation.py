@@ -13,15 +13,13 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from batch.contract import validation
-from batch.errors import ContractError
+from batch.contract.phrases import any_of, phrases
 
 BEFORE = 30  # characters between a word that denies and what it denies
 AFTER = 20
 SEEN = 60  # characters of the request that are looked at on either side
-GAP = 3  # words that `...` may stand for
 STOPS = r"[.;,!?:()\n–—]"  # a denial does not reach over them
 
-# A phrase is words with spaces; `a|b` is either word, `...` up to three words.
 KINDS = {
     "before": "denies what follows in its clause",
     "close_before": "denies what follows at once",
@@ -44,10 +42,8 @@ class Negation:
         found: dict[str, tuple[str, ...]] = dict.fromkeys(KINDS, ())
         for language, lists in validation.table(raw, "[negation]").items():
             where = f"[negation.{language}]"
-            for kind, phrases in validation.keys(lists, where, optional=KINDS).items():
-                found[kind] += tuple(
-                    _phrase(each, f"{where} {kind}") for each in validation.items(phrases, where)
-                )
+            for kind, listed in validation.keys(lists, where, optional=KINDS).items():
+                found[kind] += phrases(listed, f"{where} {kind}")
         return cls(found)
 
     def plain(self, text: str) -> str:
@@ -70,7 +66,8 @@ class Negation:
 
     @functools.cached_property
     def _after(self) -> re.Pattern[str]:
-        return re.compile(f"(?:(?!{STOPS}).){{0,{AFTER}}}{self._any('after')}", re.I)
+        near = f"(?:(?!{STOPS}).){{0,{AFTER}}}|\\s*:\\s*"  # or as in a form: "Salesforce: not used"
+        return re.compile(f"(?:{near}){self._any('after')}", re.I)
 
     @functools.cached_property
     def _affirms(self) -> re.Pattern[str]:
@@ -85,21 +82,4 @@ class Negation:
         return re.compile(self._any("harmless"), re.I)
 
     def _any(self, kind: str) -> str:
-        """Expression of any phrase of a kind, in whole words; of none, one that nothing matches."""
-        phrases = [_expression(phrase) for phrase in self.phrases.get(kind, ())]
-        return rf"(?<![\w-])(?:{'|'.join(phrases)})(?![\w-])" if phrases else "(?!)"
-
-
-def _phrase(value: Any, where: str) -> str:
-    phrase = validation.text(value, where)
-    if not all(word.strip("|.") for word in phrase.split(" ") if word != "...") or not phrase.strip(". "):
-        raise ContractError(f"{where}: {phrase!r} is no phrase of words")
-    return phrase
-
-
-def _expression(phrase: str) -> str:
-    words = []
-    for word in phrase.split():
-        either = "|".join(map(re.escape, word.split("|")))
-        words.append(rf"(?:[\w'-]+\s+){{0,{GAP}}}" if word == "..." else rf"(?:{either})\s+")
-    return "".join(words).removesuffix(r"\s+")
+        return any_of(self.phrases.get(kind, ()))

@@ -11,19 +11,22 @@ from typing import Any
 from batch.contract import validation
 from batch.contract.fields import Field
 from batch.contract.negation import Negation
+from batch.contract.phrases import any_of, phrases
 from batch.errors import ContractError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """When an answer holds the values `when`, either other fields are among `allow`, or the request mentions
-    one of `mentions` (whole words, any case, not negated). `then` are the values that correct an answer which
-    breaks it; where `allow` leaves one value, that one does."""
+    one of `mentions` (whole words, any case, not negated, and not in one of the `homonyms`). `then` are the
+    values that correct an answer which breaks it; where `allow` leaves one value, that one does."""
 
     name: str
     when: Mapping[str, Any]
     allow: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     mentions: tuple[str, ...] = ()
+    # phrases that hold such a word in another sense
+    homonyms: tuple[str, ...] = ()
     # what an enforced rule puts in their place
     then: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # the contract's
@@ -33,7 +36,8 @@ class Rule:
     @classmethod
     def from_dict(cls, entry: Any, fields: Mapping[str, Field], negation: Negation) -> "Rule":
         """Compile one `[[rules]]` entry against the contract's fields by name; raises `ContractError`."""
-        validation.keys(entry, "[[rules]]", required={"name", "when"}, optional={"allow", "mentions", "then"})
+        known = {"allow", "mentions", "homonyms", "then"}
+        validation.keys(entry, "[[rules]]", required={"name", "when"}, optional=known)
         where = f"rule {validation.text(entry['name'], '[[rules]] name')!r}"
         if bool(entry.get("allow")) == ("mentions" in entry):
             raise ContractError(f"{where}: needs either allow or mentions")
@@ -51,6 +55,9 @@ class Rule:
         words = tuple(validation.text(word, f"{where}: mentions") for word in mentions)
         if not all(word.strip() for word in words):
             raise ContractError(f"{where}: mentions holds a blank text, which every request mentions")
+        homonyms = phrases(entry["homonyms"], f"{where}: homonyms") if "homonyms" in entry else ()
+        if homonyms and not words:
+            raise ContractError(f"{where}: homonyms are of mentions, and it has none")
         if any(not fields[name].within(then[name], values) for name, values in allow.items() if name in then):
             raise ContractError(f"{where}: then holds a value that allow refuses")
         only = {
@@ -58,7 +65,7 @@ class Rule:
             for name, values in allow.items()
             if len(values) == 1 and fields[name].legal(values[0])
         }
-        rule = cls(entry["name"], when, allow, words, {**only, **then}, fields, negation)
+        rule = cls(entry["name"], when, allow, words, homonyms, {**only, **then}, fields, negation)
         if then and not rule._cures():
             raise ContractError(
                 f"{where}: an answer corrected to its then would still break it; "
@@ -89,13 +96,23 @@ class Rule:
         return all(self.fields[name].within(answer[name], values) for name, values in self.allow.items())
 
     def mentioned(self, request: str) -> bool:
-        """Whether `request` holds one of the `mentions`, not negated."""
-        plain, found = self.negation.plain(request), self._mention.finditer(request)
-        return any(not self.negation.denies(plain, *match.span()) for match in found)
+        """Whether `request` holds one of the `mentions`, not negated, in its own sense."""
+        plain = self.negation.plain(request)
+        named = self._mention.finditer(self._homonym.sub(self._cross_out, request))
+        return any(not self.negation.denies(plain, *match.span()) for match in named)
 
     def denied(self, request: str) -> bool:
-        """Whether `request` holds `mentions`, and each is negated: its words may have been misread."""
+        """Whether `request` holds `mentions`, and each is negated or a homonym: it may have been misread."""
         return bool(self._mention.search(request)) and not self.mentioned(request)
+
+    def _cross_out(self, homonym: re.Match[str]) -> str:
+        """The same length without its words, unless one is written as in `mentions` ("a SNOW report")."""
+        meant = any(word in homonym[0] for word in self.mentions)
+        return homonym[0] if meant else "_" * len(homonym[0])
+
+    @functools.cached_property
+    def _homonym(self) -> re.Pattern[str]:
+        return re.compile(any_of(self.homonyms), re.I)
 
     @functools.cached_property
     def _mention(self) -> re.Pattern[str]:

@@ -75,6 +75,8 @@ MENTIONED = [
     "It creates leads in Salesforce, and email is not involved.",
     "Close cases in Service Cloud and open leads in sales cloud.",
     "What is left in Salesforce gets merged.",
+    "Salesforce: the ticket's field is not needed, its owner is",
+    "Salesforce: open leads",
     "We left HubSpot for Salesforce.",
     "Salesforce is the system; the old CRM was retired.",
     # a word that denies, and denies something else or nothing
@@ -152,6 +154,9 @@ NOT_MENTIONED = [
     "Salesforce is not in scope",
     "Salesforce brauchen wir nicht",
     "Salesforce wird nicht mehr benutzt",
+    "Salesforce went away from here two years ago, we run Jira",
+    "System: the CRM. Salesforce: not used. Approval: by the clerk.",
+    "salesforce : not involved",
 ]
 
 
@@ -174,6 +179,14 @@ def test_salesforce_is_not_mentioned(contract: Contract, request_text: str) -> N
         ("SNOW tickets", True),
         ("our snow queue", True),
         ("predict snowfall for the depot", False),
+        ("A traffic light of the weather feed and snow sensors", False),
+        ("a snow-day countdown", False),
+        ("Snow ploughs by GPS on a map", False),
+        ("which trains run late in ice and snow", False),
+        ("phone our customer service now and then", False),
+        ("snow sensors report a fault, open a ticket in snow", True),  # both senses: one is meant
+        ("a SNOW report by email", True),
+        ("snow asset older than four years", True),
         ("Snowflake tables", False),
         ("snowy roads", False),
         ("the customer service", False),
@@ -218,6 +231,9 @@ def test_servicenow_aliases_are_whole_words(contract: Contract, request_text: st
         ({"name": "r", "when": {}, "allow": {"needs_review": True}}, "allow needs_review must be a list"),
         ({"name": "r", "when": {}, "allow": {"risk": []}}, "allow risk must be a list that is not empty"),
         ({"name": "r", "when": {}, "allow": {}}, "allow"),
+        ({"name": "r", "when": {}, "mentions": ["x"], "homonyms": "x y"}, "homonyms must be a list"),
+        ({"name": "r", "when": {}, "mentions": ["x"], "homonyms": ["|"]}, "homonyms: '|' is no phrase"),
+        ({"name": "r", "when": {}, "allow": {"risk": ["low"]}, "homonyms": ["x y"]}, "it has none"),
         ({"name": "high_risk_needs_review", "when": {}, "mentions": ["x"]}, "duplicated"),
     ],
 )
@@ -326,7 +342,7 @@ def test_the_mention_rules_read_what_labellers_wrote(contract: Contract) -> None
                 and row.facts["system"] == "none"
             ):
                 denied += any(rule.mentioned(row.request) for rule in contract.rules if rule.mentions)
-    assert denied <= 7, "denials of a system that the rules take for mentions, of some 100 that people wrote"
+    assert denied <= 5, "denials of a system that the rules take for mentions, of some 100 that people wrote"
     broken = caught = uncaught = 0
     for made in itertools.islice(requests(random.Random(5)), 2000):
         answer = contract.decide(made.facts.as_dict())
@@ -380,6 +396,23 @@ def test_negation_is_the_contracts_own(contract: Contract) -> None:
 def test_a_wrong_negation_is_refused(contract: Contract, table: Any, message: str) -> None:
     with pytest.raises(ContractError, match=message):
         Contract.from_dict({**contract.raw, "negation": table})
+
+
+def test_a_homonym_is_the_rules_own_and_corrects_nothing(contract: Contract) -> None:
+    """Another contract's word, another language; an answer that only a homonym speaks for goes to a person."""
+    rule = {
+        "name": "r",
+        "when": {"recommended_platform": "Databricks app + Salesforce integration"},
+        "mentions": ["Apple", "Box"],
+        "homonyms": ["apple pie|tree", "in|of a box"],
+    }
+    strict = enforcing(contract, rules=[rule])
+    for text in ["an apple-tree register", "APPLE  PIE", "kept in a box"]:
+        assert strict.violations(SALESFORCE, text) == ["r"], text
+    for text in ["a box of screws in a box", "the Apple tree app"]:
+        assert strict.violations(SALESFORCE, text) == [], text
+    (made,) = strict.rules
+    assert made.denied("apple pie") and not made.denied("pie")
 
 
 @pytest.mark.parametrize("text", ["no Salesforce involved", "Salesforce was retired last year."])
