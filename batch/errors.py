@@ -7,6 +7,7 @@
     ├── ContractError                   2    the contract is refused
     ├── DatasetError                    2    a labelled dataset is refused, with file and line
     ├── AdapterError                    2    an adapter bundle or a base model is refused
+    │   └── PositionsError              2    the contract's longest row is longer than the base can read
     ├── InstallationError               2    a package is missing
     ├── OutputLockedError               4    another run holds this output
     ├── EngineError                    75    the engine failed; run again to resume
@@ -73,6 +74,10 @@ class DatasetError(BatchRouteError):
 
 
 class AdapterError(BatchRouteError):
+    pass
+
+
+class PositionsError(AdapterError):
     pass
 
 

@@ -57,6 +57,16 @@ class Data:
         0.6  # from which a request of one split is too like one of another; 1 lets all but equal ones be
     )
 
+    def splits(self) -> dict[str, str]:
+        """The file of each split that the recipe names."""
+        files = {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+            "calibration": self.calibration,
+        }
+        return {split: file for split, file in files.items() if file}
+
 
 @dataclasses.dataclass(frozen=True)
 class Lora:

@@ -10,20 +10,18 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.references import find_upwards
-from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.errors import DatasetError, InvalidAnswer, nearest
 from batch.storage.location import file_digest
 from train import decisions, tables
 from train.likeness import NEAR_DUPLICATE, Likeness, compared, signs
 
-IGNORED = -100  # label of a token that is not learned, as torch has it
 # keys for people and reports; training ignores them
 NOTES = frozenset({"probe", "family", "source", "suggested", "why"}) | decisions.KEYS
 
@@ -157,32 +155,6 @@ def near_duplicates(rows: Sequence[Row], limit: float = NEAR_DUPLICATE) -> Itera
         if found := known.nearest(row.request):
             yield row, rows[found[0]], found[1]
         known.add(row.request)
-
-
-def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]]:
-    """Token `input_ids` and `labels` of each row; labels are IGNORED but on the answer and its end of turn.
-
-    Nothing is cut: a request of more tokens than the contract accepts raises `DatasetError`.
-    """
-    examples = []
-    for row in rows:
-        prompt, completion = renderer.encode_example(row.request, dict(row.answer))
-        size, limit = len(prompt) - len(renderer.prompt([])), renderer.contract.max_tokens
-        if size > limit:
-            raise DatasetError(
-                f"{row.where}: the request has {size} tokens, the contract accepts {limit}; shorten it"
-            )
-        examples.append({"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion})
-    return examples
-
-
-def count_tokens(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, int]:
-    """What a pass over the training rows holds: rows, tokens, and the tokens that are learned."""
-    return {
-        "rows": len(examples),
-        "all": sum(len(example["input_ids"]) for example in examples),
-        "supervised": sum(label != IGNORED for example in examples for label in example["labels"]),
-    }
 
 
 def file_facts(path: Path, reference: str, rows: Sequence[Row]) -> dict[str, Any]:

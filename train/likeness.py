@@ -10,11 +10,12 @@ import math
 import re
 import unicodedata
 from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
@@ -25,7 +26,9 @@ NEAR_DUPLICATE = 0.6
 PUNCTUATION = ".,:;!?…'\"`´“”„‘’‚«»‹›()\\[\\]{}_·•¿¡—–-"
 SIGNS = re.compile(rf"[^\W_]+|[-−–](?=\d)|[^\w\s{PUNCTUATION}]")
 MANY = 2000  # texts from which a bar is shown
+WORD = 64  # bits; of a pair that one text in so many holds, a bit in each text is shorter than a list of them
 Shingle = tuple[str, ...]
+Numbers: TypeAlias = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 
 
@@ -56,16 +59,29 @@ class Likeness:
     """Texts that were added, to find those that another text is nearly a copy of.
 
     Of two sets of which a share `limit` is common, one's rarest few members must hold one of the other's
-    (prefix filtering; Chaudhuri, Ganti and Kaushik 2006). So a greeting that all texts begin with costs
-    nothing, provided that `corpus`, the texts to come, says what is common.
+    (prefix filtering; Chaudhuri, Ganti and Kaushik 2006): most short texts are told apart by that. What is
+    left is counted, by lists of the texts that hold a pair, and for pairs that many hold by a bit in each
+    text. So a greeting and a signature that all texts have cost little, provided that `corpus`, the texts to
+    come, says what is common.
     """
 
     def __init__(self, corpus: Iterable[str] = (), limit: float = NEAR_DUPLICATE) -> None:
         self._limit = limit
-        self._frequency = Counter(shingle for text in corpus for shingle in shingles(text))
+        # Pairs are numbered, the rarest first; those that the corpus does not hold from -1 down.
+        self._numbers: dict[Shingle, int] = {}
+        read = {text: self._numbered(text) for text in corpus}
+        frequency = np.bincount(np.concatenate([*read.values(), np.zeros(0, np.int64)]) + len(self._numbers))
+        rank = np.empty_like(frequency)
+        rank[np.argsort(frequency, kind="stable")] = np.arange(len(frequency))
+        self._read = {text: np.sort(rank[numbers + len(rank)]) for text, numbers in read.items()}
+        self._numbers = {pair: int(rank[number + len(rank)]) for pair, number in self._numbers.items()}
+        common = np.count_nonzero(frequency * WORD > max(len(read), WORD))
+        self._common = len(rank) - common  # from this number on a pair is a bit
+        self._words = -(-common // WORD)
+        self._bits = array("Q")  # of each text so many words
         self._sizes = array("I")
-        self._texts_of: dict[Shingle, array[int]] = defaultdict(lambda: array("I"))
-        self._rare: set[Shingle] = set()
+        self._texts_of: dict[int, array[int]] = defaultdict(lambda: array("I"))
+        self._rare: set[int] = set()
 
     @property
     def size(self) -> int:
@@ -73,11 +89,16 @@ class Likeness:
 
     def near(self, text: str) -> list[tuple[int, float]]:
         """Number in the order of `add`, and likeness, of each text that is at least `limit` like this one."""
-        own = shingles(text)
-        if self._rare.isdisjoint(self._rarest(own)):
+        own = self._numbers_of(text)
+        if self._rare.isdisjoint(own[: self._prefix(own)].tolist()):
             return []
-        holding = [np.frombuffer(self._texts_of[each], np.uint32) for each in own if each in self._texts_of]
-        shared = np.bincount(np.concatenate(holding), minlength=len(self._sizes))
+        lists = [self._texts_of[each] for each in own.tolist() if each in self._texts_of]
+        held = np.frombuffer(b"".join(lists), np.uint32)
+        shared = np.bincount(held, minlength=self.size)
+        bits = np.frombuffer(self._bits, np.uint64).reshape(self.size, self._words)
+        for word, mine in enumerate(self._bits_of(own)):
+            if mine:
+                shared += np.bitwise_count(bits[:, word] & mine)
         likeness = shared / (len(own) + np.frombuffer(self._sizes, np.uint32) - shared)
         return [(other, float(likeness[other])) for other in np.flatnonzero(likeness >= self._limit).tolist()]
 
@@ -86,13 +107,31 @@ class Likeness:
         return max(self.near(text), key=lambda pair: pair[1], default=None)
 
     def add(self, text: str) -> None:
-        own = shingles(text)
-        for shingle in own:
-            self._texts_of[shingle].append(len(self._sizes))
-        self._rare.update(self._rarest(own))
+        own = self._numbers_of(text)
+        for number in own[own < self._common].tolist():
+            self._texts_of[number].append(self.size)
+        self._bits.frombytes(self._bits_of(own).tobytes())
+        self._rare.update(own[: self._prefix(own)].tolist())
         self._sizes.append(len(own))
 
-    def _rarest(self, own: frozenset[Shingle]) -> list[Shingle]:
-        """So many that a set without one of them misses the limit."""
-        count = len(own) - math.ceil(self._limit * len(own) - 1e-9) + 1
-        return sorted(own, key=lambda each: (self._frequency[each], each))[:count]
+    def _numbers_of(self, text: str) -> Numbers:
+        """The pairs of a text by number, the rarest first."""
+        read = self._read.get(text)
+        return np.sort(self._numbered(text)) if read is None else read
+
+    def _numbered(self, text: str) -> Numbers:
+        known = self._numbers
+        own = shingles(text)
+        numbers = (known.setdefault(pair, -1 - len(known)) for pair in own)
+        return np.fromiter(numbers, np.int64, len(own))
+
+    def _prefix(self, own: Numbers) -> int:
+        """Of a set without any of its so many rarest members, none reaches the limit."""
+        return len(own) - math.ceil(self._limit * len(own) - 1e-9) + 1
+
+    def _bits_of(self, own: Numbers) -> npt.NDArray[np.uint64]:
+        """The common pairs that a text holds, in words of 64."""
+        words = np.zeros(self._words, np.uint64)
+        places = (own[own >= self._common] - self._common).astype(np.uint64)
+        np.bitwise_or.at(words, places // np.uint64(WORD), np.uint64(1) << places % np.uint64(WORD))
+        return words

@@ -13,7 +13,7 @@ from batch.adapter.fits import linear_shapes
 from batch.adapter.made import bases_root, in_a_process, make
 from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
-from batch.errors import AdapterError
+from batch.errors import AdapterError, PositionsError
 from batch.storage.location import bundle_digest, file_digest
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
@@ -103,10 +103,9 @@ def check_holds(folder: Path, renderer: Renderer) -> None:
         )
     room = positions(read_json(folder / "config.json", "a model folder"))
     if room is not None and renderer.max_model_len > room:
-        raise AdapterError(
+        raise PositionsError(
             f"{folder}: prompt, longest request and longest answer take {renderer.max_model_len} "
-            "tokens, the base "
-            f"holds {room}; lower [input] max_tokens in the contract"
+            f"tokens, the base holds {room}; lower [input] max_tokens in the contract"
         )
 
 

@@ -18,7 +18,7 @@ def check_fits(adapter: Path, modules: tuple[LoraModule, ...], base: Path) -> No
     """Every layer that the adapter changes must be the base's, of its shape, and none may be missing."""
     shapes = linear_shapes(base)
     for module in modules:
-        shape = shapes.get(_canonical(module.name))
+        shape = shapes.get(canonical(module.name))
         if shape is None:
             raise AdapterError(
                 f"{adapter}: its module {module.name} is not in the base model {base}; it was trained "
@@ -32,7 +32,7 @@ def check_fits(adapter: Path, modules: tuple[LoraModule, ...], base: Path) -> No
                 f"the base model {base} it is {list(shape)}; it was trained on another, name that one"
             )
     config = read_json(adapter / "adapter_config.json", "a PEFT adapter")
-    present = {_canonical(module.name) for module in modules}
+    present = {canonical(module.name) for module in modules}
     if missing := sorted(set(_targeted(config, shapes)) - present):
         raise AdapterError(
             f"{adapter}: has no weights for {missing[0]}, one of its target_modules ({len(missing)} are "
@@ -44,14 +44,14 @@ def check_fits(adapter: Path, modules: tuple[LoraModule, ...], base: Path) -> No
 def linear_shapes(base: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each matrix of a base model, by its canonical name."""
     return {
-        _canonical(name.removesuffix(".weight")): tensor.shape
+        canonical(name.removesuffix(".weight")): tensor.shape
         for file in sorted(base.glob("*.safetensors"))
         for name, tensor in read_tensors(file).items()
         if name.endswith(".weight") and len(tensor.shape) == 2
     }
 
 
-def _canonical(module: str) -> str:
+def canonical(module: str) -> str:
     """A module's name without the wrappers around the layers: checkpoints and classes of one model differ
     there.
     """
@@ -67,7 +67,7 @@ def _targeted(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
     limits = ("exclude_modules", "layers_to_transform", "layers_pattern")
     if not isinstance(targets, list) or any(config.get(key) is not None for key in limits):
         return []
-    wanted = {_canonical(str(target)) for target in targets}
+    wanted = {canonical(str(target)) for target in targets}
     return [
         name
         for name in shapes

@@ -44,6 +44,9 @@ class Renderer:
     prefix_ids: tuple[int, ...]  # everything in front of the request
     suffix_ids: tuple[int, ...]  # everything behind it, up to the answer
     end_of_turn_id: int
+    closing_id: int | None  # the control token that the template puts behind an answer, if it puts one
+    # the `eos_token`, which ends an answer where the template puts none
+    eos_id: int | None = dataclasses.field(compare=False)
     pad_id: int
     fingerprint: str  # sha256 (hex) over the tokenizer's and template's files
     style: Style  # how the template takes a conversation
@@ -60,13 +63,20 @@ class Renderer:
         template = ChatTemplate.read(folder, config)
         turns = template.turns(contract.system_prompt, folder)
         eos, pad = (_named_id(config, f"{name}_token", vocabulary, folder) for name in ("eos", "pad"))
-        end = _end_of_turn(turns, vocabulary, eos, folder)
+        closing = _closing(turns, vocabulary)
+        end = eos if closing is None else closing
+        if end is None:
+            raise AdapterError(
+                f"{folder}: neither its chat template nor an eos_token ends an answer; use an instruct model"
+            )
         prefix, suffix, requests = _join(turns, vocabulary)
         renderer = cls(
             contract=contract,
             prefix_ids=tuple(prefix),
             suffix_ids=tuple(suffix),
             end_of_turn_id=end,
+            closing_id=closing,
+            eos_id=eos,
             pad_id=end if pad is None else pad,
             fingerprint=_fingerprint(vocabulary, template, end),
             style=turns.style,
@@ -122,6 +132,11 @@ class Renderer:
         """Prompt ids and completion ids of one labelled request; training learns the completion ids only."""
         return self.encode_prompt(request), self.encode_answer(answer)
 
+    def token_name(self, token_id: int | None) -> str:
+        """A token as people write it, for messages."""
+        text = None if token_id is None else self._vocabulary.whole.id_to_token(token_id)
+        return "none" if text is None else str(text)
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token of an answer stands for; empty for a control token."""
         return self._vocabulary.table[token_id]
@@ -144,7 +159,7 @@ class Renderer:
         shutil.copyfile(base / "tokenizer.json", bundle / "tokenizer.json")
         config = tokenizer_config(base)
         config.pop("chat_template", None)
-        config["eos_token"] = self._vocabulary.whole.id_to_token(self.end_of_turn_id)  # what ends an answer
+        config["eos_token"] = self.token_name(self.end_of_turn_id)  # what ends an answer
         if self.template.date:
             config[DATE] = self.template.date
         content = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -203,17 +218,10 @@ def _join(turns: Turns, vocabulary: Vocabulary) -> tuple[list[int], list[int], _
     return ids(turns.head), ids(turns.tail), _Requests(vocabulary.continuing)
 
 
-def _end_of_turn(turns: Turns, vocabulary: Vocabulary, eos: int | None, folder: Path) -> int:
-    """The control token that the template puts behind an answer; where it puts none, the `eos_token`."""
-    if turns.closing is not None:
-        closing = vocabulary.whole.encode(turns.closing.lstrip(), add_special_tokens=False).ids
-        if closing and closing[0] in vocabulary.controls:
-            return int(closing[0])
-    if eos is None:
-        raise AdapterError(
-            f"{folder}: neither its chat template nor an eos_token ends an answer; use an instruct model"
-        )
-    return eos
+def _closing(turns: Turns, vocabulary: Vocabulary) -> int | None:
+    """The control token that the template puts behind an answer, None where it puts none."""
+    closing = vocabulary.whole.encode((turns.closing or "").lstrip(), add_special_tokens=False).ids
+    return int(closing[0]) if closing and closing[0] in vocabulary.controls else None
 
 
 def _named_id(config: Mapping[str, Any], name: str, vocabulary: Vocabulary, folder: Path) -> int | None:

@@ -43,6 +43,9 @@ def environment(date: str) -> jinja2.Environment:
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = day.strftime
     made.filters["tojson"] = to_json
+    # chance: one conversation would be rendered in two ways
+    made.filters.pop("random")
+    made.globals.pop("lipsum")
     return made
 
 

@@ -52,6 +52,7 @@ class Vocabulary:
         content = read_json(path, "a model folder with a fast tokenizer")
         try:
             _check_bounds(content, folder)
+            content["model"].pop("dropout", None)  # chance, for training a tokenizer's model alone
             byte_level = _is_byte_level(content, folder)
             whole = Tokenizer.from_str(json.dumps(content))
             controls, spaces = _added(content)

@@ -9,7 +9,8 @@ import pytest
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.errors import DatasetError
-from train.dataset import NEAR_DUPLICATE, check_splits, encode, load_rows
+from train.dataset import NEAR_DUPLICATE, check_splits, load_rows
+from train.examples import encode
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"need": "analytics", "writes": False, "autonomous": False, "regulated": False, "system": "none"}

@@ -15,7 +15,6 @@ from batch.adapter.base_model import base_digest
 from batch.adapter.bundle import Bundle, seal_bundle
 from batch.engine import Completion, EngineSpec
 from batch.engine.process import EngineProcess
-from batch.errors import AdapterError
 from tests.conftest import ROOT
 from train.cli import main
 from train.dataset import load_rows
@@ -108,11 +107,14 @@ def fewer_tokens(content: Any) -> None:
 CASES: dict[str, tuple[str, Callable[[Path, dict[str, Any]], None], str]] = {
     "prompt ids": ("prompt ids", edit("chat_template.jinja", longer_prompt), "part at prompt token"),
     "prompt is a prefix": ("prompt is a prefix", edit("chat_template.jinja", longer_prompt), "leaves what was trained"),
+    "turn end": ("end of turn", edit("chat_template.jinja", without_turn_end), "does not end an answer with the end of turn"),
+    "other stop": ("end of turn", edit("tokenizer_config.json", lambda t: t.replace('"eos_token": "<|im_end|>"', '"eos_token": "<|im_start|>"')), "does not end an answer with the end of turn"),
     "cut": ("nothing cut", edit_json("metrics.json", fewer_tokens), r"answer tokens; never cut a row"),
     "changed data": ("nothing cut", lambda folder, manifest: manifest["data"]["train"].update(sha256="0" * 64), "is not the file that was trained on"),
     "mask": ("loss mask", edit_json("tokenizer.json", swap_tokens), "do not decode to the answer"),
     "gold": ("gold answers", edit_json("contract.json", drop_glean), "refuses its answer"),
     "grammar": ("grammar fires", edit_json("tokenizer.json", swap_tokens), "outside the contract"),
+    "settings": ("decoding settings", edit_json("contract.json", ask_for_more), r"the base holds 2048.*lower \[input\] max_tokens"),
 }  # fmt: skip
 
 
@@ -126,32 +128,15 @@ def test_each_check_catches_the_bundle_broken_for_it(
     assert re.search(detail, check.detail), check.detail
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("chat_template.jinja", without_turn_end),
-        (
-            "tokenizer_config.json",
-            lambda t: t.replace('"eos_token": "<|im_end|>"', '"eos_token": "<|im_start|>"'),
-        ),
-    ],
-)
-def test_the_end_of_a_turn_needs_one_of_template_and_eos(
-    trained: Bundle, engine: EngineProcess, tmp_path: Path, name: str, change: Callable[[str], str]
-) -> None:
-    """It is read off the template, or is the eos token where the template says nothing: one may be wrong."""
-    check = found(doctor(broken(trained, tmp_path / "bundle", edit(name, change)), engine=engine))[
-        "end of turn"
-    ]
-    assert check.ok, check.detail
-
-
-def test_a_contract_beyond_the_bases_positions_is_refused(
+def test_the_first_experiments_failure_is_caught_by_name(
     trained: Bundle, engine: EngineProcess, tmp_path: Path
 ) -> None:
-    longer = broken(trained, tmp_path / "bundle", edit_json("contract.json", ask_for_more))
-    with pytest.raises(AdapterError, match=r"the base holds 2048.*lower \[input\] max_tokens"):
-        doctor(longer, engine=engine)
+    """A template without the turn end: training and serving no longer agree where an answer ends."""
+    changed = broken(trained, tmp_path / "bundle", edit("chat_template.jinja", without_turn_end))
+    checks = found(doctor(changed, engine=engine))
+    assert not checks["end of turn"].ok
+    assert "chat template does not end an answer" in checks["end of turn"].detail
+    assert not checks["prompt ids"].ok
 
 
 def scaled(factor: float) -> Callable[[Path, dict[str, Any]], None]:

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from batch.adapter.bundle import Bundle
 from batch.engine import AdapterSpec
 from batch.engine.supervisor import Supervisor
-from batch.errors import AdapterError
+from batch.errors import AdapterError, PositionsError
 from batch.scoring.adapters import engine_spec, spec_of
 from batch.scoring.router import EngineClient
 from train.doctor import rows, served, skew
@@ -32,8 +32,8 @@ def doctor(
     engine: EngineClient | None = None,
     dtype: str | None = None,
 ) -> list[Check]:
-    """The twelve checks, in order. A folder that is no sound bundle fails the lint, and the others are not
-    run.
+    """The twelve checks, in order. A folder that is no sound bundle fails the lint, a contract beyond the
+    base's positions the settings, and the others are not run.
 
     `data` names the training rows where they are not where the manifest has them; `engine` is one that runs
     on the bundle's base, else one is started, with `dtype` or as it serves. Raises `AdapterError`,
@@ -43,13 +43,11 @@ def doctor(
         try:
             bundle = Bundle.open(bundle)
         except AdapterError as error:
-            return [
-                Check(
-                    name, False, str(error) if name == "adapter lint" else "not run: the bundle does not open"
-                )
-                for name in NAMES
-            ]
-    original, base = bundle.original_base(base_model), bundle.resolve_base(base_model)
+            return _only("adapter lint", str(error), "the bundle does not open")
+    try:
+        original, base = bundle.original_base(base_model), bundle.resolve_base(base_model)
+    except PositionsError as error:
+        return _only("decoding settings", str(error), "no row of the longest kind would fit")
     trained = rows.read(bundle, base, data)
     spec = dataclasses.replace(spec_of(bundle), strict=False)
     vocabulary = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config().vocab_size
@@ -65,17 +63,11 @@ def doctor(
             f"plain LoRA of rank {bundle.rank}, safetensors, every file as its digest says",
         ),
     ]
-    settings = rows.check_settings(trained, bundle, base, spec, None)
-    if not settings.ok:  # the engine could not start
-        found.append(settings)
-        return [
-            {check.name: check for check in found}.get(
-                name, Check(name, False, f"not run: {settings.detail}")
-            )
-            for name in NAMES
-        ]
     what = _ask(bundle, base, spec, trained, engine, dtype)
-    ends = [*rows.turn_end_problems(trained, bundle, spec), *served.stop_problems(what)]
+    ends = [
+        *rows.turn_end_problems(trained, bundle.path, bundle.renderer, spec.stop_id),
+        *served.stop_problems(what),
+    ]
     found += [
         judge(
             "end of turn",
@@ -86,9 +78,14 @@ def doctor(
         served.check_grammar(what, bundle),
         served.check_acts(what),
         skew.check_skew(what, bundle, original, grammar),
-        rows.check_settings(trained, bundle, base, spec, what.seen.get("decoding", {})),
+        rows.check_settings(trained, bundle, spec, what.seen.get("decoding", {})),
     ]
     return sorted(found, key=lambda check: NAMES.index(check.name))
+
+
+def _only(failed: str, why: str, so: str) -> list[Check]:
+    """The one check that failed before the others could run."""
+    return [Check(name, False, why if name == failed else f"not run: {so}") for name in NAMES]
 
 
 def sound(data: Path | None, console: Console, bundle: Bundle) -> bool:

@@ -11,17 +11,16 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from batch.adapter.base_model import positions
 from batch.adapter.bundle import Bundle
-from batch.adapter.files import read_json
 from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
 from batch.engine import AdapterSpec
 from batch.errors import AdapterError, DatasetError, InvalidAnswer
 from train import tables
-from train.dataset import IGNORED, Row, count_tokens, encode
+from train.dataset import Row
 from train.doctor.check import Check, judge
 from train.doctor.grammar import ServedGrammar
+from train.examples import IGNORED, count_tokens, encode
 
 SLOT = "ANSWER"
 
@@ -34,6 +33,7 @@ class Trained:
     rows: Sequence[Row]  # those with a legal answer
     examples: Sequence[Mapping[str, Sequence[int]]]  # their `input_ids` and `labels`
     illegal: Sequence[Row]
+    renderer: Renderer  # the base's
 
     def prompts(self) -> list[list[int]]:
         return [
@@ -71,7 +71,8 @@ def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:
         ) from error
     if not legal and not illegal:
         raise DatasetError(f"{path}: holds no rows; name the training data with --data")
-    return Trained(path, legal, encode(legal, Renderer.load(base, bundle.contract)), illegal)
+    renderer = Renderer.load(base, bundle.contract)
+    return Trained(path, legal, encode(legal, renderer), illegal, renderer)
 
 
 def _contents(path: Path, bundle: Bundle) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -126,37 +127,47 @@ def check_prompts(trained: Trained, bundle: Bundle, spec: AdapterSpec) -> list[C
     ]
 
 
-def turn_end_problems(trained: Trained, bundle: Bundle, spec: AdapterSpec) -> list[str]:
-    """3, as far as rows and template show it: learned, served as the stop, and what the template itself puts
-    there.
+def turn_end_problems(trained: Trained, folder: Path, served: Renderer, stop_id: int) -> list[str]:
+    """3, as far as rows, template and tokenizer in the bundle's `folder` show it: what training taught as the
+    end of a turn is what the template puts behind an answer, what the eos token is, and where serving stops.
+
+    A base may end turns by another token than its `eos_token`, or by a template that says nothing; but what a
+    bundle says must be what its base says.
     """
-    end = bundle.renderer.end_of_turn_id
+    base = trained.renderer
+    end, name = base.end_of_turn_id, base.token_name(base.end_of_turn_id)
     problems = []
-    if after := _closing(bundle, end):
+    behind, after = _behind_an_answer(folder, served)
+    if behind != base.closing_id:
         problems.append(
-            f"the chat template does not end an answer with the end of turn, but with {after}; use "
-            "the base's template"
+            f"the chat template does not end an answer with the end of turn {name}, as its base's does, but "
+            f"with {after!r}; use the base's template"
         )
-    if spec.stop_id != end:
-        problems.append(f"the engine stops at token {spec.stop_id}, not at the end of turn {end}")
+    if served.eos_id not in (end, base.eos_id):
+        problems.append(
+            f"the eos_token {served.token_name(served.eos_id)} does not end an answer with the end of turn "
+            f"{name}; use the base's tokenizer_config.json"
+        )
+    if stop_id != end:
+        problems.append(f"the engine stops at {served.token_name(stop_id)}, not at the end of turn {name}")
     problems += [
-        f"{row.where}: training does not teach the end of turn that is served as the stop; train again"
+        f"{row.where}: training does not teach the end of turn {name}; train again"
         for row, answer in zip(trained.rows, trained.answers(), strict=True)
         if not answer or answer[-1] != end
     ]
     return problems
 
 
-def _closing(bundle: Bundle, end: int) -> str | None:
-    """What the chat template puts behind an assistant's answer, if that is not the end of turn (read by
-    transformers).
+def _behind_an_answer(folder: Path, renderer: Renderer) -> tuple[int | None, str]:
+    """What the chat template in `folder` puts behind an assistant's answer, as transformers reads it: the
+    control token, None for text or nothing, and how it begins.
     """
-    tokenizer = AutoTokenizer.from_pretrained(bundle.path, local_files_only=True)
-    turns = bundle.renderer.conversation("u", SLOT)
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(SLOT)[2].lstrip()
-    ids = tokenizer.encode(after, add_special_tokens=False)
-    text_follows = not ids or bundle.renderer.token_bytes(ids[0])  # then the eos_token ends an answer
-    return None if text_follows or ids[0] == end else repr(after[:20])
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    turns = renderer.conversation("u", SLOT)
+    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(SLOT)[2]
+    ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)
+    text_follows = not ids or renderer.token_bytes(ids[0])
+    return None if text_follows else ids[0], after[:20]
 
 
 def check_nothing_cut(trained: Trained, bundle: Bundle) -> Check:
@@ -207,10 +218,8 @@ def check_gold(trained: Trained, bundle: Bundle, grammar: ServedGrammar) -> Chec
     )
 
 
-def check_settings(
-    trained: Trained, bundle: Bundle, base: Path, spec: AdapterSpec, decoding: Mapping[str, Any] | None
-) -> Check:
-    """12: `decoding` is what the engine reports; None where it did not run."""
+def check_settings(trained: Trained, bundle: Bundle, spec: AdapterSpec, decoding: Mapping[str, Any]) -> Check:
+    """12: `decoding` is what the engine reports."""
     wanted = {
         "temperature": 0.0,
         "top_p": 1.0,
@@ -224,19 +233,12 @@ def check_settings(
     }
     problems = []
     for name, value in wanted.items():
-        if decoding is not None and decoding.get(name) != value:
+        if decoding.get(name) != value:
             problems.append(f"the engine decodes with {name} {decoding.get(name)}, not {value}")
     if spec.max_tokens < bundle.contract.max_answer_bytes + 1:
         problems.append(
             f"the longest legal answer may take {bundle.contract.max_answer_bytes + 1} tokens, "
             f"max_tokens is {spec.max_tokens}"
-        )
-    room = positions(read_json(base / "config.json", "a model folder"))
-    if room is not None and bundle.renderer.max_model_len > room:
-        problems.append(
-            f"prompt, longest request and longest answer take {bundle.renderer.max_model_len} "
-            f"tokens, the base holds {room}; "
-            "lower [input] max_tokens in the contract"
         )
     longest = max(map(len, trained.answers()), default=0)
     return judge(

@@ -3,14 +3,18 @@ result.
 """
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
 from batch.adapter.base_model import check_holds
-from batch.adapter.files import read_json
+from batch.adapter.files import BYTES, largest_values, read_json, read_tensors
+from batch.adapter.fits import canonical, linear_shapes
+from batch.adapter.peft_checks import TOWERS
 from batch.adapter.renderer import Renderer
 from batch.engine.architectures import takes_adapters
 from batch.errors import AdapterError
+from train.fit.model import base_on_meta
 
 
 def check_base(folder: Path, renderer: Renderer) -> None:
@@ -27,7 +31,11 @@ def check_base(folder: Path, renderer: Renderer) -> None:
             "without; use the "
             "family's text-only model, or a machine with a GPU"
         )
-    for architecture in config.get("architectures") or ():
+    if not config.get("architectures"):
+        raise AdapterError(
+            f"{folder}: config.json names no architecture, which vLLM needs; copy the folder again"
+        )
+    for architecture in config["architectures"]:
         if takes_adapters(str(architecture)) is False:
             raise AdapterError(
                 f"{folder}: vLLM serves no LoRA adapter on {architecture}; choose a base of another "
@@ -35,6 +43,40 @@ def check_base(folder: Path, renderer: Renderer) -> None:
                 "Qwen, Llama, Mistral, Gemma or Phi 3"
             )
     check_holds(folder, renderer)
+    _check_weights(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    """The weights must be those of the model in `config.json`: transformers makes up what is missing."""
+    stored = linear_shapes(folder)
+    model = base_on_meta(folder)
+    wanted = {
+        canonical(name.removesuffix(".weight")): tuple(weight.shape)
+        for name, weight in model.named_parameters()
+        if name.endswith(".weight") and weight.dim() == 2 and TOWERS.isdisjoint(name.split("."))
+    }
+    if wanted.keys().isdisjoint(stored):  # written under other names, which transformers translates
+        return
+    for name, shape in wanted.items():
+        if name not in stored:
+            raise AdapterError(
+                f"{folder}: has no weights of {name}, which the model of its config.json has; "
+                "copy the folder again"
+            )
+        if stored[name] != shape:
+            raise AdapterError(
+                f"{folder}: {name} is of shape {list(stored[name])}, in the model of its config.json it is "
+                f"{list(shape)}; copy the folder again"
+            )
+
+
+def check_finite(folder: Path) -> None:
+    """Refuse a base of which a weight is no number: nothing that is trained on it is one. Reads it all."""
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors = {name: tensor for name, tensor in read_tensors(file).items() if tensor.dtype in BYTES}
+        for name, value in largest_values(file, tensors).items():
+            if not math.isfinite(value):
+                raise AdapterError(f"{file}: {name} holds a value that is no number; copy the folder again")
 
 
 def _method(config: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from train.config import Config
 from train.dataset import Row, check_splits, file_facts, load_rows
-from train.fit.base_checks import check_base
+from train.examples import check_lengths
+from train.fit.base_checks import check_base, check_finite
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers")
 
@@ -34,23 +35,28 @@ class Inputs:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
+def load_splits(config: Config, contract: Contract, renderer: Renderer | None) -> dict[str, list[Row]]:
+    """The rows of every split, checked one by one and against each other. Raises `DatasetError`."""
+    splits = {
+        split: load_rows(config.find(reference), contract, evaluation=split == "calibration")
+        for split, reference in config.data.splits().items()
+    }
+    check_splits(splits, config.data.likeness)
+    if renderer:
+        for rows in splits.values():
+            check_lengths(rows, renderer)
+    return splits
+
+
 def prepare(config: Config) -> Inputs:
     """Load and check all inputs, before any model is loaded."""
     contract = Contract.load(config.find(config.data.contract))
     base = resolve_base(config.base.model, config.base.revision, near=config.path)
     renderer = Renderer.load(base, contract)
     check_base(base, renderer)
-    references = {
-        "train": config.data.train,
-        "validation": config.data.validation,
-        "test": config.data.test,
-        "calibration": config.data.calibration,
-    }
-    paths = {split: config.find(reference) for split, reference in references.items() if reference}
-    splits = {
-        split: load_rows(path, contract, evaluation=split == "calibration") for split, path in paths.items()
-    }
-    check_splits(splits, config.data.likeness)
+    check_finite(base)
+    splits = load_splits(config, contract, renderer)
+    references = config.data.splits()
     facts = {
         "base": {"ref": config.base.model, "revision": config.base.revision, "sha256": base_digest(base)},
         "renderer_fingerprint": renderer.fingerprint,
@@ -58,7 +64,8 @@ def prepare(config: Config) -> Inputs:
         "rank": config.lora.r,
         "recipe": config.recipe(),
         "data": {
-            split: file_facts(paths[split], references[split] or "", rows) for split, rows in splits.items()
+            split: file_facts(config.find(references[split]), references[split], rows)
+            for split, rows in splits.items()
         },
         "seed": config.training.seed,
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},

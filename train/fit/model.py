@@ -93,23 +93,33 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 def on_meta(shape: Shape | Path, lora: Lora) -> PeftModel:
     """A model of this shape (or of the model folder's) with its adapter and without weights, in no time and
-    memory.
+    memory. Raises `AdapterError`, `ConfigError`.
     """
+    base = base_on_meta(shape)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(base, lora_config(lora, "", base))
+
+
+def base_on_meta(shape: Shape | Path) -> PreTrainedModel:
+    """The model that a folder's `config.json` or a recipe's shape says, without weights."""
     try:
         if isinstance(shape, Path):
             config = AutoConfig.from_pretrained(shape, trust_remote_code=False, local_files_only=True)
         else:
             values: dict[str, Any] = vars(shape).copy()
             config = AutoConfig.for_model(values.pop("model_type"), **values)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"[base] shape of {shape}: {_first_line(error)}; use a standard architecture"
-        ) from error
-    with torch.device("meta"), warnings.catch_warnings():
-        # initialising a tensor without storage does nothing, and torch says so
-        warnings.simplefilter("ignore")
-        base: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-        return get_peft_model(base, lora_config(lora, "", base))
+        with torch.device("meta"), warnings.catch_warnings():
+            # initialising a tensor without storage does nothing, and torch says so
+            warnings.simplefilter("ignore")
+            base: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+            return base
+    except Exception as error:  # each class of model has its own
+        why = " ".join(str(error).split())[:300]
+        said = f"is of no model that answers in text: {why}; use a standard architecture"
+        if isinstance(shape, Path):
+            raise AdapterError(f"{shape}: config.json {said}") from error
+        raise ConfigError(f"[base] shape {said}") from error
 
 
 def count_parameters(model: PeftModel) -> dict[str, int]:

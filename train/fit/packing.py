@@ -12,7 +12,7 @@ import torch
 from transformers import PretrainedConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from train.dataset import IGNORED
+from train.examples import IGNORED
 
 
 class Collator:

@@ -8,13 +8,15 @@ import torch
 from peft import PeftModel
 from rich.table import Table
 
-from batch.adapter.base_model import resolve_base
+from batch.adapter.base_model import local_folder, resolve_base
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, ConfigError
 from train.config import Config, Training
-from train.dataset import Row, check_splits, count_tokens, encode, load_rows
+from train.dataset import Row
+from train.examples import count_tokens, encode
 from train.fit.base_checks import check_base
+from train.fit.inputs import load_splits
 from train.fit.model import compute_dtype, count_parameters, on_meta
 
 GIB = 1 << 30
@@ -45,20 +47,18 @@ class FitPlan:
 def make_plan(config: Config) -> FitPlan:
     """Count what can be counted here. Raises as `fit` does, and `ConfigError` without a base or its shape."""
     contract = Contract.load(config.find(config.data.contract))
-    rows = load_rows(config.find(config.data.train), contract)
-    splits = {"train": rows, "validation": load_rows(config.find(config.data.validation), contract)}
-    if config.data.test:
-        splits["test"] = load_rows(config.find(config.data.test), contract)
-    check_splits(splits, config.data.likeness)
     try:
         base: Path | None = resolve_base(config.base.model, config.base.revision, near=config.path)
     except AdapterError as error:
+        if local_folder(config.base.model, near=config.path):  # it is here, and wrong
+            raise
         if config.base.shape is None:
             raise ConfigError(f"{config.path}: {error}; or give its shape under [base.shape]") from error
         base = None
     renderer = Renderer.load(base, contract) if base else None
     if base and renderer:
         check_base(base, renderer)
+    rows = load_splits(config, contract, renderer)["train"]
     model = on_meta(base or config.base.shape, config.lora)  # type: ignore[arg-type]
     counts = count_parameters(model)
     if renderer:

@@ -35,7 +35,7 @@ from batch.engine.patches import patch
 from batch.errors import AdapterError, ConfigError, OutputLockedError
 from batch.reporting.console import PlainConsole
 from train.config import Config
-from train.dataset import count_tokens, encode
+from train.examples import count_tokens, encode
 from train.files import write_json
 from train.fit.calibrate import raw
 from train.fit.calibrated import calibrate_folder, summary

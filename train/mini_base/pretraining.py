@@ -18,7 +18,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from train.dataset import IGNORED
+from train.examples import IGNORED
 from train.mini_base import lexicon
 from train.mini_base.muon import Muon
 from train.mini_base.requests import Request, requests

@@ -17,7 +17,8 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from tests.conftest import ROOT
 from train.config import Config
-from train.dataset import encode, load_rows
+from train.dataset import load_rows
+from train.examples import encode
 from train.fit.inputs import prepare
 from train.fit.packing import IGNORED, Collator, pack
 from train.fit.qlora import build_trainer

@@ -18,7 +18,8 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, ConfigError, OutputLockedError
 from train.config import Config, Quantisation
-from train.dataset import encode, load_rows
+from train.dataset import load_rows
+from train.examples import encode
 from train.fit import inputs, qlora
 from train.fit.checkpoints import last_checkpoint
 from train.fit.model import load_quantised
