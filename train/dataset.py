@@ -61,7 +61,7 @@ def load_rows(path: str | Path, contract: Contract, *, evaluation: bool = False)
             raise row
         rows.append(row)
     if not rows:
-        raise DatasetError(f"{path}: holds no rows; add one JSON object a line")
+        raise DatasetError(f"{path}: holds no rows; add labelled requests")
     _refuse_repeats(rows)
     return rows
 

@@ -58,9 +58,9 @@ def compared(items: Sequence[Item]) -> Iterable[Item]:
 class Likeness:
     """Texts that were added, to find those that another text is nearly a copy of.
 
-    Of two sets of which a share `limit` is common, one's rarest few members must hold one of the other's
-    (prefix filtering; Chaudhuri, Ganti and Kaushik 2006): most short texts are told apart by that. What is
-    left is counted, by lists of the texts that hold a pair, and for pairs that many hold by a bit in each
+    Of two sets of which a share `limit` is common, one's rarest members must hold some of the other's (after
+    Chaudhuri, Ganti and Kaushik 2006): most texts are told apart by those, of which few texts have any. What
+    is left is counted, by lists of the texts that hold a pair, and for pairs that many hold by a bit in each
     text. So a greeting and a signature that all texts have cost little, provided that `corpus`, the texts to
     come, says what is common.
     """
@@ -81,7 +81,6 @@ class Likeness:
         self._bits = array("Q")  # of each text so many words
         self._sizes = array("I")
         self._texts_of: dict[int, array[int]] = defaultdict(lambda: array("I"))
-        self._rare: set[int] = set()
 
     @property
     def size(self) -> int:
@@ -89,29 +88,41 @@ class Likeness:
 
     def near(self, text: str) -> list[tuple[int, float]]:
         """Number in the order of `add`, and likeness, of each text that is at least `limit` like this one."""
-        own = self._numbers_of(text)
-        if self._rare.isdisjoint(own[: self._prefix(own)].tolist()):
-            return []
-        lists = [self._texts_of[each] for each in own.tolist() if each in self._texts_of]
-        held = np.frombuffer(b"".join(lists), np.uint32)
-        shared = np.bincount(held, minlength=self.size)
-        bits = np.frombuffer(self._bits, np.uint64).reshape(self.size, self._words)
-        for word, mine in enumerate(self._bits_of(own)):
-            if mine:
-                shared += np.bitwise_count(bits[:, word] & mine)
-        likeness = shared / (len(own) + np.frombuffer(self._sizes, np.uint32) - shared)
+        likeness = self._likeness(text)
         return [(other, float(likeness[other])) for other in np.flatnonzero(likeness >= self._limit).tolist()]
 
     def nearest(self, text: str) -> tuple[int, float] | None:
         """The one of :meth:`near` that is most like the text, the first of several."""
-        return max(self.near(text), key=lambda pair: pair[1], default=None)
+        likeness = self._likeness(text)
+        best = int(likeness.argmax()) if len(likeness) else 0
+        return (best, float(likeness[best])) if len(likeness) and likeness[best] >= self._limit else None
+
+    def _likeness(self, text: str) -> npt.NDArray[np.float64]:
+        """How like the text each of those added is; of none, where none can reach the limit."""
+        own = self._numbers_of(text)
+        listed = int(np.searchsorted(own, self._common))
+        least = math.ceil(self._limit * len(own) - 1e-9)  # members that a text as like as that shares
+        rarest = min(listed, len(own) - least + max(1, len(own) // 10))
+        needed = least - (len(own) - rarest)  # of the rarest, though it shares all others
+        if self._shared(own[:rarest]).max(initial=0) < needed:
+            return np.zeros(0)
+        shared = self._shared(own[:listed])
+        bits = np.frombuffer(self._bits, np.uint64).reshape(self.size, self._words)
+        for word, mine in enumerate(self._bits_of(own)):
+            if mine:
+                shared += np.bitwise_count(bits[:, word] & mine)
+        return shared / (len(own) + np.frombuffer(self._sizes, np.uint32) - shared)
+
+    def _shared(self, listed: Numbers) -> Numbers:
+        """How many of these pairs each of the texts holds."""
+        lists = [self._texts_of[each] for each in listed.tolist() if each in self._texts_of]
+        return np.bincount(np.frombuffer(b"".join(lists), np.uint32), minlength=self.size)
 
     def add(self, text: str) -> None:
         own = self._numbers_of(text)
         for number in own[own < self._common].tolist():
             self._texts_of[number].append(self.size)
         self._bits.frombytes(self._bits_of(own).tobytes())
-        self._rare.update(own[: self._prefix(own)].tolist())
         self._sizes.append(len(own))
 
     def _numbers_of(self, text: str) -> Numbers:
@@ -124,10 +135,6 @@ class Likeness:
         own = shingles(text)
         numbers = (known.setdefault(pair, -1 - len(known)) for pair in own)
         return np.fromiter(numbers, np.int64, len(own))
-
-    def _prefix(self, own: Numbers) -> int:
-        """Of a set without any of its so many rarest members, none reaches the limit."""
-        return len(own) - math.ceil(self._limit * len(own) - 1e-9) + 1
 
     def _bits_of(self, own: Numbers) -> npt.NDArray[np.uint64]:
         """The common pairs that a text holds, in words of 64."""

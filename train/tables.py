@@ -1,7 +1,7 @@
 """Labelled requests in CSV, TSV or Parquet: a row each, under the names that a line of JSON would have.
 
 A table knows no booleans (CSV), no missing keys and no nesting: `TRUE` is true, an empty cell is a key that
-is not there, and a cell of facts or of several values holds JSON.
+is not there, or none of the values of an optional field, and a cell of facts or of several values holds JSON.
 """
 
 import csv
@@ -19,6 +19,8 @@ from batch.errors import DatasetError
 from batch.storage.location import reason
 
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
+ROW_NUMBERS = frozenset({"", "__index_level_0__"})  # columns that pandas writes
+LONGEST_CELL = 1 << 24  # characters; what is too long for a request, the contract says
 DELIMITERS = ",;\t"  # a spreadsheet in much of Europe writes the second
 
 
@@ -27,19 +29,25 @@ def read_table(path: Path, contract: Contract) -> Iterator[tuple[int, dict[str, 
     fields = {field.name: field for field in contract.fields}
     try:
         for line, row in _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path):
-            yield (
-                line,
-                {name: _value(name, cell, fields) for name, cell in row.items() if cell not in (None, "")},
-            )
+            yield line, dict(_cells(row, fields))
     except FileNotFoundError:
         raise DatasetError(f"no dataset at {path}; give the path of a file of labelled requests") from None
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise DatasetError(
-            f"{path}: cannot be read: {reason(error)}; save it as UTF-8 text, or again"
-        ) from error
+        form = "Parquet" if path.suffix.lower() == ".parquet" else "UTF-8 text"
+        raise DatasetError(f"{path}: cannot be read: {reason(error)}; save it again, as {form}") from error
+
+
+def _cells(row: Mapping[str, Any], fields: Mapping[str, Field]) -> Iterator[tuple[str, Any]]:
+    for name, cell in row.items():
+        if cell not in (None, "") and name not in ROW_NUMBERS:
+            yield name, _value(name, cell, fields)
+        elif field := fields.get(name):
+            nothing: tuple[Any, ...] = (None, [])
+            yield from ((name, none) for none in nothing if field.legal(field.read(none)))
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)

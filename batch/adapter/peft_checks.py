@@ -20,8 +20,8 @@ PEFT_PREFIX = "base_model.model."  # in front of the base's own names in a PEFT 
 LARGEST_UPDATE = (
     1e30  # of an update's largest possible value; beyond it float32 overflows within a few layers
 )
-# Inits that change the base's weights when PEFT loads the adapter; vLLM does not.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+# Inits that change the base's weights, when training begins or when PEFT loads the adapter; vLLM does not.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 UNSERVED = {
     "use_dora": "is DoRA, which vLLM does not serve",
     "modules_to_save": "replaces whole modules, which vLLM ignores",
@@ -163,6 +163,8 @@ def _pairs(tensors: Mapping[str, Tensor], weights: Path) -> tuple[LoraModule, ..
         found = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
         if found is None:
             why = next((why for part, why in FOREIGN_TENSORS.items() if part in name), None)
+            if why is None and "lora_" not in name:
+                why = "is a whole weight, not the update of one, which vLLM ignores"
             raise AdapterError(
                 f"{weights}: {name} {why or 'is not a name that PEFT gives'}; save a plain LoRA adapter "
                 "with PEFT"
