@@ -71,6 +71,7 @@ CHAIN = {
         "likeness",
         "tables",
         "dataset",
+        "examples",
         "decisions",
         "evaluation",
         "labelling",

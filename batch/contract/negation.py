@@ -66,7 +66,7 @@ class Negation:
 
     @functools.cached_property
     def _after(self) -> re.Pattern[str]:
-        near = f"(?:(?!{STOPS}).){{0,{AFTER}}}|\\s*:\\s*"  # or as in a form: "Salesforce: not used"
+        near = f"(?:(?!{STOPS}).){{0,{AFTER}}}|\\s*:\\s*"  # or as in a form: "CRM: not used"
         return re.compile(f"(?:{near}){self._any('after')}", re.I)
 
     @functools.cached_property

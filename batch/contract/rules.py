@@ -106,7 +106,7 @@ class Rule:
         return bool(self._mention.search(request)) and not self.mentioned(request)
 
     def _cross_out(self, homonym: re.Match[str]) -> str:
-        """The same length without its words, unless one is written as in `mentions` ("a SNOW report")."""
+        """The same length without its words, unless one is written as in `mentions`, so is meant."""
         meant = any(word in homonym[0] for word in self.mentions)
         return homonym[0] if meant else "_" * len(homonym[0])
 
