@@ -14,7 +14,7 @@ from batch.adapter.peft_checks import TOWERS
 from batch.adapter.renderer import Renderer
 from batch.engine.architectures import takes_adapters
 from batch.errors import AdapterError
-from train.fit.model import base_on_meta
+from train.fit.shape import base_on_meta
 
 
 def check_base(folder: Path, renderer: Renderer) -> None:

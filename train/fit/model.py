@@ -7,16 +7,16 @@ Only safetensors are read and no remote code is run. Nothing is downloaded here:
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from batch.adapter.peft_checks import TOWERS
 from batch.engine.expand import load_base
-from batch.errors import AdapterError, ConfigError, EngineError
+from batch.errors import AdapterError, EngineError
 from train.config import Config, Lora, Quantisation, Shape
+from train.fit.shape import base_on_meta
 
 
 def compute_dtype(quantisation: Quantisation) -> torch.dtype:
@@ -99,27 +99,6 @@ def on_meta(shape: Shape | Path, lora: Lora) -> PeftModel:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_peft_model(base, lora_config(lora, "", base))
-
-
-def base_on_meta(shape: Shape | Path) -> PreTrainedModel:
-    """The model that a folder's `config.json` or a recipe's shape says, without weights."""
-    try:
-        if isinstance(shape, Path):
-            config = AutoConfig.from_pretrained(shape, trust_remote_code=False, local_files_only=True)
-        else:
-            values: dict[str, Any] = vars(shape).copy()
-            config = AutoConfig.for_model(values.pop("model_type"), **values)
-        with torch.device("meta"), warnings.catch_warnings():
-            # initialising a tensor without storage does nothing, and torch says so
-            warnings.simplefilter("ignore")
-            base: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-            return base
-    except Exception as error:  # each class of model has its own
-        why = " ".join(str(error).split())[:300]
-        said = f"is of no model that answers in text: {why}; use a standard architecture"
-        if isinstance(shape, Path):
-            raise AdapterError(f"{shape}: config.json {said}") from error
-        raise ConfigError(f"[base] shape {said}") from error
 
 
 def count_parameters(model: PeftModel) -> dict[str, int]:

@@ -195,6 +195,7 @@ def test_a_broken_manifest_is_refused(folder: Path, content: bytes) -> None:
         ({"alpha_pattern": {"v_proj": True}}, "alpha_pattern holds a value"),
         ({"lora_alpha": 1e300}, "the update of model.layers.0.self_attn.q_proj overflows"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights changes the base"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights changes the base"),
         ({"lora_bias": True}, "lora_bias trains biases"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices trains embeddings"),
         ({"target_parameters": ["x"]}, "target_parameters trains bare parameters"),
