@@ -17,7 +17,7 @@ from batch.launch.devices import placements
 from batch.scoring.adapters import Adapters
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
-from batch.storage.location import Location
+from batch.storage.manifest import manifest_version
 from batch.storage.output import check_can_be_written, output_columns, output_schema
 from batch.storage.places import check_output, refuse_inputs
 from batch.storage.workdir import work_dir
@@ -64,6 +64,7 @@ class Job:
     schema: pa.Schema
     id_digest: str
     facts: dict[str, Any]  # what must be the same for a later run to resume this one
+    replaces: str | None  # the version of the output's manifest that this run may replace
 
 
 @contextlib.contextmanager
@@ -81,6 +82,7 @@ def check(options: Options, registry: Registry | None = None) -> Job:
     placements(options.devices, options.threads)
     folders = {"--work-dir": options.work_dir, "--cache": options.cache}
     check_output(options.input, options.output, folders)
+    replaces = manifest_version(options.output)
     with _of_the_backlog():
         backlog = Backlog.open(options.input, options.id_column, options.text_column)
         id_digest = backlog.check_ids()  # first: what is read by this process is to have been read before
@@ -90,10 +92,6 @@ def check(options: Options, registry: Registry | None = None) -> Job:
     answers = adapters.answers
     backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))
     refuse_inputs(options.output, [file.location for file in backlog.files])
-    if not Location.of(options.output).local and options.work_dir is None:
-        raise InputError(
-            "the output is remote, unfinished work is kept on this machine: name a directory with --work-dir"
-        )
     facts = {
         "version": __version__,
         "input": backlog.identity(),
@@ -115,7 +113,7 @@ def check(options: Options, registry: Registry | None = None) -> Job:
         for batch in backlog.batches(stop_row=rows, columns=[options.id_column]):
             digest.update(batch.column(0))
         id_digest = digest.hexdigest()
-    return Job(options, adapters, base, backlog, rows, schema, id_digest, facts)
+    return Job(options, adapters, base, backlog, rows, schema, id_digest, facts, replaces)
 
 
 def work_dir_of(options: Options) -> Path:

@@ -23,11 +23,12 @@ from batch.reporting.summary import Summary
 from batch.scoring.adapters import engine_spec
 from batch.source import Source, source_of
 from batch.storage import folder
+from batch.storage.location import is_local
 from batch.storage.lock import lock_output
-from batch.storage.manifest import Proof, is_folder, write_manifest
+from batch.storage.manifest import Proof, is_folder, part_names, write_manifest
 from batch.storage.output import assemble
 from batch.storage.receipts import Receipts
-from batch.storage.store import LocalStore
+from batch.storage.store import LocalStore, Store, store_at
 from batch.storage.units import Plan
 from batch.storage.workdir import WorkDir, changes, fingerprint
 
@@ -51,27 +52,42 @@ def run(
         job = check(options, registry)
         observer.checked(job.backlog, job.rows, job.adapters.served, str(job.facts["base"]["ref"]))
         source = source_of(job)
+        name = fingerprint(source.facts)
         if manifest := source.finished():
-            WorkDir.discard(work_dir_of(options))  # killed after the manifest, before it went
+            folder.seal(options.output, part_names(manifest), name)  # killed after the manifest, before this
+            WorkDir.discard(work_dir_of(options))
             return observer.summary.adopt(manifest)
         earlier = drift.earlier_run(options.output, job.facts)  # before its manifest is replaced
         with WorkDir.open(work_dir_of(options), source.facts, options.fresh) as work:
             if work.other:
                 changed = changes(work.other, source.facts)
                 observer.emit("other job set aside", level="warning", changes=changed)
-            receipts = Receipts.open(LocalStore(work.path), Plan.of(job.rows))
+            receipts = Receipts.open(store_of(options, work, name), Plan.of(job.rows))
             observer.resumed(kept_tally(receipts, work.shards), source.asks, source.repeats)
             if not receipts.complete:
                 with (engines_for or start_engines)(job) as started:
                     local.score(task_of(job, source, work), receipts, started, observer)
-            proof = publish(job, receipts, fingerprint(source.facts))
+            proof = publish(job, receipts, name)
             compared = drift.compare(earlier, observer.summary.tally)
             told_of_run = observer.assembled(proof, compared)
-            write_manifest(options.output, job.facts, proof, run=told_of_run, drift=compared)
-            if is_folder(options.output):
-                folder.seal(options.output, proof)
+            replaces = job.replaces if is_folder(options.output) else None  # a file's has gone already
+            write_manifest(options.output, job.facts, proof, replaces, run=told_of_run, drift=compared)
+            folder.seal(options.output, [part.name for part in proof.parts or ()], name)
             work.finish()
         return observer.summary
+
+
+def store_of(options: Options, work: WorkDir, name: str) -> Store:
+    """Where the parts and receipts of the job with the fingerprint `name` lie: in the output's object store,
+    or else with the rest of the unfinished work.
+    """
+    if is_local(options.output):
+        return LocalStore(work.path)
+    store = store_at(folder.parts_folder(options.output, name), work.path)
+    if options.fresh:
+        for receipt in store.names("receipts"):
+            store.remove(receipt)  # parts may still be the output's
+    return store
 
 
 @contextlib.contextmanager
@@ -134,4 +150,5 @@ def publish(job: Job, receipts: Receipts, name: str) -> Proof:
     if is_folder(output):
         return folder.publish(receipts, output, name, id_column, expect)
     parts = [receipts.store.location(receipt.part) for receipt in receipts]
-    return assemble(parts, output, job.schema, metadata(job), id_column, expect)
+    size = sum(receipt.size for receipt in receipts)
+    return assemble(parts, output, job.schema, metadata(job), id_column, expect, job.replaces, size)

@@ -1,7 +1,6 @@
 """`batch-route verify OUTPUT [INPUT]`: is a finished output what its manifest says, and the input's rows?"""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,10 +9,11 @@ from batch.errors import InputError, StorageError
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
 from batch.storage.location import Location
-from batch.storage.manifest import is_folder, manifest_location, output_files, read_manifest
+from batch.storage.manifest import is_folder, manifest_location, output_files, part_names, read_manifest
 from batch.storage.output import prove
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import plain
+from batch.storage.store import store_at
 from batch.storage.units import Cursor
 
 ROWS = 4096  # compared at a time
@@ -33,7 +33,7 @@ def verify(output: str, source: str | None = None) -> int:
         told, job = manifest["output"], manifest["job"]
         expected = told["parts"] if is_folder(output) else [told]
         files = output_files(output, manifest)
-        _check_names(output, [Path(file.path).name for file in files])
+        _check_names(output, part_names(manifest))
         rows = _check_files(files, expected, told, job)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{name}: its manifest is damaged; run batch-route again with --fresh") from error
@@ -46,10 +46,12 @@ def _check_names(output: str, names: list[str]) -> None:
     """In a folder lie the parts that the manifest names, each named once, and no other."""
     if len(set(names)) < len(names):
         raise InputError(f"{Location.of(output).name}: its manifest names a part twice")
-    location = Location.of(output)
-    if not is_folder(output) or not location.local:
+    if not is_folder(output):
         return
-    found = {path.name for path in Path(location.path).glob("*.parquet")}
+    location = Location.of(output)
+    folders = {name.rpartition("/")[0] for name in ("", *names)}  # others may hold unfinished work
+    found = {name for name in store_at(location).names("") if name.endswith(".parquet")}
+    found = {name for name in found if name.rpartition("/")[0] in folders}
     for what, differing in (("lacks", set(names) - found), ("also holds", found - set(names))):
         if differing:
             raise InputError(f"{location.name} {what} {min(differing)}; run batch-route again with --fresh")

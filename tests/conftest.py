@@ -1,9 +1,12 @@
 """What the tests share: a tiny random base model with a real tokenizer and chat template, and the shipped contract."""
 
+import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from batch.adapter.base_model import base_digest
 from batch.adapter.bundle import Bundle, copy_tokenizer, seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
+from batch.storage import guard, remote
+from tests.servers import Azurite, Server, Weed
 
 ROOT = Path(__file__).parents[1]
 CONTROL_TOKENS = [
@@ -149,3 +154,47 @@ def make_bundle(base: Path, contract: Contract, root: Path, scale: float = 0.05)
         folder, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 4}
     )
     return registry.add(folder)
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """A server that speaks S3."""
+    with Weed(tmp_path_factory.mktemp("weed")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """A server that speaks Azure's."""
+    with Azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture(params=["weed", "azurite"])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an empty bucket, ``s3://…`` and ``az://…``, which the environment says how to reach."""
+    server: Server = request.getfixturevalue(request.param)
+    name = f"b-{secrets.token_hex(8)}"
+    server.make(name)
+    with reaching(server.environment, tmp_path, monkeypatch):
+        yield f"{server.scheme}://{name}"
+
+
+@pytest.fixture
+def s3_bucket(weed: Weed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    name = f"b-{secrets.token_hex(8)}"
+    weed.make(name)
+    with reaching(weed.environment, tmp_path, monkeypatch):
+        yield f"s3://{name}"
+
+
+@contextlib.contextmanager
+def reaching(environment: Mapping[str, str], cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of this process and of those that it starts: they read the environment once."""
+    for variable, value in {**environment, "XDG_CACHE_HOME": str(cache / "cache")}.items():
+        monkeypatch.setenv(variable, value)
+    remote.client.cache_clear()
+    guard.stop()
+    yield
+    remote.client.cache_clear()
+    guard.stop()

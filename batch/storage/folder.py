@@ -1,62 +1,69 @@
-"""A folder as output: the parts under their final names, then `manifest.json`, then `_SUCCESS`.
+"""What makes an output whole beside its rows and its manifest: the names of its parts, `_SUCCESS`, and that
+nothing of other jobs is left.
+
+    OUT/part-….parquet                  on a file system: the parts under their final names
+    OUT/_parts/<fingerprint>/…          in an object store: parts where they were written, and receipts
+    .OUT.parquet.work/<fingerprint>/…   in an object store: the same of a single file, until it is whole
 
 The parts of one job have its fingerprint in their names, so they lie beside those of the output that they
-replace until the manifest speaks of them; then the older ones go.
+replace until the manifest speaks of them; then the older ones go. In a store receipts stay beside the parts:
+a writer that comes late finds them, and takes back what it wrote.
 """
 
-import contextlib
-import os
-import shutil
-from pathlib import Path
+import dataclasses
+import re
+from collections.abc import Iterable
 
-from batch.storage.location import Location, replacing, storage_error
-from batch.storage.manifest import OUTPUT_PART, Proof
+from batch.storage.location import Location, bundle_digest, storage_error
+from batch.storage.manifest import OUTPUT_PART, Proof, is_folder
 from batch.storage.receipts import Receipts
+from batch.storage.store import store_at
 
 SUCCESS = "_SUCCESS"
+PARTS = "_parts"
+IN_STORE = re.compile(rf"({PARTS}|\..*\.work)/([0-9a-f]{{64}})/(shards|receipts)/[^/]*")
+
+
+def parts_folder(output: str, fingerprint: str) -> Location:
+    """Where the parts and receipts of a job lie whose output is in an object store."""
+    location = Location.of(output)
+    within = location.inside(PARTS) if is_folder(output) else location.sibling(".", ".work")
+    return within.inside(fingerprint)
 
 
 def publish(
     receipts: Receipts, output: str, fingerprint: str, id_column: str, expect: tuple[int, str]
 ) -> Proof:
-    """Prove the parts and give them their final names. Raises `StorageError`."""
-    folder = Path(Location.of(output).path)
+    """Prove the parts and give them their places. Raises `StorageError`."""
+    folder = Location.of(output)
     proof = receipts.prove(fingerprint, id_column, expect)
     try:
-        folder.mkdir(exist_ok=True)
-        (folder / SUCCESS).unlink(missing_ok=True)  # what it speaks of changes now
-        for receipt, part in zip(receipts, proof.parts or (), strict=True):
-            _place(Path(receipts.store.location(receipt.part).path), folder / part.name)
-        Location.of(folder / SUCCESS).sync_folder()
+        store_at(folder).remove(SUCCESS)  # what it speaks of changes now
+        parts = tuple(
+            dataclasses.replace(part, name=receipts.store.lay_out(receipt.part, folder, part.name))
+            for receipt, part in zip(receipts, proof.parts or (), strict=True)
+        )
+        folder.inside(SUCCESS).sync_folder()
     except OSError as error:
         raise storage_error(output, error) from error
-    return proof
+    listing = bundle_digest({part.name: part.sha256 for part in parts})
+    return dataclasses.replace(proof, sha256=listing, parts=parts)
 
 
-def seal(output: str, proof: Proof) -> None:
-    """After the manifest: remove parts that it does not name, and say that the folder is whole. Raises
-    `StorageError`.
+def seal(output: str, parts: Iterable[str], fingerprint: str) -> None:
+    """After the manifest, which names `parts`: remove what is of older outputs and of unfinished ones, and
+    say that a folder is whole. Raises `StorageError`.
     """
-    folder = Path(Location.of(output).path)
-    named = {part.name for part in proof.parts or ()}
+    location, kept = Location.of(output), set(parts)
+    store = store_at(location if is_folder(output) else location.folder)
+    within = "" if is_folder(output) else location.sibling(".", ".work").base
     try:
-        for path in folder.iterdir():
-            if OUTPUT_PART.fullmatch(path.name) and path.name not in named:
-                path.unlink()
-        (folder / SUCCESS).touch()
-        Location.of(folder / SUCCESS).sync_folder()
+        for name in store.names(within):
+            part, stored = OUTPUT_PART.fullmatch(name), IN_STORE.fullmatch(name)
+            receipt = stored and is_folder(output) and stored.groups()[1:] == (fingerprint, "receipts")
+            if (part or stored) and name not in kept and not receipt:
+                store.remove(name)
+        if is_folder(output):
+            store.create(SUCCESS, b"")
     except OSError as error:
         raise storage_error(output, error) from error
-
-
-def _place(part: Path, path: Path) -> None:
-    """The same file under another name, whole at once; a copy where the two lie on different disks."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.samefile(part):
-            return
-        path.unlink()
-    try:
-        os.link(part, path)
-    except OSError:
-        with replacing(Location.of(path)) as temporary:
-            shutil.copyfile(part, temporary.path)

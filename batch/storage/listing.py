@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from batch.errors import InputError
 from batch.storage.guard import note
-from batch.storage.location import Location, is_local, printable, reason
+from batch.storage.location import Location, printable, reason, refused_or_failed
 
 PARQUET = re.compile(r"\.(parquet|parq|pqt?)(\.(gz|gzip|snappy|zstd?|lz4|brotli|lzo|br))?$", re.IGNORECASE)
 LEFTOVER = re.compile(
@@ -67,20 +67,27 @@ def files_of(source: str) -> Listing:
             raise InputError(f"{location.name} is a link to nothing, a device or a pipe; name a file")
         root, pattern = (location.path, ()) if info.type == fs.FileType.Directory else _glob(location)
         return _listed(location, root.rstrip("/") or "/", pattern)
-    except (OSError, pa.ArrowException) as error:
+    except OSError as error:
+        raise refused_or_failed(f"cannot read {location.name}", error, "check the path") from error
+    except pa.ArrowException as error:
         raise InputError(f"cannot read {location.name}: {reason(error)}; check the path") from error
 
 
 def would_read(source: str, path: str) -> bool:
-    """Whether a file that comes to lie at the local `path` would be among those of a directory or a glob."""
-    if not is_local(source) or os.path.isfile((location := Location.of(source)).path):
+    """Whether a file that comes to lie at `path` would be among those of a directory or a glob."""
+    location, target = Location.of(source), Location.of(path)
+    if location.filesystem != target.filesystem:
         return False
     try:
-        root, pattern = (location.path, ()) if os.path.isdir(location.path) else _glob(location)
-    except InputError:
+        kind = location.filesystem.get_file_info(location.path).type
+        if kind == fs.FileType.File:
+            return False
+        root, pattern = (location.path, ()) if kind == fs.FileType.Directory else _glob(location)
+    except (InputError, OSError):
         return False  # there is no such input; who opens it says so
-    below = os.path.relpath(path, os.path.realpath(root))
-    parts = tuple(below.split("/"))
+    if location.local:
+        root, target = os.path.realpath(root), Location.of(os.path.realpath(target.path))
+    parts = tuple(os.path.relpath(target.path, root).split("/"))
     return ".." not in parts and not any(map(_hidden, parts)) and _matches(parts, pattern)
 
 
@@ -124,7 +131,7 @@ def _listed(location: Location, root: str, pattern: tuple[str, ...]) -> Listing:
             )
         else:
             seen[entry.key] = path
-            files.append(Found(Location(location.filesystem, path, path), _partitions(entry.parts)))
+            files.append(Found(location.at(path), _partitions(entry.parts)))
     if not files:
         left = "; ".join(f"{os.path.basename(path)} was skipped: {why}" for path, why in skipped[:3])
         raise InputError(

@@ -23,15 +23,16 @@ import pyarrow as pa
 from pyarrow import fs
 
 from batch.errors import FULL, LASTING, BatchRouteError, InputError, StorageError
+from batch.storage import remote
 
 CHUNK = 1 << 20  # bytes read at a time
-SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")  # of the stores that pyarrow reaches by itself
+OPTIONS = re.compile(r"(://[^?]*)\?[^/?]*=.*", re.DOTALL)  # of a URI
+USER = re.compile(r"://(?![^/@:]*@[^/@]*\.core\.windows\.net)[^/@]*@")  # but for a container of an account
 
 
 def shown(name: str) -> str:
     """`name` on one line, without the credentials that a URI may carry."""
-    name = re.sub(r"://[^/@]*@", "://", name)
-    return re.sub(r"(://[^?]*)\?.*", r"\1", name).replace("\n", " ").replace("\r", " ")
+    return OPTIONS.sub(r"\1", USER.sub("://", name)).replace("\n", " ").replace("\r", " ")
 
 
 def printable(name: str) -> str:
@@ -89,8 +90,10 @@ class Location:
             raise InputError(f"{printable(source)}: the name is not valid UTF-8; rename the file")
         if "://" not in source:
             return cls(fs.LocalFileSystem(), os.path.abspath(source), source)
-        scheme = source.partition("://")[0].lower()
-        if scheme not in SCHEMES:
+        scheme, _, rest = source.partition("://")
+        if (scheme := scheme.lower()) in remote.SCHEMES:
+            return cls._in_store(source, scheme, rest)
+        if scheme not in ("file", "hdfs"):
             raise InputError(
                 f"cannot open {shown(source)}: no store is called {scheme}; copy the file here first"
             )
@@ -99,6 +102,21 @@ class Location:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"cannot open {shown(source)}: {reason(error)}; check the URI") from error
         return cls(filesystem, path, shown(source))
+
+    @classmethod
+    def _in_store(cls, source: str, scheme: str, path: str) -> "Location":
+        authority = path.partition("/")[0]
+        if not authority:
+            raise InputError(f"cannot open {shown(source)}: it names no bucket; write {scheme}://bucket/path")
+        if OPTIONS.search(source) or USER.search(source):
+            why = "it holds credentials or options, which are not read"
+            raise InputError(f"cannot open {shown(source)}: {why}; set them in the environment")
+        return cls(fs.PyFileSystem(remote.Bucket(scheme, authority)), path.rstrip("/"), source.rstrip("/"))
+
+    @property
+    def bucket(self) -> remote.Bucket | None:
+        """The store that it lies in; None for what is on a file system."""
+        return self.filesystem.handler if isinstance(self.filesystem, fs.PyFileSystem) else None
 
     @property
     def local(self) -> bool:
@@ -111,18 +129,36 @@ class Location:
         path = f"{folder}{slash}{prefix}{base}{suffix}"
         return Location(self.filesystem, path, f"{parent}{name_slash}{prefix}{name}{suffix}")
 
+    def at(self, path: str) -> "Location":
+        """The location of another path on the same file system."""
+        scheme = self.name.partition("://")[0]
+        return Location(self.filesystem, path, path if self.local else f"{scheme}://{path}")
+
     def open(self) -> pa.NativeFile:
         """The file's bytes, for reading anywhere in them."""
         return self.filesystem.open_input_file(self.path)
 
-    def stamp(self) -> tuple[int, int | None]:
-        """Size in bytes and time of change in ns (None where the store keeps none). Raises
-        `FileNotFoundError`.
+    def stamp(self) -> tuple[int, int | str | None]:
+        """Size in bytes and time of change in ns, or the version that a store gives (None where neither is
+        kept). Raises `FileNotFoundError`.
         """
+        if bucket := self.bucket:
+            meta = bucket.head(self.path)
+            return meta["size"], meta["e_tag"]
         info = self.filesystem.get_file_info(self.path)
         if info.type != fs.FileType.File:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
         return info.size, info.mtime_ns
+
+    @property
+    def base(self) -> str:
+        """Its name in its folder."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def folder(self) -> "Location":
+        name = self.name.rpartition("/")[0] if "/" in self.name else "."
+        return Location(self.filesystem, self.path.rpartition("/")[0] or "/", name or "/")
 
     def inside(self, name: str) -> "Location":
         """The location of a file in this folder."""
@@ -168,9 +204,8 @@ def replacing(location: Location) -> Iterator[Location]:
     """Give a temporary location to write a file at; it takes the name of `location` when the block ends
     without an error.
 
-    After an error, `location` is as it was and the temporary file is gone. Raises `StorageError`. On an
-    object store the move is a copy on the server, visible only once it is whole (S3 copies at most 5 GB in
-    one piece).
+    After an error, `location` is as it was and the temporary file is gone. Raises `StorageError`. In an
+    object store nothing is renamed: see `batch.storage.object_store`.
     """
     temporary, held = _temporary(location)
     try:
@@ -185,20 +220,17 @@ def replacing(location: Location) -> Iterator[Location]:
             raise storage_error(location.name, error) from error
         raise
     finally:
-        if held is not None:
-            os.close(held)
+        os.close(held)
 
 
-def _temporary(location: Location) -> tuple[Location, int | None]:
-    """A new name beside `location`, and where that is local, a locked descriptor of the empty file. What
-    killed writers left goes: nobody has it locked. Raises `StorageError`.
+def _temporary(location: Location) -> tuple[Location, int]:
+    """A new name beside `location`, and a locked descriptor of the empty file. What killed writers left goes:
+    nobody has it locked. Raises `StorageError`.
     """
     folder, slash, base = location.path.rpartition("/")
     stem = f".{hashlib.sha256(base.encode()).hexdigest()[:16]}."
     name = f"{stem}{secrets.token_hex(8)}.partial"
     temporary = Location(location.filesystem, f"{folder}{slash}{name}", f"{name} for {location.name}")
-    if not location.local:
-        return temporary, None
     try:
         for left in Path(folder or "/").glob(f"{stem}*.partial"):
             _remove_unlocked(left)
@@ -225,6 +257,12 @@ def _remove_unlocked(left: Path) -> None:
 def write_file(location: Location | Path, data: bytes | pa.Buffer) -> None:
     """Write `data` as a whole file, durably, replacing an older one. Raises `StorageError`."""
     location = location if isinstance(location, Location) else Location.of(location)
+    if bucket := location.bucket:
+        try:
+            bucket.put(location.path, data)
+        except OSError as error:
+            raise storage_error(location.name, error) from error
+        return
     with replacing(location) as temporary, temporary.filesystem.open_output_stream(temporary.path) as stream:
         stream.write(data)
 

@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from batch.contract.json_text import as_json, parse_json, pretty_json
 from batch.errors import BatchRouteError, StorageError
-from batch.storage.location import Location, reason, refused_or_failed, storage_error, write_file
+from batch.storage.location import Location, reason, refused_or_failed, storage_error
+from batch.storage.object_store import written_meanwhile
+from batch.storage.store import store_at
 
 MOST_BYTES = 64 << 20  # a file that holds more is no manifest of ours
 
@@ -58,26 +60,43 @@ def manifest_location(output: str) -> Location:
     return Location.of(output).sibling("", ".manifest.json")
 
 
+def part_names(manifest: dict[str, Any]) -> list[str]:
+    """The parts of a folder, as its manifest names them; of a file, none."""
+    return [part["name"] for part in manifest["output"].get("parts", ())]
+
+
 def output_files(output: str, manifest: dict[str, Any]) -> list[Location]:
     """The Parquet files of a finished output, in order."""
     location = Location.of(output)
     if not is_folder(output):
         return [location]
-    return [location.inside(part["name"]) for part in manifest["output"]["parts"]]
+    return [location.inside(name) for name in part_names(manifest)]
 
 
-def write_manifest(output: str, job: dict[str, Any], proof: Proof, **facts: Any) -> None:
+def manifest_version(output: str) -> str | None:
+    """What changes when the manifest does; None where there is none. Raises `StorageError`."""
+    location = manifest_location(output)
+    return store_at(location.folder).version(location.base)
+
+
+def write_manifest(
+    output: str, job: dict[str, Any], proof: Proof, replaces: str | None, **facts: Any
+) -> None:
     """Declare `output` complete: `job` is the fingerprint's facts, `facts` is what else there is to say.
 
-    Raises `StorageError`.
+    Raises `StorageError`, also where the manifest that lies there is not the version `replaces`: it is then
+    of another run, whose output must not be taken for this one's.
     """
     manifest = {"job": job, "output": proof.as_json(), **facts}
-    write_file(manifest_location(output), pretty_json(manifest))
-
-
-def remove_manifest(output: str) -> None:
-    """Raises `StorageError`."""
     location = manifest_location(output)
+    store_at(location.folder).replace(location.base, pretty_json(manifest), replaces)
+
+
+def remove_manifest(output: str, replaces: str | None) -> None:
+    """Raises `StorageError`, also where another run has written one since the version `replaces`."""
+    location = manifest_location(output)
+    if manifest_version(output) != replaces:
+        raise written_meanwhile(location.name)
     try:
         location.remove()
     except (OSError, pa.ArrowException) as error:

@@ -1,6 +1,7 @@
 """Parquet out: the output's schema, shards, and the file that they are assembled into."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,11 +15,12 @@ from batch.contract.fields import LIST, HasFields
 from batch.errors import ContractError, InputError, StorageError
 from batch.storage.footer import AnnotatingSink
 from batch.storage.hashing import IdDigest
-from batch.storage.location import Location, replacing
+from batch.storage.location import Location
 from batch.storage.manifest import Proof, remove_manifest
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import as_read
 from batch.storage.sizes import row_bytes
+from batch.storage.store import store_at
 from batch.storage.unify import ANNOTATIONS, carried_metadata
 
 ROW_GROUP = 16_384  # rows in a row group of the output, and
@@ -118,40 +120,62 @@ def assemble(
     metadata: Mapping[str, str],
     id_column: str = "id",
     expect: tuple[int, str] | None = None,
+    replaces: str | None = None,
+    size: int = 0,
 ) -> Proof:
     """Write the shards' rows, in order, as the file `output`, and prove it from the finished file.
 
     The bytes depend on the rows, `schema` and `metadata` alone, not on where the shards were cut: keep times
     and run ids out of `metadata`. Holds one row group in memory. `expect` is the input's row count and
-    ordered id digest; where the finished file differs, or anything fails, an older output and its manifest
-    stay (`StorageError`).
+    ordered id digest; where the rows differ, or anything fails, an older output and its manifest stay
+    (`StorageError`). `replaces` is the version of that manifest, `size` about that of the file in bytes.
     """
     location = Location.of(output)
     schema = schema.with_metadata({**(schema.metadata or {}), **metadata})
-    with replacing(location) as temporary:
-        write_rows(temporary, shard_rows(shards, schema), schema)
-        temporary.sync()
-        proof = prove(temporary, id_column)
-        if expect is not None and (proof.rows, proof.ids) != tuple(expect):
-            what = (
-                f"{proof.rows} rows for {expect[0]}"
-                if proof.rows != expect[0]
-                else "the ids or their order differ"
-            )
-            raise StorageError(
-                f"the assembled {location.name} is not its input's rows: {what}; run again with --fresh"
-            )
-        remove_manifest(output)  # it speaks of the output that goes now
+    passed, ids = 0, IdDigest()
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        nonlocal passed
+        for batch in shard_rows(shards, schema):
+            passed += batch.num_rows
+            ids.update(batch.column(id_column))
+            yield batch
+
+    def write(sink: Any) -> None:
+        encode_rows(sink, rows(), schema)
+        _compare(location, (passed, ids.hexdigest()), expect)
+
+    def check(file: Location) -> Proof:
+        proof = prove(file, id_column)
+        _compare(location, (proof.rows, proof.ids), expect)
+        return proof
+
+    # the old manifest speaks of the output that goes now
+    last = functools.partial(remove_manifest, output, replaces)
+    proof = store_at(location.folder).assemble(location.base, size, write, check, last)
     pa.default_memory_pool().release_unused()
     return proof
 
 
+def _compare(output: Location, found: tuple[int, str], expect: tuple[int, str] | None) -> None:
+    if expect is not None and found != tuple(expect):
+        what = (
+            f"{found[0]} rows for {expect[0]}" if found[0] != expect[0] else "the ids or their order differ"
+        )
+        raise StorageError(
+            f"the assembled {output.name} is not its input's rows: {what}; run again with --fresh"
+        )
+
+
 def write_rows(location: Location, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    """Write a Parquet file on this machine."""
+    with location.filesystem.open_output_stream(location.path) as sink:
+        encode_rows(sink, batches, schema)
+
+
+def encode_rows(sink: Any, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
     """Write a Parquet file whose bytes depend on the rows and `schema` alone, not on where batches end."""
-    with (
-        location.filesystem.open_output_stream(location.path) as sink,
-        parquet_writer(sink, schema) as writer,
-    ):
+    with parquet_writer(sink, schema) as writer:
         for group in _row_groups(batches, schema):
             writer.write_table(group, row_group_size=group.num_rows)
 

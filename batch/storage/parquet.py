@@ -35,7 +35,7 @@ class ParquetSource:
 
     location: Location
     size: int  # bytes
-    modified_ns: int | None  # None where the store keeps no time
+    modified_ns: int | str | None  # in a store its version; None where neither is kept
     footer: str  # sha256 of the footer's bytes: tells a file from another of its size and time
     row_groups: tuple[int, ...]  # rows in each
     safe_rows: tuple[int, ...]  # rows of each that may be decoded at once

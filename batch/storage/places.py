@@ -5,13 +5,11 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import pyarrow as pa
-
 from batch.errors import InputError
-from batch.storage.guard import guarded
 from batch.storage.listing import HEADS, would_read
-from batch.storage.location import Location, is_local, printable, reason, shown
+from batch.storage.location import Location, is_local, printable, reason, refused_or_failed
 from batch.storage.manifest import OUTPUT_PART, is_folder, manifest_location
+from batch.storage.store import store_at
 
 NAME_BYTES = 255  # of a file's name, at most
 LONGEST_SUFFIX = ".manifest.json"  # of the files beside an output
@@ -22,12 +20,12 @@ def check_output(source: str, output: str, folders: Places) -> None:
     """Refuse, before any work, an output or folders that cannot be written, or that are one another's or the
     input's place: `InputError`.
     """
+    if not is_local(output):
+        _check_store(Location.of(output))
+    elif not is_folder(output):
+        check_writable(output, suffix=LONGEST_SUFFIX)
     if is_folder(output):
         _check_output_folder(output)
-    else:
-        check_writable(output, suffix=LONGEST_SUFFIX)
-    if not is_local(output):
-        guarded(_ask, output, what=f"output {shown(output)}")
     given = {what: folder for what, folder in folders.items() if folder is not None}
     for what, folder in given.items():
         check_folder(folder, f"{what} {printable(str(folder))}", "choose another place")
@@ -100,20 +98,38 @@ def _check_output_folder(output: str) -> None:
     """The same for a folder, which need not be there; nor may it hold files that its readers would take for
     rows of this output.
     """
-    if not is_local(output):
-        return
     location = Location.of(output)
     folder = Path(location.path)
-    if not folder.is_dir() or folder.is_symlink():
+    if location.local and (not folder.is_dir() or folder.is_symlink()):
         check_writable(output if not folder.exists() else folder, suffix=".work")
         if folder.exists():
             raise InputError(f"output {location.name} is a file; name a folder, or a file in .parquet")
         return
-    check_folder(folder, f"output {printable(location.name)}", "choose another place")
-    others = [path.name for path in folder.glob("*.parquet") if not OUTPUT_PART.fullmatch(path.name)]
+    if location.local:
+        check_folder(folder, f"output {printable(location.name)}", "choose another place")
+    others = [name for name in parquet_in(location) if not OUTPUT_PART.fullmatch(name)]
     if others:
         what = f"holds another Parquet file, {printable(others[0])}"
         raise InputError(f"output {location.name} {what}; name an empty folder")
+
+
+def parquet_in(folder: Location) -> list[str]:
+    """Names of the Parquet files that lie in a folder itself."""
+    return [name for name in store_at(folder).names("") if name.endswith(".parquet") and "/" not in name]
+
+
+def _check_store(location: Location) -> None:
+    """Refuse an output that cannot be written to its store, which a file beside it shows: exit code 2, or 75
+    where the store itself fails.
+    """
+    if not location.bucket:
+        raise InputError(f"cannot write to {location.name}: such a store is only read; name another output")
+    probe = location.sibling(".", f".{secrets.token_hex(8)}.probe")
+    try:
+        location.bucket.probe(probe.path)
+    except OSError as error:
+        what = f"cannot write output {location.name}"
+        raise refused_or_failed(what, error, "choose another output") from error
 
 
 def _file_of(output: str) -> str:
@@ -134,7 +150,7 @@ def _refuse_same(places: Mapping[str, str | Path]) -> None:
 
 
 def _refuse_in_input(source: str, what: str, path: str | Path) -> None:
-    if is_local(path) and would_read(source, os.path.realpath(Location.of(path).path)):
+    if would_read(source, os.fspath(path)):
         why = "lies in the input's folder and would be read with it"
         raise InputError(f"{what} {path} {why}; choose another place")
 
@@ -156,12 +172,3 @@ def _identity(path: str | Path) -> object:
         return status.st_dev, status.st_ino, os.path.basename(real)
     except OSError:
         return real
-
-
-def _ask(path: str) -> None:
-    """Whether the store of a URI answers. Raises `InputError`."""
-    location = Location.of(path)
-    try:
-        location.filesystem.get_file_info(location.path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"cannot reach {location.name}: {reason(error)}; check the URI") from error

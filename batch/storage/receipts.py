@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from batch.errors import StorageError
+from batch.errors import InputError, StorageError
 from batch.storage.hashing import IdDigest
-from batch.storage.location import Location, bundle_digest
+from batch.storage.location import bundle_digest
 from batch.storage.manifest import PartProof, Proof
 from batch.storage.output import prove
 from batch.storage.store import Store
@@ -48,6 +48,10 @@ def part_name(unit: int, attempt: str) -> str:
     return f"shards/{unit:05d}-{attempt}.parquet"
 
 
+def receipt_name(unit: int) -> str:
+    return f"receipts/{unit:05d}.json"
+
+
 class Receipts:
     """The receipts of one job, in one store. Build it with :meth:`open`."""
 
@@ -61,19 +65,17 @@ class Receipts:
         receipts = cls(store, plan)
         for name in filter(RECEIPT.fullmatch, store.names("receipts")):
             receipt = receipts._read(name)
-            if receipt and _intact(store.location(receipt.part), receipt):
+            if receipt and store.intact(receipt.part, receipt.size, receipt.sha256):
                 receipts._done[receipt.unit] = receipt
             else:
                 store.remove(name)
         kept = {receipt.part for receipt in receipts}
-        for name in filter(PART.fullmatch, store.names("shards")):
-            if name not in kept:
-                store.remove(name)
+        store.sweep(set(filter(PART.fullmatch, store.names("shards"))) - kept)
         return receipts
 
     def add(self, receipt: Receipt) -> bool:
         """Declare a unit done whose part lies in the store; False where another attempt was first."""
-        name = f"receipts/{receipt.unit:05d}.json"
+        name = receipt_name(receipt.unit)
         won = self.store.create(name, receipt.as_bytes())
         winner = receipt if won else self._read(name) or receipt
         if winner.attempt != receipt.attempt:
@@ -107,12 +109,13 @@ class Receipts:
         rows, ids, parts = 0, IdDigest(), list[PartProof]()
         columns: tuple[str, ...] = ()
         for receipt in self:
-            found = prove(self.store.location(receipt.part), id_column, ids)
+            found = self._proved(receipt, id_column, ids)
             if receipt.start != rows or (receipt.rows, receipt.ids, receipt.sha256) != (
                 found.rows,
                 found.ids,
                 found.sha256,
             ):
+                self.store.remove(receipt_name(receipt.unit))
                 raise StorageError(f"{receipt.part} is not what its receipt says; run again, it is redone")
             rows, columns = rows + receipt.rows, found.columns
             name = f"part-{receipt.unit:05d}-{fingerprint[:8]}.parquet"
@@ -124,6 +127,14 @@ class Receipts:
         size = sum(part.bytes for part in parts)
         return Proof(rows, ids.hexdigest(), listing, size, columns, tuple(parts))
 
+    def _proved(self, receipt: Receipt, id_column: str, ids: IdDigest) -> Proof:
+        try:
+            return prove(self.store.location(receipt.part), id_column, ids)
+        except StorageError as error:
+            if isinstance(error.__cause__, InputError):  # it does not read back: it is done again
+                self.store.remove(receipt_name(receipt.unit))
+            raise
+
     def _read(self, name: str) -> Receipt | None:
         """None where it is not a receipt of a unit of this plan."""
         try:
@@ -131,15 +142,8 @@ class Receipts:
             unit = self.plan[receipt.unit]
         except (ValueError, TypeError, IndexError):
             return None
-        sound = name == f"receipts/{unit.index:05d}.json" and (receipt.start, receipt.rows) == (
+        sound = name == receipt_name(unit.index) and (receipt.start, receipt.rows) == (
             unit.start,
             unit.rows,
         )
         return receipt if sound else None
-
-
-def _intact(part: Location, receipt: Receipt) -> bool:
-    try:
-        return part.sha256() == receipt.sha256
-    except FileNotFoundError:
-        return False

@@ -1,13 +1,19 @@
-"""Where the parts and receipts of a job lie: names in a folder, each written whole or not at all."""
+"""Where the parts and receipts of a job lie, and the files of its output: names in a folder, each written
+whole or not at all.
+"""
 
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
-from batch.storage.location import Location, replacing, storage_error
+from batch.storage.location import Location, replacing, storage_error, write_file
+from batch.storage.object_store import ObjectStore, written_meanwhile
+
+Found = TypeVar("Found")
 
 
 class Store(Protocol):
@@ -16,17 +22,44 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Write `data` as `name` unless something lies there; whether it does now lie there by this call."""
 
+    def replace(self, name: str, data: bytes, over: str | None) -> None:
+        """Write `data` as `name` in the place of its version `over`, or of nothing."""
+
+    def version(self, name: str) -> str | None:
+        """What changes when `name` does; None where nothing lies there."""
+
     def read(self, name: str) -> bytes | None: ...
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names in a folder, which need not be there."""
+        """Sorted names in a folder, which need not be there. In an object store also those in its folders."""
 
     def writing(self, name: str) -> contextlib.AbstractContextManager[Location]:
         """A local file to write, which lies as `name` once the block has ended without an error."""
 
+    def assemble(
+        self,
+        name: str,
+        size: int,
+        write: Callable[[BinaryIO], None],
+        check: Callable[[Location], Found],
+        last: Callable[[], None],
+    ) -> Found:
+        """Have a file of about `size` bytes written as `name`; returns what `check` finds in it. `last` is
+        called when nothing else is left to do before older bytes go.
+        """
+
+    def intact(self, name: str, size: int, sha256: str) -> bool:
+        """Whether a file is there as it was written, as far as it can be told without a download."""
+
     def location(self, name: str) -> Location: ...
 
     def remove(self, name: str) -> None: ...
+
+    def sweep(self, names: Iterable[str]) -> None:
+        """Remove what no receipt speaks of, if nobody can be at work on it."""
+
+    def lay_out(self, part: str, folder: Location, name: str) -> str:
+        """Give a part its place in an output folder as `name`; the name that it does have there."""
 
 
 class LocalStore:
@@ -56,6 +89,21 @@ class LocalStore:
             raise storage_error(str(path), error) from error
         return True
 
+    def replace(self, name: str, data: bytes, over: str | None) -> None:
+        """Whoever replaces holds the output's lock."""
+        if self.version(name) != over:
+            raise written_meanwhile(str(self.root / name))
+        write_file(self.root / name, data)
+
+    def version(self, name: str) -> str | None:
+        try:
+            status = (self.root / name).stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(name, error) from error
+        return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+
     def read(self, name: str) -> bytes | None:
         try:
             return (self.root / name).read_bytes()
@@ -66,7 +114,8 @@ class LocalStore:
 
     def names(self, folder: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
-            return sorted(f"{folder}/{name}" for name in os.listdir(self.root / folder) if name[0] != ".")
+            inside = f"{folder}/" if folder else ""
+            return sorted(f"{inside}{name}" for name in os.listdir(self.root / folder) if name[0] != ".")
         return []
 
     @contextlib.contextmanager
@@ -78,8 +127,55 @@ class LocalStore:
         with replacing(self.location(name)) as temporary:
             yield temporary
 
+    def assemble(
+        self,
+        name: str,
+        size: int,
+        write: Callable[[BinaryIO], None],
+        check: Callable[[Location], Found],
+        last: Callable[[], None],
+    ) -> Found:
+        with replacing(self.location(name)) as temporary:
+            with temporary.filesystem.open_output_stream(temporary.path) as sink:
+                write(sink)
+            temporary.sync()
+            found = check(temporary)
+            last()
+        return found
+
+    def intact(self, name: str, size: int, sha256: str) -> bool:
+        try:
+            return self.location(name).sha256() == sha256
+        except FileNotFoundError:
+            return False
+
     def location(self, name: str) -> Location:
         return Location.of(self.root / name)
 
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
+
+    def sweep(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.remove(name)
+
+    def lay_out(self, part: str, folder: Location, name: str) -> str:
+        """The same file under another name, whole at once; a copy where the two lie on different disks."""
+        source, path = self.root / part, Path(folder.path) / name
+        path.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.samefile(source):
+                return name
+            path.unlink()
+        try:
+            os.link(source, path)
+        except OSError:
+            with replacing(Location.of(path)) as temporary:
+                shutil.copyfile(source, temporary.path)
+        return name
+
+
+def store_at(folder: Location, scratch: Path | None = None) -> Store:
+    """The files of a folder, wherever it is."""
+    bucket = folder.bucket
+    return LocalStore(Path(folder.path)) if bucket is None else ObjectStore(folder, bucket, scratch)

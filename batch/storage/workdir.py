@@ -39,14 +39,16 @@ Facts = dict[str, Any]
 
 
 def work_dir(output: str, within: Path | None) -> Path:
-    """The folder for unfinished work on `output`: beside it, hidden from a directory read as input, or
-    in the folder `within`, which several outputs may share.
+    """The folder for unfinished work on `output`: beside it, hidden from a directory read as input, or in the
+    folder `within`, which several outputs may share. For an output in a store, whose parts and receipts lie
+    there, it is the user's cache.
     """
     location = Location.of(output)
     name = Path(location.path).name
-    if within is None:
+    if within is None and location.local:
         return Path(location.path).with_name(f".{name}.work")
-    place = location.path if not location.local else os.path.realpath(location.path)
+    within = within or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "batch-route")
+    place = location.name if not location.local else os.path.realpath(location.path)
     short = os.fsencode(name)[:200].decode(errors="ignore")
     return within / f"{short}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.work"
 

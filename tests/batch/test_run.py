@@ -75,7 +75,9 @@ def stop_behind_a_shard(output: Path, total: int | None = None) -> Progress:
     return stop
 
 
-def route(bundle: Bundle, source: Path, output: Path, *options: str, engine: str = "replay") -> Result:
+def route(
+    bundle: Bundle, source: Path | str, output: Path | str, *options: str, engine: str = "replay"
+) -> Result:
     arguments = [str(source), str(output), "--adapter", str(bundle.path), "--engine", engine, *options]
     return CliRunner().invoke(main, arguments)
 

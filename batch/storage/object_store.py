@@ -1,0 +1,141 @@
+"""A folder of an object store as a :class:`batch.storage.store.Store`.
+
+A write is whole by itself and nothing is renamed; what must not be written over is written with a condition.
+There a request may be repeated by the client because its answer was lost, and meet its own work: it is known
+by its bytes, which hold whose they are.
+"""
+
+import contextlib
+import errno
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from batch.errors import StorageError
+from batch.storage.location import Location, reason, shown, storage_error
+from batch.storage.remote import Bucket
+
+Found = TypeVar("Found")
+CONFLICTS = 5  # in a row, of writers that meet in one object
+
+
+class ObjectStore:
+    """The objects of a bucket below one key. `scratch` is a folder of this machine for files on their way."""
+
+    def __init__(self, root: Location, bucket: Bucket, scratch: Path | None = None) -> None:
+        self.root, self._bucket, self._scratch = root, bucket, scratch
+
+    def create(self, name: str, data: bytes) -> bool:
+        for patience in range(CONFLICTS):
+            try:
+                self._bucket.put(self._path(name), data, mode="create")
+                return True
+            except FileExistsError:
+                if (there := self.read(name)) is not None:
+                    return there == data
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise storage_error(self._name(name), error) from error
+            time.sleep(0.1 * 2**patience)  # another's write was in the way and then failed
+        raise StorageError(f"cannot write {self._name(name)}: others write to it; run again to resume")
+
+    def replace(self, name: str, data: bytes, over: str | None) -> None:
+        try:
+            self._bucket.put(self._path(name), data, mode={"e_tag": over} if over else "create")
+        except OSError as error:
+            if not isinstance(error, FileExistsError) and error.errno not in (errno.ESTALE, errno.EBUSY):
+                raise storage_error(self._name(name), error) from error
+            if self.read(name) != data:
+                raise written_meanwhile(self._name(name)) from error
+
+    def version(self, name: str) -> str | None:
+        try:
+            etag: str | None = self._bucket.head(self._path(name))["e_tag"]
+            return etag
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unread(self._name(name), error) from error
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return bytes(self._bucket.open_input_file(self._path(name)).read())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unread(self._name(name), error) from error
+
+    def names(self, folder: str) -> list[str]:
+        path = self._path(folder) if folder else self.root.path
+        try:
+            return sorted(info.path[len(self.root.path) + 1 :] for info in self._bucket.below(path))
+        except OSError as error:
+            raise _unread(self._name(folder), error) from error
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Location]:
+        with tempfile.NamedTemporaryFile(dir=self._scratch, prefix=".", suffix=".partial") as file:
+            yield Location.of(file.name)
+            try:
+                self._bucket.put(self._path(name), Path(file.name))
+            except OSError as error:
+                raise storage_error(self._name(name), error) from error
+
+    def assemble(
+        self,
+        name: str,
+        size: int,
+        write: Callable[[BinaryIO], None],
+        check: Callable[[Location], Found],
+        last: Callable[[], None],
+    ) -> Found:
+        try:
+            with self._bucket.upload(self._path(name), size) as sink:
+                write(sink)
+                last()
+        except OSError as error:
+            raise storage_error(self._name(name), error) from error
+        return check(self.location(name))
+
+    def intact(self, name: str, size: int, sha256: str) -> bool:
+        """Its bytes are the store's to keep; the proof reads them."""
+        try:
+            return bool(self._bucket.head(self._path(name))["size"] == size)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _unread(self._name(name), error) from error
+
+    def location(self, name: str) -> Location:
+        return self.root.inside(name)
+
+    def remove(self, name: str) -> None:
+        try:
+            self._bucket.delete_file(self._path(name))
+        except OSError as error:
+            raise storage_error(self._name(name), error) from error
+
+    def sweep(self, names: Iterable[str]) -> None:
+        """Nothing goes: a store has no locks, so others may be at work there."""
+
+    def lay_out(self, part: str, folder: Location, name: str) -> str:
+        """Where it lies already."""
+        return self.location(part).path[len(folder.path) + 1 :]
+
+    def _path(self, name: str) -> str:
+        return self.location(name).path
+
+    def _name(self, name: str) -> str:
+        return self.location(name).name
+
+
+def written_meanwhile(name: str) -> StorageError:
+    return StorageError(
+        f"{shown(name)} was written by another run meanwhile; run again, what is done is kept"
+    )
+
+
+def _unread(name: str, error: OSError) -> StorageError:
+    return StorageError(f"cannot read {shown(name)}: {reason(error)}; run again to resume")
