@@ -12,9 +12,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -60,9 +62,15 @@ class Server:
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=2).request("GET", "/")
+            self.ask("GET", "/")
             return True
         return False
+
+    def ask(self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> int:
+        """The status of the answer."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+            connection.request(method, path, headers=dict(headers))
+            return connection.getresponse().status
 
     def __enter__(self) -> Self:
         return self
@@ -125,10 +133,8 @@ class Weed(Server):
         )
         signed = urlsplit(obstore.sign(store, "PUT", "", timedelta(minutes=5)))
         for _ in range(100):  # it answers before it can store
-            connection = http.client.HTTPConnection("127.0.0.1", self.port)
-            connection.request("PUT", f"{signed.path}?{signed.query}")
             with contextlib.suppress(Exception):
-                if connection.getresponse().status == 200:
+                if self.ask("PUT", f"{signed.path}?{signed.query}") in (200, 409):
                     obstore.put(store, "made", b"")
                     obstore.delete(store, "made")
                     return
@@ -169,9 +175,7 @@ class Azurite(Server):
         text = f"PUT{chr(10) * 12}{told}/{self.account}/{self.account}/{bucket}\nrestype:container"
         signed = hmac.new(base64.b64decode(self.key), text.encode(), hashlib.sha256).digest()
         headers["Authorization"] = f"SharedKey {self.account}:{base64.b64encode(signed).decode()}"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.request("PUT", f"/{self.account}/{bucket}?restype=container", headers=headers)
-        assert connection.getresponse().status == 201
+        assert self.ask("PUT", f"/{self.account}/{bucket}?restype=container", headers) == 201
 
 
 def install_azurite() -> None:

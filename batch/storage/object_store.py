@@ -18,7 +18,8 @@ from batch.storage.location import Location, reason, shown, storage_error
 from batch.storage.remote import Bucket
 
 Found = TypeVar("Found")
-CONFLICTS = 5  # in a row, of writers that meet in one object
+TRIES = 5  # of a write that meets others', or no answer
+UNSURE = (errno.EEXIST, errno.ESTALE, errno.EBUSY, errno.ETIMEDOUT)  # whether the write was done
 
 
 class ObjectStore:
@@ -28,27 +29,25 @@ class ObjectStore:
         self.root, self._bucket, self._scratch = root, bucket, scratch
 
     def create(self, name: str, data: bytes) -> bool:
-        for patience in range(CONFLICTS):
-            try:
-                self._bucket.put(self._path(name), data, mode="create")
-                return True
-            except FileExistsError:
-                if (there := self.read(name)) is not None:
-                    return there == data
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise storage_error(self._name(name), error) from error
-            time.sleep(0.1 * 2**patience)  # another's write was in the way and then failed
-        raise StorageError(f"cannot write {self._name(name)}: others write to it; run again to resume")
+        return self._lies_there(name, data, None)
 
     def replace(self, name: str, data: bytes, over: str | None) -> None:
-        try:
-            self._bucket.put(self._path(name), data, mode={"e_tag": over} if over else "create")
-        except OSError as error:
-            if not isinstance(error, FileExistsError) and error.errno not in (errno.ESTALE, errno.EBUSY):
-                raise storage_error(self._name(name), error) from error
-            if self.read(name) != data:
-                raise written_meanwhile(self._name(name)) from error
+        if not self._lies_there(name, data, over):
+            raise written_meanwhile(self._name(name))
+
+    def _lies_there(self, name: str, data: bytes, over: str | None) -> bool:
+        """Write `data` in the place of the version `over`; whether it does lie there then."""
+        for patience in range(TRIES):
+            try:
+                self._bucket.put(self._path(name), data, mode={"e_tag": over} if over else "create")
+                return True
+            except OSError as error:
+                if error.errno not in UNSURE:
+                    raise storage_error(self._name(name), error) from error
+            if self.version(name) != over:
+                return self.read(name) == data
+            time.sleep(0.1 * 2**patience)  # or another's was in the way, and failed too
+        raise StorageError(f"cannot write {self._name(name)}: others write to it; run again to resume")
 
     def version(self, name: str) -> str | None:
         try:

@@ -187,7 +187,7 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
     def _info(self, path: str) -> fs.FileInfo:
         if self.key(path):
             with contextlib.suppress(FileNotFoundError):
-                return _file_info(path, self.head(path, first=True))
+                return self._file_info(self.head(path, first=True))
         below = next(self.below(path, first=True), None)
         there = below is not None or not self.key(path)
         return fs.FileInfo(path, fs.FileType.Directory if there else fs.FileType.NotFound)
@@ -196,27 +196,25 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
         import obstore
 
         if selector.recursive:
-            return list(self.below(selector.base_dir))
+            return list(filter(_no_marker, self.below(selector.base_dir)))
         with translated():
             found = obstore.list_with_delimiter(client(self.root), self.key(selector.base_dir) or None)
-        folders = [
-            fs.FileInfo(f"{self.authority}/{key}", fs.FileType.Directory) for key in found["common_prefixes"]
-        ]
-        return [*folders, *self._infos(found["objects"])]
+        folders = [f"{self.authority}/{key}" for key in found["common_prefixes"]]
+        files = filter(_no_marker, map(self._file_info, found["objects"]))
+        return [*(fs.FileInfo(path, fs.FileType.Directory) for path in folders), *files]
 
     def below(self, path: str, first: bool = False) -> Iterator[fs.FileInfo]:
-        """Every object whose key begins with that of a folder."""
+        """Every object whose key begins with that of a folder. Raises `OSError`."""
         import obstore
 
         with translated():
             for chunk in obstore.list(client(self.root, first), self.key(path) or None):
-                yield from self._infos(chunk)
+                yield from map(self._file_info, chunk)
 
-    def _infos(self, objects: Any) -> Iterator[fs.FileInfo]:
-        for each in objects:
-            name = each["path"].rpartition("/")[2]
-            if each["size"] or "." in name:  # the rest are what consoles write to show a folder
-                yield _file_info(f"{self.authority}/{each['path']}", each)
+    def _file_info(self, meta: Any) -> fs.FileInfo:
+        modified = int(meta["last_modified"].timestamp() * 1e9)
+        path = f"{self.authority}/{meta['path']}"
+        return fs.FileInfo(path, fs.FileType.File, size=meta["size"], mtime_ns=modified)
 
     def open_input_file(self, path: str) -> pa.PythonFile:
         return pa.PythonFile(Object(self, path, BLOCK), "r")
@@ -238,9 +236,9 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
     move = copy_file = open_output_stream = open_append_stream = _refused
 
 
-def _file_info(path: str, meta: Any) -> fs.FileInfo:
-    modified = int(meta["last_modified"].timestamp() * 1e9)
-    return fs.FileInfo(path, fs.FileType.File, size=meta["size"], mtime_ns=modified)
+def _no_marker(file: fs.FileInfo) -> bool:
+    """Consoles write an empty object to show a folder."""
+    return bool(file.size or "." in file.base_name)
 
 
 class Object(io.RawIOBase):

@@ -165,7 +165,7 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(
         assert refused.value.exit_code == code and time.monotonic() - started < 10
         told = str(refused.value)
         assert "\n" not in told and "secret" not in told and "AWS4" not in told and len(told) < 250
-        with pytest.raises(BatchRouteError, match=why if code == 75 else "") as refused:
+        with pytest.raises(BatchRouteError) as refused:  # which a reader may read, but there is nothing
             files_of(f"{s3_bucket}/in")
         assert "secret" not in str(refused.value)
 
