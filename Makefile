@@ -58,8 +58,10 @@ families: setup ## tiny random bases of every family in docs/bases.md through fi
 	BATCH_ROUTE_FAMILIES=all $(BIN)/python -m pytest tests/train/test_families.py tests/train/test_foreign_adapters.py
 
 faults: setup ## kills, signals and I/O errors over a run's life, memory of --watch; short forms of these run with the tests
-	$(BIN)/python -m tests.faults.kill_storm --kills 100 --to file
-	$(BIN)/python -m tests.faults.kill_storm --kills 100 --to folder
+	$(BIN)/python -m tests.faults.kill_storm --kills 70 --to file
+	$(BIN)/python -m tests.faults.kill_storm --kills 65 --to folder
+	$(BIN)/python -m tests.faults.kill_storm --kills 40 --to store
+	$(BIN)/python -m tests.faults.kill_storm --kills 25 --to store-folder
 	$(BIN)/python -m tests.faults.signal_storm --signals 200
 	$(BIN)/python -m tests.faults.io_storm
 	$(BIN)/python -m tests.faults.watch_memory --files 2000

@@ -95,6 +95,11 @@ class Weed(Server):
             "AWS_ALLOW_HTTP": "true",
         }
 
+    @property
+    def filer(self) -> int:
+        """The port of its own file service, which asks for no key."""
+        return self._others[4]
+
     def command(self) -> list[str]:
         keys = [{"accessKey": "key", "secretKey": "a-secret-of-the-tests"}]
         reader = [{"accessKey": "reader", "secretKey": "a-secret-of-the-tests"}]

@@ -80,7 +80,7 @@ def manifest_version(output: str) -> str | None:
 
 
 def write_manifest(
-    output: str, job: dict[str, Any], proof: Proof, replaces: str | None, **facts: Any
+    output: str, job: dict[str, Any], proof: Proof, replaces: str | None = None, **facts: Any
 ) -> None:
     """Declare `output` complete: `job` is the fingerprint's facts, `facts` is what else there is to say.
 

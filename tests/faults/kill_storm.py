@@ -30,6 +30,8 @@ OLD_PART = "part-00000-01234567.parquet"
 class Storm:
     """One job in one folder. Everything that uses Arrow happens in forked children: a fork of its threads would hang."""
 
+    glance = 0.0001  # seconds between two looks at the state
+
     def __init__(self, folder: Path, adapter: str, to: str = "file", rows: int = ROWS) -> None:
         self.folder, self.adapter, self.to = folder, adapter, to
         self.output = folder / ("out.parquet" if to == "file" else "out")
@@ -46,12 +48,16 @@ class Storm:
         for stage in stages:
             while not stage():
                 assert not self._ended(pid), "the job ended before it was seen to commit"
-                time.sleep(0.0001)
+                time.sleep(self.glance)
             marks.append(time.monotonic())
         self._wait(pid)
         ends = [*marks[1:], time.monotonic()]
         self.spans = {stage: end - start for stage, start, end in zip(stages, marks, ends, strict=True)}
         self.whole = self._content()
+
+    @property
+    def target(self) -> str:
+        return str(self.output)
 
     def kill(self, chance: random.Random) -> str | None:
         """Start or resume the job and kill it; the state it left, or None where it got through first."""
@@ -62,7 +68,7 @@ class Storm:
         while not stage():
             if self._ended(pid):
                 return None
-            time.sleep(0.0001)
+            time.sleep(self.glance)
         deadline = time.monotonic() + delay
         while time.monotonic() < deadline:
             time.sleep(0.0001)
@@ -150,9 +156,7 @@ class Storm:
         from batch.launch import part_writer
 
         part_writer.SHARD_SECONDS = -1.0  # after each batch
-        run.run(
-            Options(str(self.folder / "in.parquet"), str(self.output), adapter=self.adapter, engine="replay")
-        )
+        run.run(Options(str(self.folder / "in.parquet"), self.target, adapter=self.adapter, engine="replay"))
 
     @staticmethod
     def _fork(act: Callable[[], object]) -> int:
@@ -200,13 +204,21 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--adapter", default="champion")
-    parser.add_argument("--to", choices=["file", "folder"], default="file")
+    parser.add_argument("--to", choices=["file", "folder", "store", "store-folder"], default="file")
     options = parser.parse_args()
     chance, states, through = random.Random(options.seed), Counter[str](), 0
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
         import batch.run  # noqa: F401  # once, for all that are forked
 
-        storm = Storm(Path(folder), options.adapter, options.to)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if options.to.startswith("store"):
+            from tests.faults.store_storm import StoreStorm
+            from tests.servers import Weed
+
+            server = stack.enter_context(Weed(folder / "server"))
+            storm: Storm = StoreStorm(folder, options.adapter, options.to, server)
+        else:
+            storm = Storm(folder, options.adapter, options.to)
         storm.reset(old=False)
         while states.total() < options.kills:
             state = storm.kill(chance)

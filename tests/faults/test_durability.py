@@ -54,15 +54,15 @@ def routed(line: Sequence[str], file_bytes: int | None = None) -> subprocess.Com
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, preexec_fn=limit)
 
 
-@pytest.mark.parametrize("to", ["file", "folder"])
-def test_a_storm_of_kills_tears_nothing(tiny_bundle: Bundle, to: str) -> None:
+@pytest.mark.parametrize(("to", "kills"), [("file", 6), ("folder", 6), ("store", 2)])
+def test_a_storm_of_kills_tears_nothing(tiny_bundle: Bundle, to: str, kills: int) -> None:
     """`make faults` does 200. Fails as the script says."""
     line = [
         sys.executable,
         "-m",
         "tests.faults.kill_storm",
         "--kills",
-        "6",
+        str(kills),
         "--seed",
         "7",
         "--to",
@@ -72,7 +72,7 @@ def test_a_storm_of_kills_tears_nothing(tiny_bundle: Bundle, to: str) -> None:
     ]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("6 kills")
+    assert done.stdout.startswith(f"{kills} kills")
 
 
 def test_a_storm_whose_job_cannot_run_ends() -> None:

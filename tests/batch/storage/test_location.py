@@ -72,20 +72,6 @@ def test_each_step_is_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert steps[1] == (tmp_path.name, True)
 
 
-def test_a_remote_store_is_written_then_moved() -> None:
-    store = fs._MockFileSystem()
-    store.create_dir("bucket")
-    location = Location(store, "bucket/out", "s3://bucket/out")
-    write_file(location, b"whole")
-    with pytest.raises(StorageError), replacing(location) as temporary:
-        with store.open_output_stream(temporary.path) as stream:
-            stream.write(b"half")
-        raise OSError("connection reset")
-    assert [f.path for f in store.get_file_info(fs.FileSelector("bucket"))] == ["bucket/out"]
-    with store.open_input_stream("bucket/out") as stream:
-        assert stream.read() == b"whole"
-
-
 def test_a_full_disk_is_named_with_a_remedy() -> None:
     with pytest.raises(OSError) as full:  # the kernel's own ENOSPC, through pyarrow
         fs.LocalFileSystem().open_output_stream("/dev/full").write(b"x" * (1 << 20))

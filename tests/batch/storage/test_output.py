@@ -20,6 +20,7 @@ from batch.storage import backlog as backlog_module
 from batch.storage import output as table_module
 from batch.storage import parquet as parquet_module
 from batch.storage.backlog import Backlog, read_through
+from batch.storage.manifest import manifest_version
 from batch.storage.output import assemble, encode_shard, output_columns, output_schema
 
 SECRET = "salary of Ada Lovelace"
@@ -425,7 +426,13 @@ def test_assembly_proves_or_leaves_the_old_output(tmp_path: Path) -> None:
         assemble(paths, str(output), table.schema, {}, expect=expect)
     assert output.read_bytes() == manifest.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.glob("*out*")) == ["out.parquet", "out.parquet.manifest.json"]
-    proof = assemble(shards(tmp_path / "s", table, [30]), str(output), table.schema, {}, expect=expect)
+    with pytest.raises(StorageError, match="another run"):  # whose manifest the old one is
+        assemble(shards(tmp_path / "s", table, [30]), str(output), table.schema, {}, expect=expect)
+    assert output.read_bytes() == b"old"
+    old = manifest_version(str(output))
+    proof = assemble(
+        shards(tmp_path / "s", table, [30]), str(output), table.schema, {}, expect=expect, replaces=old
+    )
     assert (proof.rows, proof.ids) == expect
     assert not manifest.exists()
     assert proof.bytes == output.stat().st_size

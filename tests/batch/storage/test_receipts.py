@@ -15,7 +15,7 @@ import pytest
 
 from batch.errors import InputError, OutputLockedError, StorageError
 from batch.storage.hashing import IdDigest
-from batch.storage.manifest import Proof, finished, remove_manifest, write_manifest
+from batch.storage.manifest import Proof, finished, manifest_version, remove_manifest, write_manifest
 from batch.storage.output import prove, write_rows
 from batch.storage.receipts import Receipt, Receipts, part_name
 from batch.storage.store import LocalStore
@@ -361,5 +361,5 @@ def test_finished_only_for_the_same_job_and_the_same_bytes(tmp_path: Path) -> No
     assert finished(str(output), FACTS) is None
     (tmp_path / "out.parquet.manifest.json").write_text("[]")
     assert finished(str(output), FACTS) is None
-    remove_manifest(str(output))
+    remove_manifest(str(output), manifest_version(str(output)))
     assert not os.listdir(tmp_path)
