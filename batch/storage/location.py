@@ -23,7 +23,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from batch.errors import FULL, LASTING, BatchRouteError, InputError, StorageError
-from batch.storage import remote
+from batch.storage.bucket import Bucket
+from batch.storage.remote import SCHEMES
 
 CHUNK = 1 << 20  # bytes read at a time
 OPTIONS = re.compile(r"(://[^?]*)\?[^/?]*=.*", re.DOTALL)  # of a URI
@@ -91,7 +92,7 @@ class Location:
         if "://" not in source:
             return cls(fs.LocalFileSystem(), os.path.abspath(source), source)
         scheme, _, rest = source.partition("://")
-        if (scheme := scheme.lower()) in remote.SCHEMES:
+        if (scheme := scheme.lower()) in SCHEMES:
             return cls._in_store(source, scheme, rest)
         if scheme not in ("file", "hdfs"):
             raise InputError(
@@ -111,10 +112,10 @@ class Location:
         if OPTIONS.search(source) or USER.search(source):
             why = "it holds credentials or options, which are not read"
             raise InputError(f"cannot open {shown(source)}: {why}; set them in the environment")
-        return cls(fs.PyFileSystem(remote.Bucket(scheme, authority)), path.rstrip("/"), source.rstrip("/"))
+        return cls(fs.PyFileSystem(Bucket(scheme, authority)), path.rstrip("/"), source.rstrip("/"))
 
     @property
-    def bucket(self) -> remote.Bucket | None:
+    def bucket(self) -> Bucket | None:
         """The store that it lies in; None for what is on a file system."""
         return self.filesystem.handler if isinstance(self.filesystem, fs.PyFileSystem) else None
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from batch.errors import StorageError
+from batch.storage.bucket import Bucket
 from batch.storage.location import Location, reason, shown, storage_error
-from batch.storage.remote import Bucket
 
 Found = TypeVar("Found")
 TRIES = 5  # of a write that meets others', or no answer

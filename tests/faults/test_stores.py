@@ -19,6 +19,7 @@ from batch.errors import Interrupted
 from batch.job import Options
 from batch.reporting.observer import Observer
 from batch.scoring.router import Counts
+from batch.storage import bucket as buckets
 from batch.storage import object_store, remote
 from batch.storage.location import Location, write_file
 from batch.storage.manifest import manifest_location, output_files, read_manifest
@@ -204,7 +205,7 @@ def test_a_server_that_dies_in_an_upload(
 ) -> None:
     """SIGKILL in the middle of the output's upload: 75; once the server is back the rerun ends with the same bytes."""
     monkeypatch.setattr(remote, "PATIENCE", timedelta(seconds=1))
-    monkeypatch.setattr(remote, "LEAST_CHUNK", 5 << 20)
+    monkeypatch.setattr(buckets, "LEAST_CHUNK", 5 << 20)
     here = backlog(tmp_path / "in.parquet", rows=ROWS)
     assert route(tiny_bundle, here, tmp_path / "out.parquet").exit_code == 0
     with Weed(tmp_path / "weed") as server, reaching(server.environment, tmp_path, monkeypatch):
