@@ -16,14 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-SCHEMES = {
-    "s3": "s3",
-    "gs": "gs",
-    "gcs": "gs",
-    "az": "az",
-    "abfs": "abfs",
-    "abfss": "abfss",
-}  # as obstore has it
+SCHEMES = {"gcs": "gs", **{name: name for name in ("s3", "gs", "az", "abfs", "abfss")}}  # to obstore's
 SILENCE = timedelta(seconds=30)  # without a byte of an answer
 LONGEST = timedelta(minutes=5)  # for one request
 PATIENCE = timedelta(seconds=60)  # for which a request is tried again
