@@ -64,6 +64,6 @@ def seal(output: str, parts: Iterable[str], fingerprint: str) -> None:
             if (part or stored) and name not in kept and not receipt:
                 store.remove(name)
         if is_folder(output):
-            store.create(SUCCESS, b"")
+            store.replace(SUCCESS, b"", store.version(SUCCESS))
     except OSError as error:
         raise storage_error(output, error) from error
