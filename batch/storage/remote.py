@@ -20,7 +20,8 @@ SCHEMES = {"gcs": "gs", **{name: name for name in ("s3", "gs", "az", "abfs", "ab
 SILENCE = timedelta(seconds=30)  # without a byte of an answer
 LONGEST = timedelta(minutes=5)  # for one request
 PATIENCE = timedelta(seconds=60)  # for which a request is tried again
-FIRST = timedelta(seconds=4)  # instead of either, for what shows whether the store is there
+FIRST = timedelta(seconds=8)  # instead of either, for what shows whether the store is there
+CONNECT = timedelta(seconds=4)
 STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
 LOOPBACK = re.compile(r"http://(127\.\d+\.\d+\.\d+|localhost|\[::1\])[:/]")
 CODE = re.compile(r"<Code>(\w{1,60})</Code>")
@@ -37,7 +38,7 @@ def client(root: str, first: bool = False) -> "ObjectStore":
             root,
             client_options={
                 "allow_http": _plain_http(),
-                "connect_timeout": FIRST,
+                "connect_timeout": CONNECT,
                 "read_timeout": silence,
                 "timeout": LONGEST,
             },
