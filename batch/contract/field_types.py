@@ -12,7 +12,10 @@ from batch.errors import ContractError
 
 # What outputs and labelled rows have beside a contract's fields.
 RESERVED = frozenset(
-    ("id", "request", "facts", "status", "score", "error", "error_code", "adapter", "triage", "rules_applied")
+    {
+        *("id", "request", "facts", "status", "score", "error", "error_code", "adapter", "triage"),
+        *("rules_applied", "decision", "reviewer", "reviewed_at", "suggested", "audit"),
+    }
 )
 ASCII_TEXT = r"[ -!#-\[\]-~]"  # printable ASCII without the quote and the backslash, so JSON never escapes it
 ANY_TEXT = r'[^"\\\x00-\x1f\x7f-\x9f\ud800-\udfff]'
