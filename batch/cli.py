@@ -1,5 +1,6 @@
 """`batch-route`: click only. What loads pyarrow or starts an engine is imported inside the command."""
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ def size(text: str) -> int:
     if not digits.isascii() or not digits.isdigit() or not int(digits) or unit not in ("", *"KMGT"):
         raise click.BadParameter(f"{text!r} is not a valid size; write bytes, or 500M, 2G")
     return int(digits) << (10 * ("KMGT".index(unit) + 1) if unit else 0)
+
+
+def duration(text: str) -> float:
+    """Seconds, of `90m`, `1h30m`, `45s` or whole seconds."""
+    parts = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,7})s?)?", text, re.ASCII)
+    hours, minutes, rest = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+    seconds = 3600 * hours + 60 * minutes + rest
+    if not 0 < seconds <= MOST_PATIENCE:
+        raise click.BadParameter(f"{text!r} is not a valid duration; write 90m, 2h or 45s")
+    return float(seconds)
 
 
 @click.command(cls=ErrorCommand)
@@ -113,6 +124,12 @@ def verify(output: str, input: str | None) -> None:
     help="Bytes of the cache at most: 500M, 2G, …",
 )
 @click.option(
+    "--deadline",
+    metavar="DURATION",
+    type=duration,
+    help="Stop before this much time is over, with 75; what is done is kept. 90m, 2h, 45s, …",
+)
+@click.option(
     "--engine-timeout", metavar="SECONDS", type=Number(1, MOST_PATIENCE), default=600, show_default=True,
     help="Restart an engine that has made no progress for so long.",
 )  # fmt: skip
@@ -139,8 +156,8 @@ def main(
     OUTPUT.
 
     Exit codes: 0 done; 2 refused, nothing written; 3 done, but too many rows are errors; 4 another run holds
-    OUTPUT; 75 the engine or the machine failed, run again to resume; 130, 143 interrupted, run again to
-    resume.
+    OUTPUT; 75 the engine or the machine failed, or the deadline came, run again to resume; 130, 143
+    interrupted, run again to resume.
     """
     import gc
 
@@ -200,6 +217,7 @@ def _watch(wanted: Any, outlets: Any) -> None:
         "--report": outlets.report,
         "--retry-errors": wanted.retry_errors,
         "--limit": wanted.limit is not None,
+        "--deadline": wanted.deadline is not None,
     }.items():
         if given:
             raise InputError(f"{option} is for one file and does not go with --watch; leave it out")

@@ -38,7 +38,8 @@ def translated() -> Iterator[None]:
             raise  # who read our output has enough: click ends quietly
         end = ours(error)
         if isinstance(end, Interrupted):
-            click.echo("Interrupted; run again to resume", err=True)
+            told = str(end)
+            click.echo(told[0].upper() + told[1:], err=True)
             raise SystemExit(end.exit_code) from None
         raise Failure(end) from error
 

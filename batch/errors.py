@@ -98,13 +98,14 @@ class StorageError(BatchRouteError):
 
 
 class Interrupted(KeyboardInterrupt, SystemExit):
-    """A signal asked for the end: what is done is kept. Where nothing takes it, the process exits with 128 +
-    the signal's number and without a traceback.
+    """A signal asked for the end, or the clock did: what is done is kept. Where nothing takes it, the process
+    exits with 128 + the signal's number, or with 75, and without a traceback.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__("interrupted; run again to resume")
-        self.exit_code = self.code = 128 + number
+        late = number == signal.SIGALRM
+        super().__init__(f"{'the deadline has come' if late else 'interrupted'}; run again to resume")
+        self.exit_code = self.code = StorageError.exit_code if late else 128 + number
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -125,6 +126,7 @@ def nearest(name: str, known: list[str]) -> str:
 # Those that end a process from outside: Ctrl-C, a stop, a closed terminal, Ctrl-\, too much processor time.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
 _received: list[int] = []
+KEEPING = 15.0  # seconds to keep what is done and to end the engines, before a deadline
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -170,6 +172,25 @@ def signals_raise() -> Iterator[None]:
         _received.clear()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float | None) -> Iterator[None]:
+    """Within :func:`signals_raise`: raise `Interrupted` in the block a little before `seconds` are over, so
+    that what is done can still be kept. Raises `InputError` outside the main thread, where no signal arrives.
+    """
+    if seconds is None:
+        yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        raise InputError("a deadline needs the program's main thread; call it from there")
+    previous = signal.signal(signal.SIGALRM, _interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds - min(KEEPING, seconds / 10))
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)

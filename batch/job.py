@@ -43,6 +43,7 @@ class Options:
     reasons: Literal["all", "human", "none"] = "all"
     cache: Path | None = None
     cache_max: int = 1 << 30  # bytes
+    deadline: float | None = None  # seconds
     engine_timeout: float = PATIENCE  # seconds
     engine: str = DEFAULT_ENGINE
     max_num_seqs: int | None = None

@@ -11,7 +11,7 @@ from batch import __version__
 from batch.adapter.registry import Registry
 from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
-from batch.errors import signals_raise
+from batch.errors import deadline, signals_raise
 from batch.job import Job, Options, check, work_dir_of
 from batch.launch import local
 from batch.launch.devices import placements
@@ -48,7 +48,7 @@ def run(
     """
     observer = observer or Observer()
     told = observer.around(options.input, options.output, options.adapter, options.max_error_rate)
-    with told, lock_output(options.output), signals_raise():
+    with told, lock_output(options.output), signals_raise(), deadline(options.deadline):
         job = check(options, registry)
         observer.checked(job.backlog, job.rows, job.adapters.served, str(job.facts["base"]["ref"]))
         source = source_of(job)

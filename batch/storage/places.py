@@ -124,7 +124,7 @@ def _check_store(location: Location) -> None:
     """
     if not location.bucket:
         raise InputError(f"cannot write to {location.name}: such a store is only read; name another output")
-    probe = location.sibling(".", f".{secrets.token_hex(8)}.probe")
+    probe = location.sibling(".", ".probe")  # always the same: what a killed run left goes
     try:
         location.bucket.probe(probe.path)
     except OSError as error:

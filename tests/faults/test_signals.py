@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from batch.adapter.bundle import Bundle
-from batch.errors import EngineError, Interrupted, ours, signals_raise
+from batch.cli import main
+from batch.errors import EngineError, InputError, Interrupted, deadline, ours, signals_raise
 from tests.faults.kill_storm import write_input
 from tests.faults.signal_storm import storm
 
@@ -104,3 +107,33 @@ def test_nohup_is_respected() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (143, "goes on\n", "")
+
+
+def test_a_deadline_ends_a_run_in_time(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 75 and one line; what was done is kept, and a rerun ends the job."""
+    write_input(tmp_path / "in.parquet", 3000)
+    (tmp_path / "slow.json").write_text('{"delay": 0.3}')
+    monkeypatch.setenv("BATCH_ROUTE_REPLAY_FAULTS", str(tmp_path / "slow.json"))
+    places = [str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")]
+    line = [*places, "--adapter", str(tiny_bundle.path), "--engine", "replay", "--max-error-rate", "1"]
+    started = time.monotonic()
+    ended = CliRunner().invoke(main, [*line, "--max-num-seqs", "16", "--deadline", "12s"])
+    assert ended.exit_code == 75 and time.monotonic() - started < 12
+    assert ended.stderr.splitlines()[-1] == "The deadline has come; run again to resume"
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    monkeypatch.delenv("BATCH_ROUTE_REPLAY_FAULTS")
+    done = CliRunner().invoke(main, [*line, "--deadline", "1h30m"])
+    assert done.exit_code == 0 and "resumed" in done.output, done.output
+
+
+@pytest.mark.parametrize("text", ["0", "", "-5s", "90 minutes", "1d", "1.5h", "5s3m", "9999h9999h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    refused = CliRunner().invoke(main, ["in.parquet", "out.parquet", "--deadline", text])
+    assert refused.exit_code == 2 and "not a valid duration" in refused.output
+
+
+def test_a_deadline_in_another_thread_is_refused() -> None:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match="main thread"):
+        pool.submit(lambda: contextlib.ExitStack().enter_context(deadline(5))).result()

@@ -6,6 +6,7 @@ import signal
 from datetime import timedelta
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ from batch.storage.location import Location, write_file
 from batch.storage.manifest import manifest_location, output_files, read_manifest
 from batch.storage.store import Store, store_at
 from tests.batch.test_run import backlog, route
-from tests.conftest import reaching
+from tests.conftest import ROOT, reaching
 from tests.servers import Weed
 
 ROWS = 2500  # three units
@@ -247,3 +248,28 @@ def interrupted(source: str, output: str, bundle: Bundle) -> None:
     options = Options(source, output, adapter=str(bundle.path), engine="replay", max_num_seqs=64)
     with pytest.raises(Interrupted):
         run.run(options, Observer(progress=stop))
+
+
+def test_the_page_reads_a_result_by_its_manifest(
+    s3_bucket: str, weed: Weed, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """The snippets of docs/stores.md: Polars' on the store, DuckDB's, whose reader of stores is a download, on a copy."""
+    output = f"{s3_bucket}/night"
+    assert route(tiny_bundle, backlog(tmp_path / "in.parquet", rows=ROWS), output).exit_code == 0
+    page = (ROOT / "docs/stores.md").read_text(encoding="utf-8")
+    sql, python, _ = re.findall(r"```(?:sql|python)\n(.*?)```", page, re.S)
+    names: dict[str, pl.LazyFrame] = {}
+    exec(python.replace("s3://scored/night", output), names)
+    assert names["rows"].select(pl.len()).collect().item() == ROWS
+    store = objects(output)
+    for name in store.names(""):
+        (tmp_path / "night" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "night" / name).write_bytes(store.read(name) or b"")
+    with duckdb.connect() as connection:
+        for statement in (
+            sql.replace("s3://scored/night", str(tmp_path / "night"))
+            .replace("triage", "status")
+            .split(";")[:2]
+        ):
+            found = connection.sql(statement)
+        assert found.fetchall() == [("ok", ROWS)]
