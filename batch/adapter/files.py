@@ -13,6 +13,7 @@ from batch.storage.location import reason
 MAX_JSON_BYTES = 256 << 20  # of a tokenizer with 262,144 tokens it is 33 MB
 HEADER_BYTES = 100_000_000  # the format's own limit
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+BLOCK = 1 << 24  # bytes that are looked at together
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of the types that an adapter may have
 
 
@@ -93,8 +94,11 @@ def largest_values(path: Path, tensors: dict[str, Tensor]) -> dict[str, float]:
     with path.open("rb") as file:
         for name, tensor in tensors.items():
             file.seek(tensor.start)
-            values = _as_float32(file.read(tensor.end - tensor.start), tensor.dtype)
-            largest[name] = float(np.abs(values).max(initial=0.0))
+            found = [np.float32(0.0)]
+            for start in range(tensor.start, tensor.end, BLOCK):
+                values = _as_float32(file.read(min(BLOCK, tensor.end - start)), tensor.dtype)
+                found.append(np.abs(values).max(initial=0.0))
+            largest[name] = float(np.max(found))  # NaN, if one is
     return largest
 
 

@@ -54,8 +54,8 @@ def prepare(config: Config) -> Inputs:
     base = resolve_base(config.base.model, config.base.revision, near=config.path)
     renderer = Renderer.load(base, contract)
     check_base(base, renderer)
-    check_finite(base)
     splits = load_splits(config, contract, renderer)
+    check_finite(base)  # last: it reads all weights
     references = config.data.splits()
     facts = {
         "base": {"ref": config.base.model, "revision": config.base.revision, "sha256": base_digest(base)},
