@@ -2,12 +2,14 @@
 
 import base64
 import contextlib
+import ctypes
 import hashlib
 import hmac
 import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from filelock import FileLock
 
 AZURITE = "azurite@3.35.0"
 AZURITE_HOME = Path(sys.prefix, "azurite")  # in .venv: no part of the repository
+PR_SET_PDEATHSIG = 1  # prctl(2)
 SECONDS = 60.0  # for a server to answer
 
 
@@ -44,7 +47,9 @@ class Server:
 
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, cwd=self.folder)
+            self._process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, cwd=self.folder, preexec_fn=_die_with_the_parent
+            )
         deadline = time.monotonic() + SECONDS
         while not self._answers():
             assert self._process.poll() is None, (self.folder / "log").read_text()[-2000:]
@@ -201,6 +206,10 @@ def install_azurite() -> None:
         ]
         subprocess.run([*line, AZURITE], check=True, capture_output=True)
         (AZURITE_HOME / AZURITE).touch()
+
+
+def _die_with_the_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port() -> int:

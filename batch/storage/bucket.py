@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 from pyarrow import fs
 
-from batch.storage.remote import SCHEMES, client, translated
+from batch.storage.remote import SCHEMES, asked, client
 
 BLOCK = 1 << 20  # bytes that a small read brings with it
 STREAM_BLOCK = 8 << 20  # the same where a file is read from its start to its end
@@ -46,8 +46,7 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
         """Size, time and etag of an object. Raises `FileNotFoundError`, `OSError`."""
         import obstore
 
-        with translated():
-            return obstore.head(client(self.root, first), self.key(path))
+        return asked(obstore.head, client(self.root, first), self.key(path))
 
     def put(self, path: str, data: Any, mode: Any = "overwrite") -> None:
         """Write an object whole. With ``mode="create"``, or ``{"e_tag": …}`` of the version that it replaces,
@@ -55,19 +54,17 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
         """
         import obstore
 
-        with translated():
-            obstore.put(client(self.root), self.key(path), data, mode=mode)
+        asked(obstore.put, client(self.root), self.key(path), data, mode=mode)
 
     def probe(self, path: str) -> None:
         """Write, read and delete `path`, with little patience. Raises `OSError`."""
         import obstore
 
         store, key = client(self.root, True), self.key(path)
-        with translated():
-            obstore.put(store, key, b"probe")
-            with contextlib.suppress(FileNotFoundError):  # another run's probe of this output has ended
-                obstore.get(store, key).bytes()
-                obstore.delete(store, key)
+        asked(obstore.put, store, key, b"probe")
+        with contextlib.suppress(FileNotFoundError):  # another run's probe of this output has ended
+            asked(lambda: obstore.get(store, key).bytes())
+            asked(obstore.delete, store, key)
 
     @contextlib.contextmanager
     def upload(self, path: str, expected: int) -> Iterator[BinaryIO]:
@@ -80,8 +77,12 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
         writer = obstore.open_writer(
             client(self.root), self.key(path), buffer_size=chunk, max_concurrency=UPLOADS
         )
-        with translated(), writer:
+        try:
             yield cast(BinaryIO, _Upload(writer))
+        except Exception as error:
+            asked(writer.__exit__, type(error), error, error.__traceback__)  # which takes back what was sent
+            raise
+        asked(writer.close)
 
     def get_type_name(self) -> str:
         return "object-store"
@@ -105,8 +106,8 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
 
         if selector.recursive:
             return list(filter(_no_marker, self.below(selector.base_dir)))
-        with translated():
-            found = obstore.list_with_delimiter(client(self.root), self.key(selector.base_dir) or None)
+        within = self.key(selector.base_dir) or None
+        found: Any = asked(obstore.list_with_delimiter, client(self.root), within)
         folders = [f"{self.authority}/{key}" for key in found["common_prefixes"]]
         files = filter(_no_marker, map(self._file_info, found["objects"]))
         return [*(fs.FileInfo(path, fs.FileType.Directory) for path in folders), *files]
@@ -115,9 +116,9 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
         """Every object whose key begins with that of a folder. Raises `OSError`."""
         import obstore
 
-        with translated():
-            for chunk in obstore.list(client(self.root, first), self.key(path) or None):
-                yield from map(self._file_info, chunk)
+        stream = obstore.list(client(self.root, first), self.key(path) or None)
+        while chunk := asked(next, stream, None):
+            yield from map(self._file_info, chunk)
 
     def _file_info(self, meta: Any) -> fs.FileInfo:
         modified = int(meta["last_modified"].timestamp() * 1e9)
@@ -134,8 +135,8 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
         """It need not be there."""
         import obstore
 
-        with contextlib.suppress(FileNotFoundError), translated():
-            obstore.delete(client(self.root), self.key(path))
+        with contextlib.suppress(FileNotFoundError):
+            asked(obstore.delete, client(self.root), self.key(path))
 
     def _refused(self, *arguments: Any) -> Any:
         raise NotImplementedError("objects are written whole and never renamed")
@@ -185,9 +186,8 @@ class Object(io.RawIOBase):
     def _fetched(self, start: int, stop: int) -> memoryview:
         import obstore
 
-        with translated():
-            options: Any = {"range": (start, stop), "if_match": self._etag}
-            return memoryview(obstore.get(self._store, self._key, options=options).bytes())
+        options: Any = {"range": (start, stop), "if_match": self._etag}
+        return memoryview(asked(lambda: obstore.get(self._store, self._key, options=options).bytes()))
 
 
 class _Upload(io.RawIOBase):
@@ -203,7 +203,6 @@ class _Upload(io.RawIOBase):
         return self._written
 
     def write(self, data: Any) -> int:
-        with translated():
-            self._writer.write(data)
+        asked(self._writer.write, data)
         self._written += len(data)
         return len(data)

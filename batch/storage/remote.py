@@ -9,12 +9,16 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+
+Answer = TypeVar("Answer")
 
 SCHEMES = {"gcs": "gs", **{name: name for name in ("s3", "gs", "az", "abfs", "abfss")}}  # to obstore's
 SILENCE = timedelta(seconds=30)  # without a byte of an answer
@@ -51,6 +55,28 @@ def _plain_http() -> bool:
     told = [value for name, value in os.environ.items() if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))]
     allowed = [os.environ.get(f"{cloud}_ALLOW_HTTP", "").lower() for cloud in ("AWS", "AZURE", "GOOGLE")]
     return bool({"1", "true"} & set(allowed)) or any(map(LOOPBACK.match, told))
+
+
+def asked(call: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer:
+    """What a call of the client's returns. Raises `OSError`.
+
+    The client does not hear signals, and a silent store may hold it for a minute. So the main thread, which
+    does, waits for another.
+    """
+    answer = Future[Answer]()
+
+    def ask() -> None:
+        try:
+            answer.set_result(call(*arguments, **options))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    if threading.current_thread() is threading.main_thread():
+        threading.Thread(target=ask, daemon=True).start()
+    else:
+        ask()
+    with translated():
+        return answer.result()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,14 @@ from typing import BinaryIO
 
 import pytest
 
-from batch.errors import BatchRouteError, InputError, StorageError
+from batch.errors import (
+    BatchRouteError,
+    InputError,
+    Interrupted,
+    StorageError,
+    deadline,
+    signals_raise,
+)
 from batch.storage import remote
 from batch.storage.listing import files_of
 from batch.storage.location import Location, shown, write_file
@@ -179,6 +186,17 @@ def test_a_silent_store_is_not_waited_for(
         with pytest.raises(StorageError, match=r"does not answer|connection") as silent:
             check_output(str(tmp_path), "s3://bucket/out", {})
         assert silent.value.exit_code == 75
+
+
+def test_a_signal_does_not_wait_for_a_silent_store(
+    weed: Weed, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxied(weed, tmp_path, monkeypatch) as network, signals_raise(), deadline(0.5):
+        network.fail("", *["hang"] * 20)
+        started = time.monotonic()
+        with pytest.raises(Interrupted):
+            in_bucket(s3_bucket).create("receipts/1.json", b"mine")
+        assert time.monotonic() - started < HANG - 1
 
 
 def test_absent_buckets(bucket: str, tmp_path: Path) -> None:
