@@ -28,9 +28,7 @@ class JsonLines:
 
     def __call__(self, event: str, *, level: str = "info", **facts: Any) -> None:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(
-            {"time": time, "level": level, "run": self._run, "event": event, **facts}, default=str
-        )
+        told = {"time": time, "level": level, "run": self._run, "event": event, **facts}
         with contextlib.suppress(OSError, ValueError):  # a closed pipe must not end the run
-            self._stream.write(line + "\n")
+            self._stream.write(json.dumps(told, default=str, allow_nan=False) + "\n")
             self._stream.flush()

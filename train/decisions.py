@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from batch.contract.json_text import json_line
 from batch.errors import DatasetError, StorageError
 
 KINDS = ("label", "unsure", "skip", "undo")
@@ -128,7 +129,7 @@ class DecisionLog:
 
         Raises `StorageError`.
         """
-        line = (json.dumps(content, ensure_ascii=False) + "\n").encode()
+        line = json_line(content).encode()
         try:
             with self._locked():
                 self.refresh()

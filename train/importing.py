@@ -6,7 +6,6 @@ What cannot be served as it was trained is refused before an engine starts, with
 """
 
 import datetime
-import json
 import shutil
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from batch.errors import AdapterError
 from batch.scoring.adapters import engine_spec, spec_of
 from train.doctor.proof import REQUESTS, ServingProof, prove
 from train.doctor.served import answers
+from train.files import write_json
 from train.fit.base_checks import check_base
 from train.fit.calibrate import raw
 
@@ -49,9 +49,8 @@ def import_folder(
             shutil.copyfile(folder / name, staging / name)
         renderer.save(base, staging)
         (staging / "contract.json").write_text(contract.to_json(), encoding="utf-8")
-        (staging / "metrics.json").write_text("{}\n", encoding="utf-8")
-        calibration = json.dumps(raw("imported; scores are the model's own probabilities"), indent=2)
-        (staging / "calibration.json").write_text(calibration + "\n", encoding="utf-8")
+        write_json(staging / "metrics.json", {})
+        write_json(staging / "calibration.json", raw("imported; scores are the model's own probabilities"))
         facts = {
             "base": {"ref": base_ref, "revision": revision, "sha256": base_digest(base)},
             "renderer_fingerprint": renderer.fingerprint,

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.contract.contract import Contract
-from batch.contract.fields import Field, compact_json
+from batch.contract.fields import Field
+from batch.contract.json_text import compact_json
 from batch.errors import DatasetError
 from batch.storage.location import reason
 

@@ -7,7 +7,6 @@ from here, so it cannot drift from training.
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from batch.adapter.fits import check_fits
 from batch.adapter.peft_checks import LoraModule, highest_rank, lint
 from batch.adapter.renderer import TOKENIZER_FILES, Renderer
 from batch.contract.contract import Contract
+from batch.contract.json_text import pretty_json
 from batch.errors import AdapterError
 from batch.storage.location import bundle_digest, file_digest, write_file
 
@@ -182,7 +182,7 @@ def seal_bundle(folder: Path, facts: Mapping[str, Any]) -> str:
             file.chmod(0o644)  # safetensors' files are their maker's alone, and a service reads these
             files[file.name] = file_digest(file)
     manifest = {**facts, "files": files}
-    write_file(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(folder / MANIFEST, pretty_json(manifest))
     return bundle_digest(files)
 
 

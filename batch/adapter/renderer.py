@@ -22,7 +22,7 @@ from batch.adapter.chat_template import DATE, NAMED_TOKENS, ChatTemplate, Style,
 from batch.adapter.files import read_json
 from batch.adapter.vocabulary import Vocabulary
 from batch.contract.contract import Contract
-from batch.contract.fields import compact_json
+from batch.contract.json_text import compact_json
 from batch.errors import AdapterError
 
 # What a bundle keeps of a base, where it is there.

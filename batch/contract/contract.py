@@ -18,7 +18,8 @@ from typing import Any
 
 from batch.contract import validation
 from batch.contract.field_types import check_fields, read_field
-from batch.contract.fields import LIST, Field, compact_json
+from batch.contract.fields import LIST, Field
+from batch.contract.json_text import compact_json, pretty_json
 from batch.contract.negation import Negation
 from batch.contract.policy import UNDECIDED, Policy
 from batch.contract.rules import Rule
@@ -75,6 +76,10 @@ class Contract:
             rule.name for i, rule in enumerate(rules) if rule.name in {earlier.name for earlier in rules[:i]}
         ]:
             raise ContractError(f"rule {repeated[0]!r} is duplicated; violations are counted by name")
+        try:
+            compact_json(raw.get("contrast"))  # only a measure of bias reads it, every bundle keeps it
+        except (TypeError, ValueError) as error:
+            raise ContractError(f"[contrast] holds a value that JSON does not have: {error}") from error
         return cls(
             name=validation.text(raw["name"], "name"),
             fields=fields,
@@ -89,7 +94,7 @@ class Contract:
 
     def to_json(self) -> str:
         """The snapshot that a bundle carries; :meth:`load` reads it back to an equal contract."""
-        return json.dumps(self.raw, ensure_ascii=False, indent=2) + "\n"
+        return pretty_json(self.raw).decode()
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batch.contract import validation
-from batch.contract.fields import Field, compact_json
+from batch.contract.fields import Field
+from batch.contract.json_text import compact_json
 from batch.contract.label_fields import Integer, Label, Labels
 from batch.errors import ContractError
 

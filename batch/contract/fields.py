@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 from batch.contract import validation
+from batch.contract.json_text import compact_json
 from batch.errors import ContractError
 
 LIST = "list<string>"  # the Arrow type of a set of labels
@@ -166,10 +167,6 @@ class HasFields(Protocol):
 def group(value: Any) -> Any:
     """What a value's scores are calibrated with: all of that value, and of a set all of as many labels."""
     return len(value) if isinstance(value, tuple) else value
-
-
-def compact_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def as_text(value: Any) -> str:

@@ -1,5 +1,5 @@
-"""JSON as this project reads and writes it: whatever cannot be read is a `ValueError`, and a number that JSON
-does not know (NaN, infinity) is never written.
+"""JSON as this project reads and writes it: whatever cannot be read is a `ValueError`, and so is writing a
+number that JSON does not know (NaN, infinity).
 """
 
 import json
@@ -15,10 +15,20 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def pretty_json(value: Any) -> bytes:
-    """For a file that people look at too. Raises `ValueError` where a number is not finite."""
+    """For a file that people look at too."""
     return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+
+
+def json_line(value: Any) -> str:
+    """A line of a JSONL file."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def compact_json(value: Any) -> str:
+    """Without spaces: the serialisation of answers."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def as_json(value: Any) -> Any:
     """`value` as it comes back from a file: tuples are lists, keys are strings."""
-    return json.loads(json.dumps(value))
+    return json.loads(compact_json(value))

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batch.contract import validation
-from batch.contract.fields import LIST, NONE, Field, compact_json
+from batch.contract.fields import LIST, NONE, Field
+from batch.contract.json_text import compact_json
 from batch.errors import ContractError, nearest
 
 

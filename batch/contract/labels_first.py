@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from batch.contract.contract import Contract
-from batch.contract.fields import compact_json
+from batch.contract.json_text import compact_json
 from batch.errors import ContractError
 
 Span = tuple[int, int]

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
-from batch.contract.fields import Field, compact_json
+from batch.contract.fields import Field
+from batch.contract.json_text import compact_json
 
 CONTEXT_TOKENS = 3  # of a free text: so many tokens recall what came next
 MEMORY_ENTRIES = 1 << 17  # contexts remembered at most

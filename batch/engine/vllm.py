@@ -224,7 +224,9 @@ class VllmEngine:
                 if not all(map(math.isfinite, seen_there.values())):
                     raise AdapterError(f"{whose} overflows: a log-probability of the canary is not a number")
             shared = base.keys() & tuned.keys()
-            moved = max((abs(base[i] - tuned[i]) for i in shared), default=float("inf"))
+            # with no token among the first of both it moved by more than the gap between them
+            gap = abs(max(tuned.values()) - min(base.values()))
+            moved = max((abs(base[i] - tuned[i]) for i in shared), default=gap)
             if not moved >= ADAPTER_MOVES and adapter.strict:
                 raise AdapterError(
                     f"adapter {adapter.name[:12]} loads but changes nothing: on the canary no "

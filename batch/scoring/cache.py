@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from batch.contract.fields import compact_json
+from batch.contract.json_text import compact_json
 from batch.scoring.lane import ScoredRow
 from batch.storage.hashing import Int64s, text_hashes
 from batch.storage.location import refused_or_failed

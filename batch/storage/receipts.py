@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from batch.contract.json_text import json_line
 from batch.errors import InputError, StorageError
 from batch.storage.hashing import IdDigest
 from batch.storage.location import bundle_digest
@@ -41,7 +42,7 @@ class Receipt:
     attempt: str  # random, of one try at one unit
 
     def as_bytes(self) -> bytes:
-        return json.dumps(vars(self), ensure_ascii=False).encode()
+        return json_line(vars(self)).encode()
 
 
 def part_name(unit: int, attempt: str) -> str:

@@ -1,13 +1,13 @@
 """`batch-train lint` and `candidates`: help with labelling."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import click
 
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
+from batch.contract.json_text import json_line
 from batch.errors import DatasetError, one_line
 from batch.storage.location import write_file
 from train.commands.options import PATH, json_option, writable
@@ -85,7 +85,7 @@ def candidates(
     rules = contract_of(table, Registry(), contract)
     rows = [row for path in labelled for row in load_rows(path, rules, evaluation=True)]
     chosen = choose(table, scored, rows, rules, count, id_column, text_column)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
+    text = "".join(map(json_line, chosen))
     if out:
         write_file(out, text.encode())
         click.echo(f"{len(chosen)} rows in {out}: fill in the nulls, then batch-train lint {out}")

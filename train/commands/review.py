@@ -1,13 +1,13 @@
 """`batch-train review`, `agreement`, `apply-reviews` and `audit`: people in the loop."""
 
 import getpass
-import json
 from pathlib import Path
 
 import click
 
 from batch.cli_errors import Number
 from batch.contract.contract import Contract
+from batch.contract.json_text import json_line
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line
 from batch.storage.location import write_file
 from batch.storage.places import check_writable
@@ -141,7 +141,7 @@ def agreement(first: Path, second: Path, contract: str, out: Path | None) -> Non
         click.echo(one_line(str(line)))
     click.echo(f"{len(differing)} requests have different labels")
     if out:
-        write_file(out, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in differing).encode())
+        write_file(out, "".join(map(json_line, differing)).encode())
 
 
 @click.command("apply-reviews")

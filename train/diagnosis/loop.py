@@ -5,7 +5,6 @@ The last version has to be what it claims: no label without its words, nothing t
 """
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.contract.json_text import as_json
 from batch.errors import AdapterError
 from train.config import Config
 from train.diagnosis.diagnose import BOUND, Bias, Diagnosis
@@ -33,7 +33,7 @@ def fit_versions(
     """
     bundles = []
     for name, recipe in recipes.items():
-        wanted = json.loads(json.dumps(inputs.prepare(recipe).facts))
+        wanted = as_json(inputs.prepare(recipe).facts)
         same = (
             b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items())
         )

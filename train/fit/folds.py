@@ -10,13 +10,13 @@ from rich.console import Console
 
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
+from batch.contract.json_text import json_line
 from batch.engine import DEFAULT_ENGINE
 from train.config import Config
 from train.dataset import Row
 from train.evaluation.ask import candidate, route
 from train.evaluation.cross_validation import folds
 from train.evaluation.evaluate import Evaluation, evaluate
-from train.files import json_line
 from train.fit.qlora import fit
 
 

@@ -32,7 +32,7 @@ class Inputs:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def load_splits(config: Config, contract: Contract, renderer: Renderer | None) -> dict[str, list[Row]]:

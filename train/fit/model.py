@@ -88,7 +88,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     path = folder / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["target_modules"] = sorted({name.rpartition(".")[2] for name in content["target_modules"]})
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def on_meta(shape: Shape | Path, lora: Lora) -> PeftModel:

@@ -13,7 +13,7 @@ import gc
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -215,8 +215,20 @@ def measure(inputs: Inputs, trainer: SFTTrainer) -> dict[str, Any]:
     token).
     """
     state = trainer.state
+    return {
+        "parameters": count_parameters(_peft(trainer)),
+        "tokens": count_tokens(list(trainer.train_dataset)),  # what the trainer has, not what it was given
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "best": {"step": state.best_global_step, "validation_loss": state.best_metric},
+        "history": history_of(state.log_history),
+    }
+
+
+def history_of(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The trainer's log, step by step; a step that overflowed has no loss, for JSON has no NaN."""
     history = []
-    for entry in state.log_history:
+    for entry in log:
         if "loss" in entry:
             names = {
                 "loss": "loss",
@@ -227,17 +239,9 @@ def measure(inputs: Inputs, trainer: SFTTrainer) -> dict[str, Any]:
             names = {"eval_loss": "validation_loss", "eval_mean_token_accuracy": "validation_token_accuracy"}
         else:
             continue  # the summary at the end, which holds times
-        history.append(
-            {"step": entry["step"], **{new: entry[old] for old, new in names.items() if old in entry}}
-        )
-    return {
-        "parameters": count_parameters(_peft(trainer)),
-        "tokens": count_tokens(list(trainer.train_dataset)),  # what the trainer has, not what it was given
-        "steps": state.global_step,
-        "epochs": state.epoch,
-        "best": {"step": state.best_global_step, "validation_loss": state.best_metric},
-        "history": history,
-    }
+        finite = {new: entry[old] for old, new in names.items() if math.isfinite(entry.get(old, math.nan))}
+        history.append({"step": entry["step"], **finite})
+    return history
 
 
 def quiet() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import polars as pl
 
 from batch.contract.contract import Contract
+from batch.contract.json_text import json_line
 from batch.errors import InputError, nearest
 from batch.storage.location import reason
 from train.dataset import Row, near_duplicates
-from train.files import json_line
 from train.likeness import words
 
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}

@@ -9,7 +9,6 @@ compact JSON and knows generic platforms; the company's policy is left to the ad
 """
 
 import dataclasses
-import json
 import os
 import random
 import re
@@ -24,8 +23,10 @@ import transformers
 from tokenizers import Tokenizer
 
 from batch.contract.contract import Contract
+from batch.contract.json_text import compact_json
 from batch.errors import BatchRouteError
 from train.dataset import load_rows
+from train.files import write_json
 from train.mini_base import lexicon
 from train.mini_base.pretraining import BaseConfig, Pretraining, Reading, mixed
 from train.mini_base.requests import Facts, Request, phrase_book, requests
@@ -92,7 +93,7 @@ def make_tokenizer(
         request = next(stream)
         texts += [request.text, tasks[number % len(tasks)].target(request)]
     texts += [task.system for task in tasks] + [contract.regex] * 3
-    texts += [json.dumps(answer, separators=(",", ":")) for answer in contract.sample_answers()] * 5
+    texts += [compact_json(answer) for answer in contract.sample_answers()] * 5
     book = phrase_book()
     ours = {word.lower() for text in texts[:4_000] for word in re.findall(r"[A-Za-z]{3,}", text)}
     ours |= {word for word in book["lexicon"]["words"].split() if word.isalpha()}  # type: ignore[attr-defined]
@@ -142,7 +143,7 @@ def save(out: Path, model: Any, tokenizer: Tokenizer, config: BaseConfig) -> Non
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.max_length,
     }
-    (part / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(part / "tokenizer_config.json", settings)
     (part / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)

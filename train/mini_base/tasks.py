@@ -7,11 +7,11 @@ policy is not here: an adapter has to learn it.
 """
 
 import dataclasses
-import json
 import random
 from collections.abc import Callable
 from typing import Any
 
+from batch.contract.json_text import compact_json
 from train.mini_base.requests import Facts, Request
 
 Answer = Callable[[Request], dict[str, Any]]
@@ -26,7 +26,7 @@ class Task:
     weight: float = 1.0
 
     def target(self, request: Request) -> str:
-        return json.dumps(self.answer(request), ensure_ascii=False, separators=(",", ":"))
+        return compact_json(self.answer(request))
 
 
 def reason(request: Request) -> str:

@@ -6,13 +6,12 @@ and of a promotion whether it was `forced` and what its `gates` said.
 
 import dataclasses
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
-from batch.contract.json_text import parse_json
+from batch.contract.json_text import json_line, parse_json
 from batch.errors import AdapterError
 from batch.storage.location import write_file
 from train.release.gates import Gate
@@ -98,5 +97,5 @@ def history(registry: Registry) -> list[dict[str, Any]]:
 def _log(registry: Registry, entry: Mapping[str, Any]) -> None:
     """Before the alias moves: what the log does not know of cannot be rolled back."""
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    lines = [json.dumps(each, ensure_ascii=False) for each in [*history(registry), {"at": at, **entry}]]
-    write_file(registry.root / LOG, ("\n".join(lines) + "\n").encode())
+    text = "".join(map(json_line, [*history(registry), {"at": at, **entry}]))
+    write_file(registry.root / LOG, text.encode())

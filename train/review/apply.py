@@ -1,7 +1,6 @@
 """People's answers put into a copy of a night's output, with proof that nothing else changed."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.contract.contract import Contract
+from batch.contract.json_text import pretty_json
 from batch.errors import InputError, StorageError
 from batch.storage.location import Location, file_digest, replacing, write_file
 from batch.storage.manifest import manifest_location
@@ -75,7 +75,7 @@ def apply_reviews(
         "answered_by_people": applied.answered,
         "changed": applied.changed,
     }
-    write_file(manifest_location(str(final)), (json.dumps(facts, indent=2) + "\n").encode())
+    write_file(manifest_location(str(final)), pretty_json(facts))
     return applied
 
 

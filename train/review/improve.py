@@ -12,6 +12,7 @@ from rich.console import Console
 
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
+from batch.contract.json_text import json_line
 from batch.errors import DatasetError
 from batch.reporting.console import PlainConsole
 from train.config import Config
@@ -19,7 +20,6 @@ from train.dataset import Row, load_rows
 from train.doctor import sound
 from train.evaluation.ask import judge
 from train.evaluation.tables import show_measures
-from train.files import json_line
 from train.fit.qlora import fit
 from train.likeness import Likeness
 from train.release.gates import GateData, gates

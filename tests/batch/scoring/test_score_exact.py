@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from batch.adapter.bundle import Bundle
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
-from batch.contract.fields import LIST, Field, compact_json
+from batch.contract.fields import LIST, Field
+from batch.contract.json_text import compact_json
 from batch.engine import EngineSpec, adapter_spec
 from batch.engine.process import EngineProcess
 from batch.scoring.adapters import spec_of

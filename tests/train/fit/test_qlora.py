@@ -238,3 +238,23 @@ def test_a_base_with_remote_code_is_refused(tiny_base: Path, tmp_path: Path) -> 
     )
     with pytest.raises(AdapterError, match="remote code"):
         inputs.prepare(recipe(copy, tmp_path))
+
+
+def test_a_step_that_overflowed_has_no_loss() -> None:
+    log = [
+        {
+            "step": 1,
+            "loss": 0.5,
+            "learning_rate": 1e-4,
+            "mean_token_accuracy": float("nan"),
+            "grad_norm": 1.0,
+        },
+        {"step": 2, "loss": float("inf"), "learning_rate": 1e-4},
+        {"step": 2, "eval_loss": 0.25},
+        {"step": 2, "train_runtime": 1.0},
+    ]
+    assert qlora.history_of(log) == [
+        {"step": 1, "loss": 0.5, "learning_rate": 1e-4},
+        {"step": 2, "learning_rate": 1e-4},
+        {"step": 2, "validation_loss": 0.25},
+    ]
