@@ -8,6 +8,7 @@ from rich.console import Console
 from batch.job import Job
 from batch.reporting.summary import show_input
 from batch.storage.manifest import finished, manifest_location, read_manifest
+from batch.storage.texts import read_texts
 
 SAMPLE = 1000  # requests that are tokenised
 RATES = (10, 50, 500)  # rows/s to choose from where no earlier run tells
@@ -18,7 +19,7 @@ def show_plan(job: Job, console: Console) -> None:
     bundles = job.adapters.served
     renderer, sample = bundles[0].renderer, []
     for batch in job.backlog.batches(size=SAMPLE, stop_row=job.rows):
-        sample += [text for text in job.backlog.texts(batch)[0] if text]
+        sample += [text for text in read_texts(batch, job.options.text_column)[0] if text]
         if len(sample) >= SAMPLE:
             break
     say = functools.partial(console.print, soft_wrap=True)

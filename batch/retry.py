@@ -20,6 +20,7 @@ from batch.scoring.scorer import Chunk
 from batch.storage.location import Location
 from batch.storage.manifest import finished, manifest_location, output_files, read_manifest
 from batch.storage.parquet import ParquetSource
+from batch.storage.texts import read_texts
 from batch.storage.workdir import changes, job_in
 
 RETRY_OF = "retry_of"  # fact of a job that retries errors: sha256 of the output that they are in
@@ -94,7 +95,7 @@ class Retry:
         answers are checked anew."""
         names = [name for name in batch.schema.names[self._inputs :] if name.startswith(self._prefix)]
         rows = batch.select(names).rename_columns([name.removeprefix(self._prefix) for name in names])
-        texts, _ = self._job.backlog.texts(batch)
+        texts, _ = read_texts(batch, self._job.options.text_column)
         broken: Counter[str] = Counter()
         for row, text, bundle in zip(rows.to_pylist(), texts, self._job.adapters.rows(batch), strict=True):
             if bundle and row["status"] == "ok":

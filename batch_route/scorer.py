@@ -9,13 +9,12 @@ from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.engine.supervisor import Supervisor
 from batch.errors import InputError, nearest
-from batch.scoring.adapters import Answers, engine_spec, lane_of, spec_of
-from batch.scoring.output_rows import output_batch
-from batch.scoring.router import Requests, Router
-from batch.scoring.scorer import WINDOW
+from batch.scoring.adapters import Adapters, engine_spec
+from batch.scoring.scorer import Chunk, load_first
+from batch.scoring.scorer import Scorer as Scoring
 from batch.source import FEED_ROWS
 from batch.storage.output import output_columns, output_schema
-from batch.storage.schema import is_text, plain
+from batch.storage.schema import is_text
 
 Table = TypeVar("Table")  # pyarrow.Table, polars.DataFrame or pandas.DataFrame
 
@@ -44,10 +43,9 @@ class Scorer:
         self._bundle = Bundle.open(Registry().resolve(adapter))
         base = self._bundle.resolve_base(base_model)
         choices: dict[str, Any] = {"dtype": dtype, "threads": threads, "max_num_seqs": max_num_seqs}
-        self._answers = Answers.of([self._bundle])
-        self._lane = lane_of(self._bundle)
+        self._adapters = Adapters(self._bundle)
         self._engine = Supervisor(engine_spec(base, [self._bundle], kind=engine, **choices))
-        self._router: Router | None = None
+        self._scorer: Scoring | None = None
 
     @property
     def adapter(self) -> str:
@@ -77,19 +75,15 @@ class Scorer:
 
     def _score(self, table: pa.Table, text_column: str, prefix: str) -> pa.Table:
         self._refuse(table, text_column, prefix)
-        if self._router is None:
-            self._engine.load(spec_of(self._bundle))
-            self._router = Router(self._engine, WINDOW * self._engine.facts["max_num_seqs"])
-        schema = output_schema(table.schema, self._answers, prefix, self._answers.triage)
-        batches = [_one_chunk(table.slice(start, FEED_ROWS)) for start in range(0, table.num_rows, FEED_ROWS)]
-        requests = (
-            Requests(plain(batch.column(text_column)).to_pylist(), [self._lane] * batch.num_rows)
-            for batch in batches
+        if self._scorer is None:
+            load_first(self._engine, self._adapters)
+            self._scorer = Scoring(self._engine, self._adapters, self._engine.facts["max_num_seqs"])
+        answers = self._adapters.answers
+        schema = output_schema(table.schema, answers, prefix, answers.triage)
+        chunks = (
+            Chunk(_one_chunk(table.slice(start, FEED_ROWS))) for start in range(0, table.num_rows, FEED_ROWS)
         )
-        made = [
-            output_batch(batch, rows, [self._bundle] * batch.num_rows, self._answers, schema)
-            for batch, rows in zip(batches, self._router.route(requests), strict=True)
-        ]
+        made = [scored.batch for scored in self._scorer.score(chunks, text_column, schema)]
         return pa.Table.from_batches(made, schema)
 
     def _refuse(self, table: pa.Table, text_column: str, prefix: str) -> None:
@@ -104,7 +98,8 @@ class Scorer:
             raise InputError(
                 f"column {text_column!r} holds {kind}, not texts; name another with text_column="
             )
-        added = output_columns(self._answers, prefix, self._answers.triage)
+        answers = self._adapters.answers
+        added = output_columns(answers, prefix, answers.triage)
         if taken := [name for name in added if name in names]:
             raise InputError(f"the table has a column {taken[0]!r} already; give a prefix= for the new ones")
 

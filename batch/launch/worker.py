@@ -128,14 +128,12 @@ class Worker:
         with known_answers(facts, *kept, self._emit) as known:
             progressed = partial(self._tell, observer.progressed)
             slots = engine.facts["max_num_seqs"]
-            scorer = Scorer(
-                engine, task.adapters, task.backlog, task.schema, slots, lambda _: progressed(), known
-            )
+            scorer = Scorer(engine, task.adapters, slots, lambda _: progressed(), known)
             self._tell(partial(observer.engine_ready, self.device, engine.facts, canary, scorer.counts))
             self._proved = {**engine.facts, "canary": canary}
             try:
                 while units.more():
-                    for scored in scorer.score(self._chunks(units)):
+                    for scored in scorer.score(self._chunks(units), task.backlog.text_column, task.schema):
                         self._parts[0].add(scored)
                         self._finish(units)
                     self._finish(units)

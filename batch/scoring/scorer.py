@@ -13,7 +13,7 @@ from batch.scoring.adapters import Adapters, lane_of, spec_of
 from batch.scoring.lane import STAND_INS
 from batch.scoring.output_rows import output_batch
 from batch.scoring.router import NOTHING_KNOWN, Counts, EngineClient, Known, Requests, Router
-from batch.storage.backlog import Backlog
+from batch.storage.texts import read_texts
 
 WINDOW = 4  # requests with the engine at most, in multiples of what it runs at once: it never waits for more
 
@@ -41,26 +41,24 @@ class Scored(NamedTuple):
 
 
 class Scorer:
-    """One engine and what it serves. `schema` is the output's."""
+    """One engine and what it serves."""
 
     def __init__(
         self,
         engine: EngineClient,
         adapters: Adapters,
-        backlog: Backlog,
-        schema: pa.Schema,
         max_num_seqs: int,
         on_progress: Callable[[Counts], None] | None = None,
         known: Known = NOTHING_KNOWN,
     ) -> None:
-        self._adapters, self._backlog, self._schema = adapters, backlog, schema
+        self._adapters = adapters
         self._lanes = {bundle.digest: lane_of(bundle, adapters.reasons) for bundle in adapters.served}
         self._router = Router(engine, WINDOW * max_num_seqs, on_progress, known)
         self.counts = self._router.counts
 
-    def score(self, chunks: Iterable[Chunk]) -> Iterator[Scored]:
-        """As many as there are chunks, in their order. Chunks are read ahead, so that the engine never waits
-        at the end of one. Raises `EngineError`.
+    def score(self, chunks: Iterable[Chunk], text_column: str, schema: pa.Schema) -> Iterator[Scored]:
+        """As many as there are chunks, in their order; `schema` is the output's. Chunks are read ahead, so
+        that the engine never waits at the end of one. Raises `EngineError`.
         """
         ahead: deque[tuple[Chunk, list[Bundle | None]]] = deque()
 
@@ -69,21 +67,22 @@ class Scorer:
                 bundles = self._adapters.rows(chunk.asked)
                 ahead.append((chunk, bundles))
                 lanes = [self._lanes[bundle.digest] if bundle else None for bundle in bundles]
-                yield Requests(self._texts(chunk.asked), lanes)
+                yield Requests(_texts(chunk.asked, text_column), lanes)
 
         for rows in self._router.route(requests()):
             chunk, bundles = ahead.popleft()
-            made = output_batch(chunk.asked, rows, bundles, self._adapters.answers, self._schema)
+            made = output_batch(chunk.asked, rows, bundles, self._adapters.answers, schema)
             violations = Counter(chunk.violations)
             violations.update(name for row in rows for name in row.violations)
             yield Scored(chunk.complete(made), violations)
 
-    def _texts(self, batch: pa.RecordBatch) -> list[Any]:
-        texts, refused = self._backlog.texts(batch)
-        values: list[Any] = [*texts]
-        for row, code in refused.items():
-            values[row] = STAND_INS[code]
-        return values
+
+def _texts(batch: pa.RecordBatch, text_column: str) -> list[Any]:
+    texts, refused = read_texts(batch, text_column)
+    values: list[Any] = [*texts]
+    for row, code in refused.items():
+        values[row] = STAND_INS[code]
+    return values
 
 
 def load_first(engine: EngineClient, adapters: Adapters) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from batch.storage.hashing import IdDigest, Int64s, repeated, text_hashes
 from batch.storage.listing import Found, files_of
 from batch.storage.location import shown
 from batch.storage.parquet import ParquetSource
-from batch.storage.schema import is_id, is_string, is_text, names_alike, on_levels, plain
-from batch.storage.sizes import ROW_BYTES, row_bytes
+from batch.storage.schema import is_id, is_text, names_alike, on_levels, plain
+from batch.storage.sizes import row_bytes
 from batch.storage.unify import Unified, partition_value, unify
 
 MAX_ROWS = 500_000_000  # 8 bytes each are held while ids are checked
@@ -149,31 +149,6 @@ class Backlog:
             row += len(texts)
         pa.default_memory_pool().release_unused()
         return repeated(hashes)
-
-    def texts(self, batch: pa.RecordBatch) -> tuple[list[str | None], dict[int, str]]:
-        """The batch's requests, and by their offsets the error codes of those that no contract need judge:
-        their bytes are not UTF-8 (None in the list, like a null), or the row holds more than `ROW_BYTES`.
-        """
-        column = plain(batch.column(self.text_column))
-        refused = {}
-        if batch.nbytes > ROW_BYTES:
-            refused = {int(row): "too_long" for row in np.flatnonzero(row_bytes(batch) > ROW_BYTES)}
-        if pa.types.is_null(column.type):
-            return [None] * len(column), refused
-        if is_string(column.type):
-            try:
-                column.validate(full=True)  # nothing else in pyarrow looks at the bytes
-                return column.to_pylist(), refused
-            except (pa.ArrowInvalid, UnicodeDecodeError):
-                pass
-        texts: list[str | None] = []
-        for offset, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
-            try:
-                texts.append(None if value is None else value.decode())
-            except UnicodeDecodeError:
-                texts.append(None)
-                refused.setdefault(offset, "invalid_utf8")
-        return texts, refused
 
     def _check_size(self) -> None:
         if self.rows > MAX_ROWS:

@@ -65,6 +65,14 @@ def test_tables_that_do_not_fit_are_refused(scorer: batch_route.Scorer) -> None:
     assert scorer.score(table(), prefix="p_")["p_status"].to_pylist()[0] == "ok"
 
 
+def test_what_is_no_text_is_its_rows_error(scorer: batch_route.Scorer) -> None:
+    texts = pa.array([b"A dashboard of orders.", b"caf\xe9"]).view(pa.string())  # the bytes of Latin-1
+    made = scorer.score(pa.table({"body": texts}), text_column="body")
+    assert made["error_code"].to_pylist() == [None, "invalid_utf8"]
+    nulls = scorer.score(pa.table({"body": pa.array([None], pa.string())}), text_column="body")
+    assert nulls["error_code"].to_pylist() == ["null_text"]
+
+
 def test_route_is_the_command(tiny_bundle: Bundle, tmp_path: Path) -> None:
     source = backlog(tmp_path / "in.parquet", 300)
     found: list[Any] = []

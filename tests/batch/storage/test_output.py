@@ -22,6 +22,7 @@ from batch.storage import parquet as parquet_module
 from batch.storage.backlog import Backlog, read_through
 from batch.storage.manifest import manifest_version
 from batch.storage.output import assemble, encode_shard, output_columns, output_schema
+from batch.storage.texts import read_texts
 
 SECRET = "salary of Ada Lovelace"
 
@@ -96,7 +97,7 @@ def test_text_types(path: Path, kind: pa.DataType) -> None:
     backlog.check_ids()
     (batch,) = backlog.batches()
     assert batch.schema == backlog.schema
-    assert backlog.texts(batch) == (texts, {})
+    assert read_texts(batch, backlog.text_column) == (texts, {})
 
 
 def test_invalid_utf8_is_found_row_by_row(path: Path) -> None:
@@ -104,8 +105,11 @@ def test_invalid_utf8_is_found_row_by_row(path: Path) -> None:
     pq.write_table(pa.table({"id": range(5), "request": texts}), path)
     backlog = opened(path)
     (batch,) = backlog.batches()
-    assert backlog.texts(batch) == (["fine", None, None, None, "é\0"], dict.fromkeys((1, 3), "invalid_utf8"))
-    assert backlog.texts(batch.slice(3)) == ([None, "é\0"], {0: "invalid_utf8"})
+    assert read_texts(batch, backlog.text_column) == (
+        ["fine", None, None, None, "é\0"],
+        dict.fromkeys((1, 3), "invalid_utf8"),
+    )
+    assert read_texts(batch.slice(3), backlog.text_column) == ([None, "é\0"], {0: "invalid_utf8"})
 
 
 @pytest.mark.parametrize("empty", [requests(0), pa.table({"id": pa.nulls(0), "request": pa.nulls(0)})])
