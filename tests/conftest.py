@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,9 @@ import pytest
 from filelock import FileLock
 
 from batch.adapter.base_model import base_digest
-from batch.adapter.bundle import Bundle, copy_tokenizer, seal_bundle
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.registry import Registry
+from batch.adapter.renderer import TOKENIZER_FILES
 from batch.contract.contract import Contract
 from batch.storage import guard, remote
 from tests.servers import Azurite, Server, Weed
@@ -125,6 +127,13 @@ def trained_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(trained_registry: Path) -> Bundle:
     return Bundle.open(Registry(trained_registry).resolve("champion"))
+
+
+def copy_tokenizer(base: Path, folder: Path) -> None:
+    """The tokenizer and the chat template of `base`, as they are."""
+    for name in TOKENIZER_FILES:
+        if (base / name).exists():
+            shutil.copyfile(base / name, folder / name)
 
 
 def make_bundle(base: Path, contract: Contract, root: Path, scale: float = 0.05) -> Bundle:

@@ -7,7 +7,6 @@ from here, so it cannot drift from training.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from batch.adapter.expanded import Expansion
 from batch.adapter.files import no_remote_code, read_json
 from batch.adapter.fits import check_fits
 from batch.adapter.peft_checks import LoraModule, highest_rank, lint
-from batch.adapter.renderer import TOKENIZER_FILES, Renderer
+from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.contract.json_text import pretty_json
 from batch.errors import AdapterError
@@ -184,10 +183,3 @@ def seal_bundle(folder: Path, facts: Mapping[str, Any]) -> str:
     manifest = {**facts, "files": files}
     write_file(folder / MANIFEST, pretty_json(manifest))
     return bundle_digest(files)
-
-
-def copy_tokenizer(base: Path, bundle: Path) -> None:
-    """Snapshot the base's tokenizer and chat template into a bundle."""
-    for name in TOKENIZER_FILES:
-        if (base / name).exists():
-            shutil.copyfile(base / name, bundle / name)

@@ -4,8 +4,8 @@ The engine's log-probabilities are taken after the grammar's mask: a forced toke
 value's tokens is log P(value | legal, what came before it in the answer).
 
 A value may be spelt by several cuts into tokens (`low` as `l`, `ow`). The score is the probability of the
-spelling that was generated, so a lower bound of P(value); `tests/test_score_exact.py` adds up every path to 1
-and bounds what is left out.
+spelling that was generated, so a lower bound of P(value); `tests/batch/scoring/test_score_exact.py` adds up
+every path to 1 and bounds what is left out.
 """
 
 import math
@@ -17,25 +17,15 @@ from batch.adapter.renderer import Renderer
 Name = TypeVar("Name", bound=Hashable)  # of a field, or what else a span is known by
 
 
-def field_scores(
-    renderer: Renderer,
-    token_ids: Sequence[int],
-    logprobs: Sequence[float],
-    spans: Mapping[str, tuple[int, int]],
-) -> dict[str, float]:
-    """Probability of each field's chosen value, 0 to 1.
+def token_spans(
+    renderer: Renderer, token_ids: Sequence[int], spans: Mapping[Name, tuple[int, int]]
+) -> dict[Name, slice]:
+    """The tokens of each field's value: what of its score depends on the answer alone.
 
     `spans` are byte spans ``(start, end)`` in the answer, in order and apart (:meth:`Contract.parse` gives
     them). A token counts for the span that it overlaps, so one that closes a label and begins what follows
     counts as well.
     """
-    return span_scores(token_spans(renderer, token_ids, spans), logprobs)
-
-
-def token_spans(
-    renderer: Renderer, token_ids: Sequence[int], spans: Mapping[Name, tuple[int, int]]
-) -> dict[Name, slice]:
-    """The tokens of each field's value: what of its score depends on the answer alone."""
     found: dict[Name, slice] = {}
     if not spans:
         return found
@@ -57,5 +47,7 @@ def token_spans(
 
 
 def span_scores(spans: Mapping[Name, slice], logprobs: Sequence[float]) -> dict[Name, float]:
-    """exp of the sum of each span's log-probabilities; rounding never makes more than 1."""
+    """Probability of each field's chosen value, 0 to 1: exp of the sum of its tokens' log-probabilities.
+    Rounding never makes more than 1.
+    """
     return {name: math.exp(min(sum(logprobs[span]), 0.0)) for name, span in spans.items()}

@@ -26,11 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from batch.adapter.base_model import base_digest
-from batch.adapter.bundle import Bundle, copy_tokenizer, seal_bundle
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.engine.process import EngineProcess
 from batch.scoring.adapters import engine_spec, spec_of
+from tests.conftest import copy_tokenizer
 from train.config import Config
 from train.mini_base.requests import requests
 

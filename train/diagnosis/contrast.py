@@ -121,9 +121,9 @@ def _decide(
     contract: Contract, facts: Mapping[str, Any], rule: Rule | None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
     """All facts and the answer: the facts that a frame leaves open are those that make the named rule's label
-    right, or no rule's. Where none do (a report over the system's data), the first ones that the table has an
-    answer
-    to."""
+    right, or no rule's. Where none do (a report over the system's data), the first for which the table has an
+    answer.
+    """
     if not contract.policy.table or not facts:
         return facts, None
     left = [name for name in contract.facts if name not in facts]

@@ -11,10 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from batch.adapter.base_model import base_digest, resolve_base
-from batch.adapter.bundle import MANIFEST, Bundle, copy_tokenizer, seal_bundle
+from batch.adapter.bundle import MANIFEST, Bundle, seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError
+from tests.conftest import copy_tokenizer
 
 MODULES = ["q_proj", "v_proj"]
 CONFIG: dict[str, Any] = {

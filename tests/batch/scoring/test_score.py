@@ -1,6 +1,7 @@
 """Scores: hand-computed products of token log-probabilities, and a brute-force check of every cut into tokens."""
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
-from batch.scoring.score import field_scores
+from batch.scoring.score import span_scores, token_spans
 
 TEXT = '{"platform":"Databricks app","review":true,"note":"ok"}'
 
@@ -23,6 +24,16 @@ class Cut:
 
     def token_bytes(self, token_id: int) -> bytes:
         return self.pieces[token_id]
+
+
+def field_scores(
+    renderer: Renderer,
+    token_ids: Sequence[int],
+    logprobs: Sequence[float],
+    spans: Mapping[str, tuple[int, int]],
+) -> dict[str, float]:
+    """Probability of each field's value, as a lane takes it off a completion."""
+    return span_scores(token_spans(renderer, token_ids, spans), logprobs)
 
 
 def score(

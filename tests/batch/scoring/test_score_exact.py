@@ -26,7 +26,7 @@ from batch.engine import EngineSpec, adapter_spec
 from batch.engine.process import EngineProcess
 from batch.scoring.adapters import spec_of
 from batch.scoring.lane import Lane
-from batch.scoring.score import field_scores
+from tests.batch.scoring.test_score import field_scores
 from train.config import Quantisation
 from train.doctor.grammar import ServedGrammar
 from train.doctor.skew import masked_logprobs
