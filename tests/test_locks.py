@@ -15,7 +15,7 @@ def pins(stack: str) -> dict[str, str]:
     found = [re.split("={2,3}", line) for line in lines if line and not line.startswith("-")]
     names = [name for name, _ in found]
     assert sorted(set(names)) == sorted(names)
-    return dict(found)  # type: ignore[arg-type]
+    return dict(found)
 
 
 @pytest.mark.parametrize("stack", STACKS)

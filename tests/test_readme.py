@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 from batch import errors
-from batch.cli import EXIT_TOO_MANY_ERRORS
 from batch.cli import main as route
 from batch.contract.contract import Contract
 from batch.scoring.lane import ERROR_MESSAGES
@@ -69,7 +68,7 @@ def test_exit_codes() -> None:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, errors.BatchRouteError)
     }
-    assert codes == {0, EXIT_TOO_MANY_ERRORS, 130, 143} | raised
+    assert codes == {0, errors.EXIT_TOO_MANY_ERRORS, 130, 143} | raised
 
 
 def test_the_examples_row_is_a_valid_label(contract: Contract, tmp_path) -> None:  # type: ignore[no-untyped-def]

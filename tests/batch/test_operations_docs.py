@@ -118,7 +118,8 @@ def cronjob() -> dict[str, Any]:
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value]
             assert len(keys) == len(set(keys)), f"a key twice in {keys}"
-            return super().construct_mapping(node, deep)
+            made: dict[Any, Any] = super().construct_mapping(node, deep)
+            return made
 
     (document,) = yaml.load_all((DOCS / "cronjob.yaml").read_text(), Strict)
     return document  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,13 +24,12 @@ from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 TEXTS = [*HOSTILE, *(f"Please build dashboard number {i}." for i in range(600))]
 
 
-def manifest_of(output: Path) -> dict:  # type: ignore[type-arg]
-    return json.loads(output.with_name(output.name + ".manifest.json").read_text())
+def manifest_of(output: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(output.with_name(output.name + ".manifest.json").read_text())
+    return manifest
 
 
-def break_rows(
-    output: Path, rows: list[int], bundle: Bundle, code: str = "engine_failure"
-) -> dict[str, object]:
+def break_rows(output: Path, rows: list[int], bundle: Bundle, code: str = "engine_failure") -> dict[str, Any]:
     """Make a finished output what the same run leaves when its engine fails on `rows`; returns the manifest that was."""
     whole = manifest_of(output)
     table = pq.read_table(output)

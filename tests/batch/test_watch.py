@@ -58,7 +58,7 @@ class Script:
         self.said: list[str] = []
 
     def route(self, options: Options, engines_for: run.EnginesFor) -> None:
-        run.run(options, None, lambda job: self._noting(engines_for, job))  # type: ignore[arg-type,return-value]
+        run.run(options, None, lambda job: self._noting(engines_for, job))
         self.next()
 
     def _noting(self, engines_for: run.EnginesFor, job: Job):  # type: ignore[no-untyped-def]
@@ -284,7 +284,7 @@ def test_an_engine_serves_what_fits_it(tiny_bundle: Bundle) -> None:
         ({"max_lora_rank": 32}, False), ({"lora_modules": ("q_proj",)}, True), ({"lora_modules": ("o_proj",)}, False),
         ({"lora_modules": None}, False), ({"base": "other"}, False), ({"dtype": "float32"}, False), ({"max_loras": 2}, False),
     ):  # fmt: skip
-        wanted = EngineSpec(**{**{f: getattr(running, f) for f in running.__dataclass_fields__}, **change})  # type: ignore[arg-type]
+        wanted = EngineSpec(**{**{f: getattr(running, f) for f in running.__dataclass_fields__}, **change})
         assert watch.serves(running, wanted) is fits, change
 
 
@@ -293,7 +293,7 @@ def test_the_command_ends_by_a_signal(folders: tuple[Path, Path], registry: Regi
     inbox, outbox = folders
     backlog(inbox / "a.parquet")
     script = Path(sys.executable).with_name("batch-route")
-    command = [script, inbox, outbox, "--watch", "--engine", "replay"]
+    command = [str(script), str(inbox), str(outbox), "--watch", "--engine", "replay"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()

@@ -60,7 +60,7 @@ def test_tables_that_do_not_fit_are_refused(scorer: batch_route.Scorer) -> None:
         ([1, 2], "Arrow, Polars or pandas"),
     ):
         with pytest.raises(batch_route.InputError, match=why):
-            scorer.score(bad)  # type: ignore[type-var]
+            scorer.score(bad)
     assert scorer.score(table().slice(0, 0)).num_rows == 0
     assert scorer.score(table(), prefix="p_")["p_status"].to_pylist()[0] == "ok"
 

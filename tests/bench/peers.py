@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ STARTED = psutil.Process().create_time()
 
 
 def since_start() -> float:
-    return time.time() - STARTED
+    return float(time.time() - STARTED)
 
 
 def read(job: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -258,7 +258,7 @@ def transformers_peft(job: dict[str, Any], batch: int) -> dict[str, Any]:
     return {"ready": ready, "first": first, "done": since_start()}
 
 
-PEERS = {
+PEERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "generate": generate,
     "chunked": chunked,
     "bare": bare,

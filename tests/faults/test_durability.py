@@ -25,6 +25,7 @@ from batch.launch import part_writer
 from batch.reporting.observer import Observer
 from batch.scoring.router import Counts
 from batch.storage.location import Location
+from batch.storage.output import assemble
 from tests.batch.test_run import alive, backlog
 from tests.conftest import ROOT
 
@@ -206,8 +207,7 @@ def test_rows_that_differ_from_the_input_are_never_an_output(
     """Receipts that lost a part behind the run's back. Fails without the comparison in `assemble`."""
     source, output = backlog(tmp_path / "in.parquet", rows=700), tmp_path / "out.parquet"
     monkeypatch.setattr(part_writer, "SHARD_SECONDS", -1.0)
-    honest = run.assemble
-    monkeypatch.setattr(run, "assemble", lambda parts, *rest: honest(parts[:-1], *rest))
+    monkeypatch.setattr(run, "assemble", lambda parts, *rest: assemble(parts[:-1], *rest))
     with pytest.raises(StorageError, match="rows for 700") as wrong:
         run.run(Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"))
     assert wrong.value.exit_code == 75
@@ -227,11 +227,12 @@ def test_every_rename_is_synced_before_and_after(
 
     def noting(name: str) -> None:
         real = getattr(Location, name)
-        monkeypatch.setattr(
-            Location,
-            name,
-            lambda location: (calls.append((name, unnamed(location))), real(location))[1],
-        )
+
+        def noted(location: Location) -> None:
+            calls.append((name, unnamed(location)))
+            real(location)
+
+        monkeypatch.setattr(Location, name, noted)
 
     noting("sync")
     noting("sync_folder")

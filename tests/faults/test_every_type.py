@@ -136,7 +136,7 @@ def polars_sees(path: Path, name: str) -> Any:
 
 
 def duckdb_sees(path: Path, name: str) -> Any:
-    found = duckdb.sql(f"select \"{name}\" from '{path}'")
+    found = duckdb.read_parquet(str(path)).select(duckdb.ColumnExpression(name))
     return [str(kind) for kind in found.types], found.fetchall()
 
 

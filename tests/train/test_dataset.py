@@ -9,12 +9,13 @@ import pytest
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.errors import DatasetError
-from train.dataset import NEAR_DUPLICATE, check_splits, load_rows
+from train.dataset import check_splits, load_rows
 from train.examples import encode
+from train.likeness import NEAR_DUPLICATE
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"need": "analytics", "writes": False, "autonomous": False, "regulated": False, "system": "none"}
-ROW = {
+ROW: dict[str, Any] = {
     "id": "a",
     "request": "A sales analyst wants to query opportunity data with SQL and build a dashboard of pipeline trends for each region.",
     "tier": "Trusted Technical Analyst",

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from batch.adapter.bundle import copy_tokenizer
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
-from tests.conftest import ROOT
+from tests.conftest import ROOT, copy_tokenizer
 from tests.families import FAMILIES, PLAIN, tokenizer_files
 from train.dataset import load_rows
 from train.doctor.rows import Trained, turn_end_problems

@@ -19,7 +19,7 @@ from batch.adapter.registry import Registry
 from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
 from batch.scoring.adapters import engine_spec, lane_of, spec_of
-from batch.scoring.router import Router
+from batch.scoring.router import Requests, Router
 from tests.families import FAMILIES, base_model
 from train.config import Config
 from train.doctor import doctor
@@ -63,7 +63,7 @@ def test_a_family_goes_through_fit_doctor_and_engine(
     with Supervisor(spec) as engine:
         engine.load(adapter := spec_of(bundle))
         completions = answers(engine, adapter.name, bundle.renderer.encode_requests(REQUESTS))
-        routed = list(Router(engine).route([(list(REQUESTS), [lane_of(bundle)] * len(REQUESTS))]))
+        routed = list(Router(engine).route([Requests.to(lane_of(bundle), REQUESTS)]))
         checks = doctor(bundle, engine=engine)
     proof = prove(bundle, base, REQUESTS, completions)
     with capsys.disabled():

@@ -10,7 +10,7 @@ import pytest
 
 from batch.contract.contract import Contract
 from batch.errors import DatasetError
-from train.dataset import check_splits, load_rows, near_duplicates
+from train.dataset import Row, check_splits, load_rows, near_duplicates
 from train.labelling.lint import lint
 from train.likeness import NEAR_DUPLICATE, Likeness, shingles, signs
 
@@ -68,7 +68,7 @@ def test_what_is_near_is_what_comparing_all_pairs_finds(limit: float) -> None:
         assert found == quadratic(texts, limit) and found
 
 
-def rows_of(path: Path, contract: Contract, requests: Sequence[str]) -> list:
+def rows_of(path: Path, contract: Contract, requests: Sequence[str]) -> list[Row]:
     lines = ({"id": f"{path.stem}-{i}", "request": request, **LABELS} for i, request in enumerate(requests))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return load_rows(path, contract, evaluation=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -41,11 +42,15 @@ def test_size_is_the_sum_of_the_labels_not_their_product(renderer: Renderer) -> 
     assert len(answer_path(contract, renderer).edges) < longest
 
 
+def drafter_of(path: AnswerPath, tokens: int) -> AnswerDrafter:
+    class Drafter(AnswerDrafter):
+        paths: ClassVar = [path]
+
+    return Drafter(SimpleNamespace(speculative_config=SimpleNamespace(num_speculative_tokens=tokens)))
+
+
 def drafts(path: AnswerPath, renderer: Renderer, given: Sequence[int], tokens: int = 32) -> list[int]:
-    drafter = AnswerDrafter(
-        SimpleNamespace(speculative_config=SimpleNamespace(num_speculative_tokens=tokens))
-    )
-    drafter.paths = [path]
+    drafter = drafter_of(path, tokens)
     ids = np.array([*renderer.prefix_ids, *renderer.suffix_ids, *given])
     return drafter.propose([[1]], np.array([len(ids)]), ids[None, :])[0]
 
@@ -67,8 +72,7 @@ def test_only_what_is_forced_is_drafted(renderer: Renderer) -> None:
 def test_texts_of_earlier_rows_are_recalled(tiny_base: Path, contract: Contract) -> None:
     renderer = Renderer.load(tiny_base, contract)
     path, ids = answer_path(contract, renderer), answers(Renderer.load(tiny_base, contract))[0]
-    drafter = AnswerDrafter(SimpleNamespace(speculative_config=SimpleNamespace(num_speculative_tokens=4)))
-    drafter.paths = [path]
+    drafter = drafter_of(path, 4)
     row = np.array([*renderer.suffix_ids, *ids])
     inside = (
         next(i for i in range(len(ids)) if drafts(path, renderer, ids[:i]) == [] and i > len(ids) // 2) + 4

@@ -205,7 +205,7 @@ def test_what_does_nothing_can_be_looked_at(
 
 def test_router_keeps_order_and_isolates_bad_rows(engine: EngineProcess, tiny_bundle: Bundle) -> None:
     router, lane = Router(engine, window=3), lane_of(tiny_bundle)
-    batches = [[REQUESTS[0], None, REQUESTS[1]], [""], [], [REQUESTS[2], REQUESTS[3]]]
+    batches: list[list[str | None]] = [[REQUESTS[0], None, REQUESTS[1]], [""], [], [*REQUESTS[2:4]]]
     rows = list(router.route(Requests.to(lane, batch) for batch in batches))
     assert [[row.error_code for row in batch] for batch in rows] == [
         [None, "null_text", None],

@@ -49,7 +49,7 @@ def vocabulary(seed: int) -> list[bytes]:
 
 def mask(guide: Guide, state: int, tree: TokenTree) -> list[int]:
     """The tokens whose bits are set in a row that held something else."""
-    row = np.full(tree.words, 7, dtype=np.int32)
+    row: np.ndarray[Any, np.dtype[np.int32]] = np.full(tree.words, 7, dtype=np.int32)
     guide.fill(state, row)
     return np.unpackbits(row.view(np.uint8), bitorder="little").nonzero()[0].tolist()  # type: ignore[no-any-return]
 
@@ -136,7 +136,7 @@ def test_512_masks_a_step_cost_less_than_a_step_of_a_gpu() -> None:
     for byte in answer:
         states.append(guide.step(states[-1], byte + 1))
     states = states[answer.index(b'"reason":"') + 12 :][:16]  # inside the text, where masks are full
-    rows = np.zeros((512, tree.words), dtype=np.int32)
+    rows: np.ndarray[Any, np.dtype[np.int32]] = np.zeros((512, tree.words), dtype=np.int32)
     for state in states:
         guide.fill(state, rows[0])
     seconds = []

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,9 @@ def test_guided_decoding_is_made_in_less_than_a_second_and_512_masks_in_less_tha
         assert token in guide.legal(states[-1])
         states.append(guide.step(states[-1], token))
     assert states.pop() == ENDED
-    rows = np.zeros((512, TokenTree(table, LOGITS).words), dtype=np.int32)
+    rows: np.ndarray[Any, np.dtype[np.int32]] = np.zeros(
+        (512, TokenTree(table, LOGITS).words), dtype=np.int32
+    )
     for state in states:
         guide.fill(state, rows[0])
     text = [state for state in states if len(guide.legal(state)) > 50_000]

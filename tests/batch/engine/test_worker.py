@@ -50,7 +50,8 @@ def test_work_that_cannot_run_yet_waits_outside_the_engine() -> None:
     """Adding a request costs a millisecond: thousands at once kept the first ones waiting for seconds."""
     inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     inbox.put(("work", ("a", [(key, [key]) for key in range(100)])))
-    engine, sent = Counting(inbox, 100), []
+    engine = Counting(inbox, 100)
+    sent: list[Any] = []
     work(SimpleNamespace(send=sent.append), inbox, engine)  # type: ignore[arg-type]
     assert [each.key for _, (done, _) in sent for each in done] == list(range(100))
     assert SEQS < engine.most <= AHEAD * SEQS

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def tally(labels: dict[str, int], scores: dict[str, int]) -> Tally:
     )
 
 
-def found(before: Tally, now: Tally) -> dict[str, dict[str, float]]:
+def found(before: Tally, now: Tally) -> dict[str, dict[str, Any]]:
     drift = compare({"output": "o", "sha256": "s", "tally": before.as_json()}, now)
     assert drift
     return {measure["of"]: measure for measure in drift["measures"]}

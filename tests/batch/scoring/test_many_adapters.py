@@ -10,6 +10,7 @@ from batch.contract.contract import Contract
 from batch.engine import EngineSpec
 from batch.engine.process import EngineProcess
 from batch.scoring.adapters import lane_of, spec_of
+from batch.scoring.lane import ScoredRow
 from batch.scoring.router import Requests, Router
 from tests.conftest import ROOT, make_bundle
 
@@ -51,7 +52,8 @@ def engine(tiny_base: Path, bundles: list[Bundle]) -> Iterator[EngineProcess]:
 
 def test_mixed_rows_get_what_each_adapter_gives_alone(engine: EngineProcess, bundles: list[Bundle]) -> None:
     """Three adapters in two slots: loaded as rows need them, while others run, evicted and taken back; order is kept."""
-    pid, alone = engine.pid, []
+    pid = engine.pid
+    alone: list[list[ScoredRow]] = []
     for bundle in bundles:
         engine.load(spec_of(bundle))
         alone += Router(engine, 64).route([Requests.to(lane_of(bundle), REQUESTS)])

@@ -88,7 +88,7 @@ def test_in_a_run_only_the_texts_differ(tiny_bundle: Bundle, tmp_path: Path) -> 
         output = tmp_path / f"{reasons}.parquet"
         run(
             Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay", reasons=reasons)
-        )  # type: ignore[arg-type]
+        )
         tables[reasons] = pq.read_table(output)
         manifest = json.loads(Path(f"{output}.manifest.json").read_text())
         assert manifest["job"]["reasons"] == reasons

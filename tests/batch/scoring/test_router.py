@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from batch.adapter.bundle import Bundle
-from batch.engine import AdapterSpec, Completion
+from batch.engine import AdapterSpec, Asked, Completion
 from batch.scoring.adapters import lane_of
 from batch.scoring.router import Requests, Router
 
@@ -13,12 +13,13 @@ class Scripted:
 
     def __init__(self, bundle: Bundle, finishes: Sequence[str]) -> None:
         self.ids = bundle.renderer.encode_answer(bundle.contract.sample_answers()[0])[:-1]
-        self.finishes, self.keys, self.most = list(finishes), [], 0
+        self.finishes, self.most = list(finishes), 0
+        self.keys: list[int] = []
 
     def load(self, adapter: AdapterSpec) -> dict[str, object]:
         return {}
 
-    def submit(self, adapter: str, work: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def submit(self, adapter: str, work: Sequence[tuple[int, Asked]]) -> None:
         self.keys += [key for key, _ in work]
         self.most = max(self.most, len(self.keys))
 

@@ -22,7 +22,7 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.contract.fields import LIST, Field
 from batch.contract.json_text import compact_json
-from batch.engine import EngineSpec, adapter_spec
+from batch.engine import Completion, EngineSpec, adapter_spec
 from batch.engine.process import EngineProcess
 from batch.scoring.adapters import spec_of
 from batch.scoring.lane import Lane
@@ -91,9 +91,9 @@ class Walker:
         with torch.inference_mode():
             logits = self.model(torch.tensor([[*self.prompt, *ids]])).logits[0, -1].float()
         allowed = torch.from_numpy(self.grammar.masks([*ids, 0])[-1])  # in place of any token
-        return torch.log_softmax(
-            logits[: len(allowed)].double().masked_fill(~allowed, -torch.inf), dim=-1
-        ).numpy()  # type: ignore[no-any-return]
+        masked = logits[: len(allowed)].double().masked_fill(~allowed, -torch.inf)
+        logprobs: np.ndarray[Any, np.dtype[Any]] = torch.log_softmax(masked, dim=-1).numpy()
+        return logprobs
 
 
 def before_value(renderer: Renderer, ids: list[int], start: int) -> list[int]:
@@ -133,7 +133,7 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(
     with EngineProcess(spec) as engine:
         engine.load(adapter)
         engine.submit("base", list(enumerate(renderer.encode_requests(REQUESTS))))
-        done = {}
+        done: dict[int, Completion] = {}
         while len(done) < len(REQUESTS):
             done.update({completion.key: completion for completion in engine.poll(60)})
     several = 0

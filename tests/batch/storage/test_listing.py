@@ -21,7 +21,9 @@ def put(path: Path, number: int = 0) -> Path:
 
 
 def read(source: object) -> list[str]:
-    root = str(source).split("*")[0].split("[")[0].rpartition("/")[0] if "*" in str(source) else source
+    root = str(source)
+    if "*" in root:
+        root = root.split("*")[0].split("[")[0].rpartition("/")[0]
     return [os.path.relpath(found.location.path, root) for found in files_of(str(source)).files]
 
 

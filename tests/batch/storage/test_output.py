@@ -22,6 +22,7 @@ from batch.storage import parquet as parquet_module
 from batch.storage.backlog import Backlog, read_through
 from batch.storage.manifest import manifest_version
 from batch.storage.output import assemble, encode_shard, output_columns, output_schema
+from batch.storage.parquet import ParquetSource
 from batch.storage.texts import read_texts
 
 SECRET = "salary of Ada Lovelace"
@@ -371,7 +372,7 @@ def test_caps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shards(folder: Path, table: pa.Table, cuts: list[int]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths: list[Path] = []
     for start, end in zip([0, *cuts], [*cuts, table.num_rows], strict=True):
         paths.append(folder / f"{len(paths):08d}.parquet")
         paths[-1].write_bytes(encode_shard(table.slice(start, end - start)))
@@ -449,7 +450,7 @@ def test_a_signal_while_shards_are_read_is_no_damage(tmp_path: Path, monkeypatch
     def interrupted(source: object, **options: object) -> Iterator[pa.RecordBatch]:
         raise Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr(table_module.ParquetSource, "batches", interrupted)
+    monkeypatch.setattr(ParquetSource, "batches", interrupted)
     with pytest.raises(Interrupted):
         assemble(paths, str(tmp_path / "out.parquet"), requests(10).schema, {})
 

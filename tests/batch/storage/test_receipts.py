@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from batch.storage.store import LocalStore
 from batch.storage.units import Plan
 from batch.storage.workdir import KEPT, WorkDir, changes, work_dir
 
-FACTS = {"input": {"size": 10, "files": ["a", "b"]}, "adapter": "0" * 64}
+FACTS: dict[str, Any] = {"input": {"size": 10, "files": ["a", "b"]}, "adapter": "0" * 64}
 ROOT = Path(__file__).parents[3]
 PLAN = Plan(30, 3)
 
@@ -284,7 +285,7 @@ def test_one_folder_for_many_outputs(tmp_path: Path) -> None:
 
 def test_facts_that_json_rewrites_still_match(tmp_path: Path) -> None:
     for _ in range(2):
-        WorkDir.open(tmp_path / "work", {"a": (1, 2), 3: None}).close()
+        WorkDir.open(tmp_path / "work", {"a": (1, 2), "b": {3: None}}).close()
 
 
 @pytest.mark.parametrize("place", ["file", "file/x"])
@@ -336,7 +337,7 @@ def test_the_lock_goes_with_the_ledger(tmp_path: Path) -> None:
 PROOF = Proof(rows=1, ids="i", sha256="", bytes=1)
 
 
-def finish_run(output: Path, facts: dict[str, object]) -> Proof:
+def finish_run(output: Path, facts: dict[str, Any]) -> Proof:
     import dataclasses
     import hashlib
 

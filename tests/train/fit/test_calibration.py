@@ -79,10 +79,8 @@ def test_bins_of_equal_mass_and_their_error() -> None:
     scores = np.array([0.3, 0.3, 0.3, 0.3, 0.3, 0.8, 0.8, 0.8, 0.8, 0.8])
     right = np.array([True, False, False, False, False, True, True, True, True, True])
     bins = reliability(scores, right, 2)
-    assert [(b.count, b.score, b.right) for b in bins] == [
-        (5, pytest.approx(0.3), 0.2),
-        (5, pytest.approx(0.8), 1.0),
-    ]
+    assert [(b.count, b.right) for b in bins] == [(5, 0.2), (5, 1.0)]
+    assert [b.score for b in bins] == pytest.approx([0.3, 0.8])
     assert adaptive_ece(bins) == pytest.approx(0.15)
     assert describe(scores, right)["brier"] == pytest.approx((0.49 + 4 * 0.09 + 5 * 0.04) / 10)
 
@@ -174,9 +172,9 @@ def test_what_is_fitted_is_what_is_served(contract: Contract, tmp_path: Path) ->
     rows, answers = labelled(contract, 3000, seed=1)
     after = outcomes(answers, contract, served)
     right = np.array(
-        [each.answer["risk"] == row.answer["risk"] for row, each in zip(rows, after, strict=True)]
-    )  # type: ignore[index]
-    assert describe(np.array([each.scores["risk"] for each in after]), right)["ece"] < 0.03  # type: ignore[index]
+        [(each.answer or {})["risk"] == row.answer["risk"] for row, each in zip(rows, after, strict=True)]
+    )
+    assert describe(np.array([(each.scores or {})["risk"] for each in after]), right)["ece"] < 0.03
     auto = np.array([each.triage == "auto" for each in after])
     assert auto.mean() > 0.2 and (~right[auto]).mean() <= 0.2
     assert all(each.score == pytest.approx(product(each.scores or {})) for each in after)

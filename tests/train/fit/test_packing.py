@@ -18,9 +18,9 @@ from batch.contract.contract import Contract
 from tests.conftest import ROOT
 from train.config import Config
 from train.dataset import load_rows
-from train.examples import encode
+from train.examples import IGNORED, encode
 from train.fit.inputs import prepare
-from train.fit.packing import IGNORED, Collator, pack
+from train.fit.packing import Collator, pack
 from train.fit.qlora import build_trainer
 
 

@@ -115,7 +115,7 @@ def test_a_bundle_of_another_version_is_refused(expanded: Bundle) -> None:
 def test_the_folder_hangs_on_all_that_decides_its_bytes() -> None:
     one = Expansion("a" * 64, "nf4", True, "float32")
     others = [
-        dataclasses.replace(one, **change)  # type: ignore[arg-type]
+        dataclasses.replace(one, **change)
         for change in (
             {"original": "b" * 64},
             {"quantisation": "fp4"},

@@ -1,5 +1,6 @@
 """`batch-train contract init`: from other people's tables to a contract and splits that `fit` takes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -31,12 +32,13 @@ def run(*words: object) -> tuple[int, str]:
 def test_a_contract_and_splits_that_fit_accepts(tmp_path: Path, kind: str) -> None:
     path, out = tmp_path / f"bank.{kind}", tmp_path / "task"
     given = table(urgent=["true", "false"] * 30)
-    {
+    write: dict[str, Callable[[Path], object]] = {
         "csv": given.write_csv,
         "tsv": lambda to: given.write_csv(to, separator="\t"),
         "jsonl": given.write_ndjson,
         "parquet": given.write_parquet,
-    }[kind](path)
+    }
+    write[kind](path)
     code, said = run(
         path, "--text-column", "text", "--label-column", "intent", "--label-column", "urgent", "--out", out
     )

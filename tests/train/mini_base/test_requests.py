@@ -14,6 +14,7 @@ from train.mini_base.requests import (
     SPLITS,
     Facts,
     Request,
+    Split,
     compose,
     families,
     phrase_book,
@@ -22,7 +23,7 @@ from train.mini_base.requests import (
 from train.mini_base.wording import inflect, typo
 
 
-def take(count: int, seed: int = 3, split: str | None = None) -> list[Request]:
+def take(count: int, seed: int = 3, split: Split | None = None) -> list[Request]:
     return list(itertools.islice(requests(random.Random(seed), split), count))
 
 

@@ -1,6 +1,7 @@
 """What becomes of decisions: agreement, the night's answers, the audit, the next training rows."""
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ GOLD = [json.loads(line) for line in (ROOT / "data/v2/train.jsonl").read_text().
 
 
 def decided(
-    path: Path, scored: Path, changed: set[str] = frozenset(), reviewer: str = "ann", **more: Any
-) -> Path:  # type: ignore[assignment]
+    path: Path, scored: Path, changed: Set[str] = frozenset(), reviewer: str = "ann", **more: Any
+) -> Path:
     """A reviewer's file on all rows of `scored`; those in `changed` get the labels of another gold row."""
     lines = []
     for row in pl.read_parquet(scored).iter_rows(named=True):

@@ -1,5 +1,7 @@
 """Our LoRA products equal vLLM's own, for tokens of mixed adapters; a token without an adapter gets nothing."""
 
+from typing import Any
+
 import pytest
 import torch
 from vllm.lora.layers import LoRAMapping
@@ -10,7 +12,7 @@ RANK, WIDTH, SLICES = 16, 96, (96, 32, 32)  # as of q, k and v
 IDS = [7, 8, 9]  # of the adapters in the slots
 
 
-def wrapper(kind: type, rows: list[int], slots: int, prefill: bool) -> object:
+def wrapper(kind: Any, rows: list[int], slots: int, prefill: bool) -> Any:
     """vLLM's metadata for `rows`, the adapter's id of each token, 0 for none."""
     made = kind(256, 64, device="cpu")
     mapping = LoRAMapping(index_mapping=tuple(rows), prompt_mapping=tuple(rows), is_prefill=prefill)
@@ -38,7 +40,7 @@ def test_equals_the_original_for_tokens_of_mixed_adapters(
     found = []
     for kind in (lora.SideBySide, lora.THEIRS):
         output = y.clone()
-        wrapper(kind, rows, slots, prefill).add_lora_linear(output, x, *weights(slots, dtype), 0.5, SLICES)  # type: ignore[attr-defined]
+        wrapper(kind, rows, slots, prefill).add_lora_linear(output, x, *weights(slots, dtype), 0.5, SLICES)
         found.append(output)
     ours, theirs = found
     assert not torch.equal(ours, y)
@@ -61,7 +63,7 @@ def test_a_token_without_an_adapter_gets_nothing() -> None:
     output = y.clone()
     wrapper(lora.SideBySide, rows, 3, prefill=False).add_lora_linear(
         output, x, *weights(3, torch.float32), 1.0, SLICES
-    )  # type: ignore[attr-defined]
+    )
     for row, adapter in enumerate(rows):
         assert torch.equal(output[row], y[row]) == (adapter == 0)
 
@@ -71,7 +73,7 @@ def test_the_columns_follow_the_step() -> None:
     x, y = torch.ones(2, WIDTH), torch.zeros(2, sum(SLICES))
     punica = wrapper(lora.SideBySide, [7, 0], 3, prefill=False)
     first, second = y.clone(), y.clone()
-    punica.add_lora_linear(first, x, *weights(3, torch.float32), 1.0, SLICES)  # type: ignore[attr-defined]
-    punica.update_metadata(LoRAMapping((0, 7), (0, 7), is_prefill=False), IDS, 3, vocab_size=1000)  # type: ignore[attr-defined]
-    punica.add_lora_linear(second, x, *weights(3, torch.float32), 1.0, SLICES)  # type: ignore[attr-defined]
+    punica.add_lora_linear(first, x, *weights(3, torch.float32), 1.0, SLICES)
+    punica.update_metadata(LoRAMapping((0, 7), (0, 7), is_prefill=False), IDS, 3, vocab_size=1000)
+    punica.add_lora_linear(second, x, *weights(3, torch.float32), 1.0, SLICES)
     assert torch.equal(first.flip(0), second) and bool(first[0].any())
