@@ -2,7 +2,7 @@
 
 from batch.errors import signals_exit
 
-signals_exit()  # first: a signal while the rest is loaded ends in its exit code too, and in no traceback
+signals_exit()  # first: a signal while the rest loads ends in its exit code too, not in a traceback
 
 from batch.cli import main  # noqa: E402
 

@@ -75,7 +75,7 @@ def verify(output: str, input: str | None) -> None:
     help="Exit with 3 if more of the rows are errors.",
 )  # fmt: skip
 @click.option(
-    "--retry-errors", is_flag=True, help="Of this job's finished output, run only the rows in error again."
+    "--retry-errors", is_flag=True, help="Run again only the rows in error of this job's finished output."
 )
 @click.option(
     "--reasons",
@@ -94,7 +94,7 @@ def verify(output: str, input: str | None) -> None:
     "--metrics",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="Write a Prometheus textfile, of a failed run too.",
+    help="Write a Prometheus textfile, also for a failed run.",
 )
 @click.option("--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there.")
 @click.option(
@@ -102,7 +102,7 @@ def verify(output: str, input: str | None) -> None:
     is_flag=True,
     help="INPUT and OUTPUT are folders: keep the engine warm, route each file that arrives.",
 )
-@click.option("--fresh", is_flag=True, help="Forget an unfinished run instead of resuming it.")
+@click.option("--fresh", is_flag=True, help="Discard an unfinished run instead of resuming it.")
 @click.option(
     "--work-dir",
     metavar="DIR",
@@ -113,7 +113,7 @@ def verify(output: str, input: str | None) -> None:
     "--cache",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Keep answers here for texts that come again another night.",
+    help="Keep answers here, for texts that return on another night.",
 )
 @click.option(
     "--cache-max",
@@ -121,7 +121,7 @@ def verify(output: str, input: str | None) -> None:
     type=size,
     default="1G",
     show_default=True,
-    help="Bytes of the cache at most: 500M, 2G, …",
+    help="Largest size of the cache: 500M, 2G, …",
 )
 @click.option(
     "--deadline",
@@ -131,7 +131,7 @@ def verify(output: str, input: str | None) -> None:
 )
 @click.option(
     "--engine-timeout", metavar="SECONDS", type=Number(1, MOST_PATIENCE), default=600, show_default=True,
-    help="Restart an engine that has made no progress for so long.",
+    help="Restart an engine that has made no progress for this long.",
 )  # fmt: skip
 @click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that the engine runs at once.")
 @click.option(

@@ -32,8 +32,8 @@ def show_plan(job: Job, console: Console) -> None:
         say(f"adapter    {bundle.digest[:12]} ({bundle.contract.name}) on base {bundle.base['ref']}")
     if unknown := [name for name, bundle in job.adapters.named.items() if bundle is None]:
         say(
-            f"           {len(unknown)} names in {job.adapters.column} are no adapter that this "
-            "run can serve: error rows"
+            f"           {len(unknown)} names in {job.adapters.column} stand for no adapter that this "
+            "run can serve: their rows become errors"
         )
     say(
         f"prompt     {fixed} tokens of instructions, cached, and {mean:.0f} a request (mean of "
@@ -56,7 +56,7 @@ def _time(job: Job) -> str:
             f"{job.options.output}, and the start-up"
         )
     guesses = ", ".join(f"{_minutes(job.rows, rate)} at {rate} rows/s" for rate in RATES)
-    return f"{guesses}; once {job.options.output} was made here, its manifest has this machine's rate"
+    return f"{guesses}; once {job.options.output} has been made here, its manifest has this machine's rate"
 
 
 def _rate(manifest: dict[str, Any], job: Job) -> float | None:

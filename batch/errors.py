@@ -240,7 +240,7 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
 
 def _by_cause(error: BatchRouteError) -> BatchRouteError:
     """Whoever refuses a file that could not be read need not ask why: what a failing disk or a full table of
-    files refused, a rerun may find sound.
+    files refused, a rerun may be able to read.
     """
     cause = error.__cause__
     while cause is not None:

@@ -86,7 +86,7 @@ def check(options: Options, registry: Registry | None = None) -> Job:
     replaces = manifest_version(options.output)
     with _of_the_backlog():
         backlog = Backlog.open(options.input, options.id_column, options.text_column)
-        id_digest = backlog.check_ids()  # first: what is read by this process is to have been read before
+        id_digest = backlog.check_ids()  # first: this process reads only what the child has read before
     adapters = Adapters.of(registry or Registry(), options.adapter, options.adapter_column, backlog)
     base = adapters.default.resolve_base(options.base_model)
     adapters = adapters.fitting(base).with_reasons(options.reasons)

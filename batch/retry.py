@@ -115,4 +115,4 @@ def _why(output: str, job: dict[str, Any]) -> str:
     if manifest is None:
         return f"{name} has no manifest"
     other = changes(manifest["job"], as_json(job))
-    return f"{name} is another's ({other})" if other else f"{name} is not as its manifest says"
+    return f"{name} is another job's ({other})" if other else f"{name} is not as its manifest says"

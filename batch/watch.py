@@ -101,7 +101,7 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     """Route every Parquet file in the folder `options.input` to one of the same name, with `.parquet` behind
     it where it ends otherwise, in `options.output`, until a signal. What lies there and is none is said once.
 
-    Raises `InputError` where either is no folder, `Interrupted` at the end. What else fails is said, once,
+    Raises `InputError` where either is not a folder, `Interrupted` at the end. What else fails is said, once,
     and does not end it.
     """
     inbox, outbox = Path(options.input), Path(options.output)

@@ -58,7 +58,7 @@ class Scorer:
 
         Rows keep their order. A row that cannot be scored has `status` error and its `error_code`; nothing is
         raised for it. Raises `InputError` for a table without that column or with one of the new columns,
-        `EngineError` when the engine does not get well.
+        `EngineError` when the engine does not recover.
         """
         kind = type(table).__module__.partition(".")[0]
         if kind == "polars":

@@ -103,7 +103,7 @@ def _table_rows(path: Path, contract: Contract, evaluation: bool) -> Iterator[Ro
 
 
 def _reviewed(lines: Sequence[str], path: Path, contract: Contract) -> dict[int, str | None]:
-    """Of a file of reviewers' decisions, the lines that are no rows, each with what is wrong with it, if
+    """Of a file of reviewers' decisions, the lines that are not rows, each with what is wrong with it, if
     anything.
     """
     found: list[decisions.Decision] = []
@@ -168,7 +168,7 @@ def split_path(bundle: Bundle, split: str) -> Path:
     """The file that a bundle's split was read from, under the current directory or above the bundle's own
     folder.
 
-    Raises `DatasetError` where it is not there any more, or has changed since.
+    Raises `DatasetError` where it is gone, or has changed since.
     """
     facts = bundle.manifest.get("data", {}).get(split)
     if not facts:
@@ -180,8 +180,8 @@ def split_path(bundle: Bundle, split: str) -> Path:
     if path := find_upwards(str(facts["path"]), bundle.path, unchanged):
         return path
     raise DatasetError(
-        f"the {split} split of adapter {bundle.digest[:12]}, {facts['path']}, is not here as it "
-        "was; name a dataset"
+        f"the {split} split of adapter {bundle.digest[:12]}, {facts['path']}, is missing or has changed; "
+        "name a dataset"
     )
 
 

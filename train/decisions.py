@@ -31,7 +31,7 @@ class Decision(NamedTuple):
 
 
 def parse(text: str, where: str, line: int) -> Decision | None:
-    """The decision in a line of JSON; None for a row that is none. Raises `DatasetError`."""
+    """The decision in a line of JSON; None for a row that is not one. Raises `DatasetError`."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -59,7 +59,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         for row in reader:
             if None in row or None in row.values():
                 raise DatasetError(
-                    f"{path}:{reader.line_num}: has not as many cells as the header; correct the row"
+                    f"{path}:{reader.line_num}: does not have as many cells as the header; correct the row"
                 )
             yield reader.line_num, row
 

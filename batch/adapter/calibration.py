@@ -76,7 +76,7 @@ class Calibration:
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def triage(self, score: float | None, violations: Sequence[str]) -> Triage:
-        """Whether a row can do without a person: its score is above the threshold and its answer broke no
+        """Whether a row needs no person: its score is above the threshold and its answer broke no
         rule.
 
         `score` is None for an error row. Only for a calibration with a threshold.

@@ -19,7 +19,7 @@ from batch.adapter import template_process
 from batch.adapter.files import read_json
 from batch.errors import AdapterError
 
-MAX_TEMPLATE = 1 << 20  # characters; the longest that are in use have 20,000
+MAX_TEMPLATE = 1 << 20  # characters; the longest in use have 20,000
 ROOM = 1 << 16  # characters that a template may add to the instructions
 WAIT_SECONDS = 60.0  # for the process that renders, on a machine that is busy
 REQUEST, ANSWER = "\ue000request\ue001", "\ue000answer\ue001"  # private-use characters stand for them
@@ -72,7 +72,9 @@ class ChatTemplate:
         if not source:
             raise AdapterError(f"{folder}: the tokenizer has no chat template; use an instruct model")
         if len(source) > MAX_TEMPLATE:
-            raise AdapterError(f"{folder}: the chat template is larger than any; use an instruct model's")
+            raise AdapterError(
+                f"{folder}: the chat template is larger than any known one; use an instruct model's"
+            )
         names: dict[str, Any] = {
             name: token for name in NAMED_TOKENS if (token := token_text(config, name, folder))
         }

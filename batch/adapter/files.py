@@ -1,4 +1,4 @@
-"""Other people's files, read with suspicion: JSON, and the tensors of a safetensors file, without torch."""
+"""Untrusted files: JSON, and the tensors of a safetensors file, without torch."""
 
 import json
 import math
@@ -50,7 +50,7 @@ class Tensor(NamedTuple):
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors by name, from the header: eight bytes of length, then JSON (the format's specification).
 
-    Raises `AdapterError` for a file that is no safetensors file or is cut off.
+    Raises `AdapterError` for a file that is not safetensors or is cut off.
     """
     try:
         size = path.stat().st_size
@@ -82,7 +82,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if min(tensor.shape, default=1) < 0 or tensor.start > tensor.end:
             raise AdapterError(f"{path}: {name} has an impossible shape; copy the folder again")
         if tensor.dtype in BYTES and wanted != tensor.end - tensor.start:
-            raise AdapterError(f"{path}: {name} has not as many values as its shape; copy the folder again")
+            raise AdapterError(
+                f"{path}: {name} does not have as many values as its shape; copy the folder again"
+            )
     return tensors
 
 

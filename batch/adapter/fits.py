@@ -72,5 +72,6 @@ def _targeted(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
         name
         for name in shapes
         if (name in wanted or any(name.endswith(f".{target}") for target in wanted))
-        and not {*TOWERS, "experts"} & set(name.split("."))  # fused experts are no linear layers to PEFT
+        and not {*TOWERS, "experts"}
+        & set(name.split("."))  # PEFT does not take fused experts for linear layers
     ]

@@ -31,7 +31,7 @@ def make(home: Path, write: Callable[[Path], None]) -> Path:
         try:
             staging.rename(home)
         except OSError:
-            if not home.exists():  # else another process was first, with the same bytes
+            if not home.exists():  # otherwise another process was first, with the same bytes
                 raise
     except OSError as error:
         raise AdapterError(

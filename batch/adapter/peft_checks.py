@@ -1,7 +1,7 @@
 """Which LoRA adapters can be served as they were trained. The others are an `AdapterError` with the true
 reason.
 
-vLLM refuses some of them when a run has long begun, and leaves out parts of others without a word. What an
+vLLM refuses some of them well into a run, and silently leaves out parts of others. What an
 adapter changes is read off its tensors, never off `target_modules`, which may be leaf names, whole paths, a
 regular expression, or null.
 """
@@ -37,7 +37,7 @@ UNSERVED = {
     "monteclora_config": "is MonteCLoRA, which vLLM does not serve",
     "auto_map": "names remote code, which is never run",
 }
-# Tensors that are no LoRA pair of a linear layer, by what their name holds.
+# Tensors that are not a LoRA pair of a linear layer, by what their name holds.
 FOREIGN_TENSORS = {
     ".lora_embedding_": "adapts an embedding, which is not served",
     "lora_magnitude_vector": "is DoRA's, which vLLM does not serve",
@@ -184,7 +184,7 @@ def _pairs(tensors: Mapping[str, Tensor], weights: Path) -> tuple[LoraModule, ..
         if pair["A"].shape[0] != pair["B"].shape[1]:
             raise AdapterError(
                 f"{weights}: the shapes of {name}, {list(pair['A'].shape)} and {list(pair['B'].shape)}, "
-                "are no pair; "
+                "do not form a pair; "
                 "copy or train the adapter again"
             )
         modules.append(LoraModule(name, pair["A"].shape[0], pair["A"].shape[1], pair["B"].shape[0]))

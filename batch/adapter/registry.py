@@ -86,11 +86,11 @@ class Registry:
                 raise AdapterError(f"{len(found)} adapters start with {ref}; give more digits")
         if ref == "champion":
             raise AdapterError(f"no adapter in {self.root}/ yet; run `make train` or give one with --adapter")
-        hint = nearest(ref[:100], list(aliases)) or "; `batch-train adapters` lists those there are"
+        hint = nearest(ref[:100], list(aliases)) or "; `batch-train adapters` lists them"
         raise AdapterError(f"no adapter {ref[:100]!r}: not a bundle directory, digest or alias{hint}")
 
     def aliases(self) -> dict[str, str]:
-        """Alias → digest. What is no alias (a folder, somebody's file) is none."""
+        """Alias → digest. What is not an alias (a folder, somebody's file) is left out."""
         found = {}
         for file in sorted((self.root / "aliases").glob("*")):
             with contextlib.suppress(IsADirectoryError, FileNotFoundError, PermissionError, ValueError):

@@ -142,7 +142,7 @@ class Renderer:
         return self._vocabulary.table[token_id]
 
     def vocabulary(self) -> Iterator[tuple[int, bytes]]:
-        """Each token id that is no control token, with its bytes."""
+        """Each token id that is not a control token's, with its bytes."""
         return self._vocabulary.entries()
 
     def decode(self, ids: Sequence[int]) -> str:

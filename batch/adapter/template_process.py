@@ -81,7 +81,7 @@ def render(asked: dict[str, Any]) -> list[dict[str, str]]:
             answers.append({"text": "".join(pieces)})
         except MemoryError:
             answers.append({"error": f"it takes more than {MEMORY_BYTES >> 20} MB"})
-        except Exception as error:  # a template can fail in any way
+        except Exception as error:  # a template may raise anything
             answers.append({"error": " ".join(str(error).split())[:200] or type(error).__name__})
     return answers
 

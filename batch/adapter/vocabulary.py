@@ -104,7 +104,7 @@ class Vocabulary:
         return table
 
     def entries(self) -> Iterator[tuple[int, bytes]]:
-        """Each token id that is no control token, with its bytes."""
+        """Each token id that is not a control token's, with its bytes."""
         return ((token, text) for token, text in enumerate(self.table) if text)
 
     def _check_controls(self, controls: list[str], folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Negation: a system that a request names and denies is not mentioned ("without our wiki").
 
 The words are the contract's, by language (`[negation.en]`); a contract without the table has none, and every
-mention counts: the code knows no language. They are words and no grammar, so a denial told in another way
-counts as a mention, and now and then one is seen that is none. Rules therefore never correct an answer on the
+mention counts: the code knows no language. They are words, not a grammar, so a denial in other words counts
+as a mention, and now and then one is seen where there is none. Rules therefore never correct an answer on the
 strength of a denial (:meth:`Rule.denied`).
 """
 

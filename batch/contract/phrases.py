@@ -25,7 +25,7 @@ def any_of(known: Iterable[str]) -> str:
 def _phrase(value: Any, where: str) -> str:
     phrase = validation.text(value, where)
     if not all(word.strip("|.") for word in phrase.split(" ") if word != "...") or not phrase.strip(". "):
-        raise ContractError(f"{where}: {phrase!r} is no phrase of words")
+        raise ContractError(f"{where}: {phrase!r} is not a phrase of words")
     return phrase
 
 

@@ -101,7 +101,7 @@ class AdapterSpec:
         return [*self.prefix_ids, *request_ids, *self.suffix_ids]
 
 
-CANARY_ANSWER = "Z"  # an expression that is no contract's: no answer starts so
+CANARY_ANSWER = "Z"  # matches no contract: no answer starts like this
 CANARY_REQUEST = "A colleague asks for help with a task at work."
 
 

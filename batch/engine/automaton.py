@@ -29,7 +29,7 @@ class Automaton:
     """
 
     def __init__(self, expression: str) -> None:
-        """Raises `ContractError` for what is no regular language (look-around, back references, anchors)."""
+        """Raises `ContractError` where it is not regular (look-around, back references, anchors)."""
         nfa = _Nfa()
         end = nfa.add(parser.parse(expression), nfa.state())
         self.classes, width = nfa.byte_classes()
@@ -112,7 +112,9 @@ class _Nfa:
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
             least, most, body = argument
             return self._repeat(least, most, body, start)
-        raise ContractError(f"guided decoding knows no {str(op).lower()} in an expression; leave it out")
+        raise ContractError(
+            f"guided decoding does not support {str(op).lower()} in an expression; leave it out"
+        )
 
     def _repeat(self, least: int, most: int, body: Any, start: int) -> int:
         for _ in range(least):
@@ -173,7 +175,9 @@ def _ranges(items: Sequence[tuple[Any, Any]]) -> Ranges:
         elif op == ops.RANGE:
             found.append(argument)
         elif op != ops.NEGATE:
-            raise ContractError(f"guided decoding knows no {str(op).lower()} in a class; leave it out")
+            raise ContractError(
+                f"guided decoding does not support {str(op).lower()} in a class; leave it out"
+            )
     if not negated:
         return found
     edges = itertools.chain.from_iterable((low - 1, high + 1) for low, high in sorted(found))

@@ -39,13 +39,13 @@ class Machine:
 
     @classmethod
     def found(cls) -> Self:
-        """This one. Raises `InstallationError` where packages for a GPU are installed and none answers."""
+        """This one. Raises `InstallationError` where packages for a GPU are installed and no GPU answers."""
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             return cls(True, torch.cuda.get_device_capability() >= LEAST_BFLOAT16, free, total)
         if torch.version.cuda:
             raise InstallationError(
-                "the installed packages are for an NVIDIA GPU and none answers; see that `nvidia-smi -L` "
+                "the installed packages are for an NVIDIA GPU, and none answers; check that `nvidia-smi -L` "
                 "lists one, or run `make STACK=cpu setup`"
             )
         memory = psutil.virtual_memory()

@@ -102,7 +102,7 @@ class EngineProcess:
         except EngineError:
             if (
                 not self._buffer
-            ):  # what it finished before it died counts; the next call tells of the death again
+            ):  # what it finished before it died counts; the next call reports the death again
                 raise
         if not self._buffer and timeout is None:
             raise self._hung()
@@ -120,7 +120,7 @@ class EngineProcess:
         self.kill()
 
     def kill(self) -> None:
-        """End the process whatever it does, and remove its log."""
+        """End the process at once, and remove its log."""
         if self._process.poll() is None:
             self._process.kill()
             self._join()

@@ -47,7 +47,7 @@ class Supervisor:
         self._guilty = 0  # rows found guilty since one was finished
         self._abandoned = False
         self.restarts = 0
-        self.emit: Emit = nobody  # who hears of restarts and quarantined requests
+        self.emit: Emit = nobody  # is told of restarts and quarantined requests
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -202,7 +202,7 @@ class VllmEngine:
         )
 
     def _refuse_partial(self, adapter: AdapterSpec, lora: LoRARequest) -> None:
-        """vLLM leaves out, without a word, what it has no place for: every pair of matrices must have one."""
+        """vLLM silently leaves out what it has no place for: every pair of matrices must have one."""
         wanted = [module for module in lint(Path(lora.lora_path)) if not module.in_tower]
         for served in self._engine.collective_rpc(_placed_pairs, args=(lora.lora_int_id,)):
             if served != len(wanted):

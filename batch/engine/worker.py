@@ -53,7 +53,7 @@ def serve(descriptor: str, parent: str) -> None:
     except BrokenPipeError:
         pass  # the parent is gone
     except (BatchRouteError, ImportError) as error:
-        # told as what it is: a base or an installation that no rerun can serve is none to try again
+        # told as what it is: no rerun can serve this base or mend this installation
         with contextlib.suppress(OSError):
             conn.send(("failed" if isinstance(error, EngineError) else "refused", str(ours(error))))
         raise

@@ -19,7 +19,7 @@ Call = Callable[[], None]
 def score(task: Task, receipts: Receipts, engines: Sequence[Supervisor], observer: Observer) -> None:
     """Score every unit that has no receipt.
 
-    An engine that does not get well leaves its units to the others; only where none is left, its
+    An engine that does not recover leaves its units to the others; only where none is left, its
     `EngineError` is raised. Whatever else a worker meets ends them all.
     """
     units = Units(unit for unit in receipts.plan if unit.index not in receipts)

@@ -72,7 +72,7 @@ class PartWriter:
             return
         table = pa.Table.from_batches(self._batches, self._schema)
         tally = self._tally_of(table)
-        # first: were a signal to come in between, rows must be redone rather than be there twice
+        # first: if a signal comes in between, rows must be redone rather than duplicated
         self._clear()
         data = encode_shard(with_tally(table, tally))
         path = self._folder / f"{self.unit.index:05d}-{len(self._shards):05d}-{_digest(data)}.parquet"

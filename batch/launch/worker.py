@@ -31,7 +31,7 @@ class Source(Protocol):
         """The rows from `start` on. Raises `InputError`, `StorageError`."""
 
     def chunk(self, batch: pa.RecordBatch) -> Chunk:
-        """What of such a batch is to be scored."""
+        """The part of such a batch that has to be scored."""
 
 
 @dataclasses.dataclass(frozen=True)

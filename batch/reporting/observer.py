@@ -1,4 +1,4 @@
-"""The one ear of a run: what it hears becomes the summary, the progress line, JSON lines, metrics and the
+"""What observes a run: what it is told becomes the summary, the progress line, JSON lines, metrics and the
 report.
 """
 
@@ -26,7 +26,7 @@ Progress = Callable[[Counts, int], None]  # (counts of this run, rows that it ha
 
 @dataclasses.dataclass(frozen=True)
 class Outlets:
-    """Where a run tells of itself; None and False are silent."""
+    """Where a run reports on itself; None and False are silent."""
 
     log_json: bool = False
     metrics: Path | None = None
@@ -41,7 +41,7 @@ SILENT = Outlets()
 
 
 class Observer:
-    """Hears of one run. Its methods are called in the order in which they stand here."""
+    """Observes one run. Its methods are called in the order in which they are defined."""
 
     def __init__(self, outlets: Outlets = SILENT, progress: Progress | None = None) -> None:
         self.summary = Summary()
@@ -59,7 +59,7 @@ class Observer:
 
     @contextlib.contextmanager
     def around(self, source: str, output: str, adapter: str, max_error_rate: float) -> Iterator[None]:
-        """Tell of the run in the block, however it ends: metrics of a failed one too, the report only of a
+        """Report on the run in the block, however it ends: metrics of a failed one too, the report only of a
         finished output.
         """
         self.emit("start", version=__version__, input=shown(source), output=shown(output), adapter=adapter)
@@ -140,7 +140,7 @@ class Observer:
         self.summary.routing_seconds = time.monotonic() - self._begun
 
     def engine_lost(self, device: int, why: str) -> None:
-        """It did not get well; the others go on."""
+        """It did not recover; the others go on."""
         self.emit("engine lost", level="warning", device=device, why=why)
 
     def assembled(self, proof: Proof, drift: dict[str, Any] | None) -> dict[str, Any]:

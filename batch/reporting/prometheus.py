@@ -113,7 +113,7 @@ def _families(summary: Summary, exit_code: int, now: float, success: float) -> I
         "Population stability index against the earlier run: warn 0.10, alarm 0.25.",
         drift,
     )
-    # what changes is no label
+    # a label must not change from run to run
     served = {name: value for name, value in summary.engine.items() if name != "restarts"}
     facts = {name: str(value) for name, value in served.items() if type(value) in (str, int, float)}
     yield "batch_route_engine_info", "What served the last run.", [(facts, 1)] if facts else []

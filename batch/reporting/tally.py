@@ -49,7 +49,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` for what is no tally."""
+        """Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` for what is not a tally."""
         return cls(
             rows=int(content["rows"]),
             errors=_counts(content["errors"]),

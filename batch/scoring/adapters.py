@@ -164,7 +164,7 @@ def _names(backlog: Backlog, column: str) -> list[str | None]:
     kind = backlog.schema.field(column).type
     if not is_text(kind) and not pa.types.is_null(kind):
         raise InputError(
-            f"{backlog.source}: column {column!r} holds {kind}, no adapter names; name another "
+            f"{backlog.source}: column {column!r} holds {kind}, not adapter names; name another "
             "with --adapter-column"
         )
     names: dict[str | None, None] = {}

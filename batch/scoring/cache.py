@@ -2,7 +2,7 @@
 nights.
 
 An entry's key is a keyed hash of adapter and text, so the file holds no request and an entry is found only
-under the very fingerprint that it was made under. Its value carries a checksum: a damaged entry is no entry.
+under the very fingerprint that it was made under. Its value carries a checksum: a damaged entry is ignored.
 Error rows are never stored, nor is anything that depends on what else was in the batch.
 """
 
@@ -36,7 +36,7 @@ SCHEMA = (
 
 
 class AnswerStore:
-    """One SQLite file. Build it with :meth:`open`; several runs may share it. What is wrong with it is a
+    """One SQLite file. Build it with :meth:`open`; several runs may share it. Faults raise
     `sqlite3.Error`.
     """
 
@@ -106,7 +106,7 @@ class AnswerStore:
         return known
 
     def remember(self, adapter: str, rows: Mapping[str, ScoredRow]) -> None:
-        """Keep the rows that are no errors, by text."""
+        """Keep the rows that are not errors, by text."""
         entries = []
         for text in self._kept(list(rows)):
             key, row = self._key(adapter, text), rows[text]

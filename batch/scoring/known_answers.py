@@ -20,7 +20,7 @@ INCIDENTAL = {"threads", "max_num_seqs"}  # facts of an engine that no answer de
 
 
 class Spared:
-    """A store that may fail: then it knows nothing any more, and `emit` says so, once."""
+    """A store that may fail: from then on it knows nothing, and `emit` says so, once."""
 
     def __init__(self, folder: Path, emit: Emit, opened: Callable[[Path], AnswerStore]) -> None:
         self._folder, self._emit = folder, emit

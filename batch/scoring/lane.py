@@ -127,7 +127,7 @@ class Lane:
         if read is None:
             return ScoredRow(None, None, (), "invalid_output")
         scores = span_scores(read.spans, completion.logprobs)
-        if any(map(math.isnan, scores.values())):  # overflow in the weights: such an answer is no choice
+        if any(map(math.isnan, scores.values())):  # overflow in the weights: such an answer chose nothing
             return ScoredRow(None, None, (), "engine_failure")
         broken = [rule for rule in read.rules if not rule.allows(read.answer, text)]
         return ScoredRow(

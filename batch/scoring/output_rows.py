@@ -64,7 +64,7 @@ def output_batch(
     answers: Answers,
     schema: pa.Schema,
 ) -> pa.RecordBatch:
-    """The input's columns as they are, then what `table.output_columns` names, in that order. `schema` is the
+    """The input's columns as they are, then what `output_columns` names, in that order. `schema` is the
     output's.
     """
     made = [NOBODYS] * len(rows)

@@ -67,7 +67,7 @@ class Backlog:
             )
 
     def verify(self) -> None:
-        """Raises `StorageError` where a file is not any more what it was when it was opened."""
+        """Raises `StorageError` where a file is no longer what it was when it was opened."""
         for file in self.files:
             file.verify()
 
@@ -131,8 +131,8 @@ class Backlog:
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def check_ids(self) -> str:
-        """Read every column once, in a child process: all pages decode, and no id is null, invalid or there
-        twice.
+        """Read every column once, in a child process: all pages decode, and no id is null, invalid or
+        duplicated.
 
         Returns the sha256 (hex) of the ids in order. Raises `InputError` naming the row, counted from 0.
         """
@@ -140,7 +140,7 @@ class Backlog:
         return digest
 
     def repeated_texts(self) -> Int64s:
-        """The :func:`text_hashes` of texts that are there more than once, sorted. Holds 8 bytes a row."""
+        """The :func:`text_hashes` of texts that occur more than once, sorted. Holds 8 bytes a row."""
         hashes: Int64s = np.empty(self.rows, dtype=np.int64)
         row = 0
         for batch in self.batches(columns=[self.text_column]):

@@ -113,7 +113,7 @@ def _listed(location: Location, root: str, pattern: tuple[str, ...]) -> Listing:
     files: list[Found] = []
     skipped: list[tuple[str, str]] = []
     seen: dict[object, str] = {}
-    for depth in range(len(root.split("/"))):  # a part of a table is no table either
+    for depth in range(len(root.split("/"))):  # a part of a table is not an input either
         _refuse_table(location, root.rsplit("/", depth)[0])
     for entry in sorted(_entries(location, root, pattern), key=lambda each: each.parts):
         path = "/".join((root.rstrip("/"), *entry.parts))

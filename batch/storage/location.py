@@ -37,7 +37,7 @@ def shown(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """`name` as UTF-8, bytes that are none of it escaped."""
+    """`name` as UTF-8, bytes that are not valid in it escaped."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 

@@ -36,8 +36,8 @@ class Lock:
     def take(cls, path: Path, what: str, patience: float = LOCK_PATIENCE) -> Self:
         """Lock `path`, which holds the holder's process id meanwhile; wait for it at most `patience` seconds.
 
-        Raises `OutputLockedError` where another process works on `what`, `OSError` where there can be no such
-        file: its folder is missing, or somebody laid a link or a file of their own at its name.
+        Raises `OutputLockedError` where another process works on `what`, `OSError` where the file
+        cannot be made: its folder is missing, or somebody laid a link or a file of their own at its name.
         """
         deadline = time.monotonic() + patience
         while True:

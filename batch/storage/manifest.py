@@ -16,7 +16,7 @@ from batch.storage.location import Location, reason, refused_or_failed, storage_
 from batch.storage.object_store import written_meanwhile
 from batch.storage.store import store_at
 
-MOST_BYTES = 64 << 20  # a file that holds more is no manifest of ours
+MOST_BYTES = 64 << 20  # a larger file is not one of our manifests
 
 
 @dataclasses.dataclass(frozen=True)

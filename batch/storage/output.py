@@ -61,7 +61,7 @@ def _try_to_write(field: pa.Field) -> None:
     try:
         back = pq.read_schema(pa.BufferReader(encode_shard(schema.empty_table())))
     except (pa.ArrowException, ValueError, TypeError) as error:
-        what = f"column {field.name!r} is {str(field.type)[:80]}, which Parquet has no place for"
+        what = f"column {field.name!r} is {str(field.type)[:80]}, which Parquet cannot hold"
         raise InputError(f"{what}; convert it") from error
     if not pa.schema(list(map(as_read, back))).equals(schema):
         raise InputError(

@@ -192,7 +192,7 @@ class ParquetSource:
 
     def _changed(self) -> StorageError:
         return StorageError(
-            f"{self.location.name} was changed while it was read; run again when nobody writes to it any more"
+            f"{self.location.name} was changed while it was read; run again once nothing writes to it"
         )
 
     def _damaged(self, group: int, error: BaseException) -> BatchRouteError:

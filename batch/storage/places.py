@@ -103,7 +103,9 @@ def _check_output_folder(output: str) -> None:
     if location.local and (not folder.is_dir() or folder.is_symlink()):
         check_writable(output if not folder.exists() else folder, suffix=".work")
         if folder.exists():
-            raise InputError(f"output {location.name} is a file; name a folder, or a file in .parquet")
+            raise InputError(
+                f"output {location.name} is a file; name a folder, or a file that ends in .parquet"
+            )
         return
     if location.local:
         check_folder(folder, f"output {printable(location.name)}", "choose another place")

@@ -72,8 +72,8 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, contract: Cont
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.csv", b"id,request,tier\n1,x\n", r"rows.csv:2: has not as many cells as the header"),
-        ("rows.csv", b"id,request,tier\n1,x,y,z\n", r"rows.csv:2: has not as many cells"),
+        ("rows.csv", b"id,request,tier\n1,x\n", r"rows.csv:2: does not have as many cells as the header"),
+        ("rows.csv", b"id,request,tier\n1,x,y,z\n", r"rows.csv:2: does not have as many cells"),
         ("rows.csv", b"id,request,id\n1,x,2\n", r"rows.csv:1: a column is duplicated"),
         (
             "rows.csv",

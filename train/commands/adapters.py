@@ -11,7 +11,7 @@ from batch.reporting.console import PlainConsole
 
 @click.command()
 def adapters() -> None:
-    """List the adapters there are."""
+    """List the adapters."""
     registry = Registry()
     aliases = registry.aliases()
     table = Table(title=f"{registry.root}/", title_justify="left")

@@ -19,10 +19,10 @@ from train.fit.calibrated import calibrate_bundle, summary
     type=SHARE,
     default=0.02,
     show_default=True,
-    help="Errors allowed without a person.",
+    help="Share of errors allowed among the rows that need no person.",
 )
 def calibrate(adapter: str, dataset: Path, target_error: float) -> None:
-    """Fit ADAPTER's scores to labelled requests.
+    """Calibrate ADAPTER's scores on labelled requests.
 
     The requests are ones that it was not trained on; they also set the threshold for `triage`. The calibrated
     copy is a bundle of its own and gets the alias `latest`.

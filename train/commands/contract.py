@@ -11,7 +11,7 @@ from train.labelling.start import start
 
 @click.group()
 def contract() -> None:
-    """Make a contract of labelled data."""
+    """Make a contract from labelled data."""
 
 
 @contract.command()

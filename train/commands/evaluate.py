@@ -120,7 +120,7 @@ def _cross_validated(
     recipes = {name: Config.load(name) for name in names if name.endswith(".toml")}
     if strange := [name for name in names if name not in BASELINES and name not in recipes]:
         raise InputError(
-            f"{strange[0]} has learned already; cross-validate a recipe (.toml) or one of "
+            f"{strange[0]} is already trained; cross-validate a recipe (.toml) or one of "
             f"{', '.join(BASELINES)}"
         )
     own = next((recipe.find(recipe.data.contract) for recipe in recipes.values()), "data/contract.toml")

@@ -20,7 +20,7 @@ from train.fit.plan import make_plan, tables
     "--target-error",
     metavar="F",
     type=SHARE,
-    help="Errors allowed without a person.  [default: the recipe's]",
+    help="Share of errors allowed among the rows that need no person.  [default: the recipe's]",
 )
 def fit(config: Path, target_error: float | None) -> None:
     """Train the adapter that CONFIG describes.

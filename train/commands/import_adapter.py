@@ -19,7 +19,7 @@ from train.importing import import_folder, proved
 @click.option("--revision", help="Commit of a hub id.")
 @click.option("--alias", default="latest", show_default=True, help="A name for it.")
 def import_adapter(folder: Path, contract: Path, base_model: str, revision: str | None, alias: str) -> None:
-    """Make a bundle of a PEFT adapter, and prove it.
+    """Make a bundle from a PEFT adapter, and prove it.
 
     FOLDER is what PEFT wrote. It is checked against its base, sealed with the contract and the base's
     tokenizer, served, and compared with PEFT's own reading of it. What would be served in part is refused

@@ -29,7 +29,7 @@ from train.labelling.lint import lint as look
     type=click.FloatRange(0.1, 1),
     default=0.6,
     show_default=True,
-    help="From which two requests are nearly the same.",
+    help="Likeness from which two requests count as nearly the same.",
 )
 @json_option
 def lint(datasets: tuple[Path, ...], contract: str, likeness: float, json_path: Path | None) -> None:

@@ -30,7 +30,7 @@ from train.release.gates import GateData, gates
     type=PATH,
     help="Rows that probe for bias.  [default: data/probes.jsonl where it fits the contract]",
 )
-@click.option("--force", is_flag=True, help="Promote whatever the gates say; the log keeps that.")
+@click.option("--force", is_flag=True, help="Promote whatever the gates say; the log records it.")
 def promote(
     adapter: str, regression: Path | None, against: Path | None, probes: Path | None, force: bool
 ) -> None:
@@ -55,7 +55,7 @@ def promote(
 
 @click.command()
 def rollback() -> None:
-    """Take the last promotion back.
+    """Undo the last promotion.
 
     The champion before it is the champion again; once more goes one further back.
     """

@@ -29,7 +29,7 @@ from train.report.html import write_adapter_report
 def report(
     adapter: str, datasets: tuple[Path, ...], out: Path, against: str | None, data: Path | None
 ) -> None:
-    """Write one HTML file on ADAPTER.
+    """Write an HTML report on ADAPTER.
 
     Doctor, metrics with intervals, confusion, calibration, losses, recipe and data. Judged on each DATASET;
     without one on the adapter's test split and the fixed sets beside its contract.

@@ -38,7 +38,7 @@ contract_option = click.option(
     "--contract", help="The labels' contract.  [default: that of the adapter that wrote SCORED]"
 )
 id_option = click.option("--id-column", metavar="NAME", default="id", show_default=True)
-prefix_option = click.option("--prefix", metavar="P", default="", help="What --prefix was in the run.")
+prefix_option = click.option("--prefix", metavar="P", default="", help="The --prefix of the run.")
 
 
 @click.command()
@@ -48,7 +48,7 @@ prefix_option = click.option("--prefix", metavar="P", default="", help="What --p
     required=True,
     type=PATH,
     callback=writable,
-    help="Keep the decisions in this file; it is only added to.",
+    help="File for the decisions; it is only appended to.",
 )
 @click.option("--reviewer", metavar="NAME", help="Who decides.  [default: the user's login]")
 @click.option(
@@ -56,7 +56,7 @@ prefix_option = click.option("--prefix", metavar="P", default="", help="What --p
     type=click.Choice(["worth", "queue"]),
     default="worth",
     show_default=True,
-    help="Most worth a look first, or as the rows lie.",
+    help="Most informative first, or in the order of the rows.",
 )
 @click.option(
     "--audit",
@@ -173,7 +173,7 @@ def apply_reviews(
 @click.option(
     "--labels", type=PATH, multiple=True, required=True, help="Decisions; may be given more than once."
 )
-@click.option("--nights", type=click.IntRange(1), help="Of the outputs given, the last N by time only.")
+@click.option("--nights", type=click.IntRange(1), help="Only the N newest of the outputs given.")
 @click.option(
     "--target-error",
     metavar="F",

@@ -8,7 +8,7 @@ needs.
                      go with the wrong answers
     proposals        which examples the training rows lack
 
-Associations are no causes: a word that goes with a label may only keep company with the one that matters.
+Associations are not causes: a word that goes with a label may only keep company with the one that matters.
 """
 
 import dataclasses

@@ -32,7 +32,7 @@ def doctor(
     engine: EngineClient | None = None,
     dtype: str | None = None,
 ) -> list[Check]:
-    """The twelve checks, in order. A folder that is no sound bundle fails the lint, a contract beyond the
+    """The twelve checks, in order. A folder that is not a sound bundle fails the lint, a contract beyond the
     base's positions the settings, and the others are not run.
 
     `data` names the training rows where they are not where the manifest has them; `engine` is one that runs

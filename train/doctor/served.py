@@ -42,7 +42,7 @@ class Served:
 
 
 def serve(bundle: Bundle, spec: AdapterSpec, rows: Sequence[Row], engine: EngineClient) -> Served:
-    """Load `spec` in three arms and let each answer. `spec` must not be strict: what does not act is to be
+    """Load `spec` in three arms and let each answer. `spec` must not be strict: what does not act has to be
     seen.
     """
     sample = list(rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE])

@@ -81,9 +81,7 @@ class Tfidf(Majority):
         self._model: Pipeline | None = None
         if len(self.classes) > 1:
             numbers = [self.classes.index(value) for value in values]
-            with (
-                warnings.catch_warnings()
-            ):  # a field with a label for every other row is still no regression problem
+            with warnings.catch_warnings():  # many labels do not make it a regression problem
                 warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
                 self._model = self.pipeline(texts).fit(list(texts), numbers)
 

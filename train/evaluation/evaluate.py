@@ -26,7 +26,7 @@ CHECKS = "field checks"
 
 
 class Answered(Protocol):
-    """What evaluation reads of a `batch.scoring.router.ScoredRow`."""
+    """What evaluation reads of a `batch.scoring.lane.ScoredRow`."""
 
     @property
     def answer(self) -> dict[str, Any] | None: ...

@@ -19,7 +19,7 @@ CONFUSIONS_SHOWN = 12
 
 def show(evaluations: Sequence[Evaluation], console: Console) -> None:
     """For each dataset its adapters side by side with 95 % intervals, and whether they can be told apart;
-    then what each adapter got wrong. What baselines get wrong is nobody's matter."""
+    then what each adapter got wrong. Baselines' misses are left out."""
     show_measures(evaluations, console)
     for evaluation in evaluations:
         if evaluation.misses and evaluation.adapter not in BASELINES:
@@ -128,7 +128,7 @@ def _misses(evaluation: Evaluation) -> Table:
     for miss in evaluation.misses[:MISSES_SHOWN]:
         request = f"{miss.id}: {miss.request}" if miss.id != previous else ""
         answered = f"({miss.error})" if miss.error else str(miss.predicted)
-        # `Text`: a request is data, and "[bold]" in it is no markup.
+        # `Text`: a request is data, and "[bold]" in it is not markup.
         table.add_row(*map(Text, (textwrap.shorten(request, 72), miss.field, miss.gold, answered)))
         previous = miss.id
     return table

@@ -28,7 +28,7 @@ BINS = 10
 CONFIDENCE = 0.95  # that the error target holds above the threshold
 # shares of rows kept that are tried for the threshold, in this order
 COVERAGES = tuple(share / 20 for share in range(1, 21))
-MIN_KEPT = 200  # rows above a threshold that can say anything about an error share of a few per cent
+MIN_KEPT = 200  # rows above a threshold, below which nothing can be said of an error share of a few per cent
 STEEPEST = 20.0  # bound of a and b: a perfectly separated set would have no finite fit
 CURVE_POINTS = 200
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that was cut off: the newest one that is whole, and a disk that fills up."""
+"""Checkpoints of a run that was cut off: the newest whole one, and a disk that fills up."""
 
 import shutil
 import zipfile

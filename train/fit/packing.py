@@ -3,7 +3,7 @@
 Every row starts with the same instructions, some 500 tokens, in front of some 100 of its own. Padded batches
 compute them once a row; here they stand once in front of all rows, and a mask lets each row see them and
 itself, at the positions that it has alone. The loss and its gradient are those of the padded batch
-(`tests/test_packing.py`), but that the rows share the instructions' LoRA dropout.
+(`tests/train/fit/test_packing.py`), but that the rows share the instructions' LoRA dropout.
 """
 
 from collections.abc import Mapping, Sequence

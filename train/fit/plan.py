@@ -37,7 +37,7 @@ class FitPlan:
     supervised_per_epoch: int | None  # None where tokens are estimated
     longest: int  # tokens of the longest row
     memory: dict[str, tuple[float, str]]  # part → bytes, formula
-    folded: bool = False  # the base's template knows no system turn
+    folded: bool = False  # the base's template has no system turn
 
     @property
     def percent(self) -> float:
@@ -152,7 +152,7 @@ def tables(plan: FitPlan, config: Config) -> list[Table]:
         "tokens an epoch", f"{approximately}{plan.tokens_per_epoch:,}{note}; longest row {plan.longest:,}"
     )
     if plan.folded:
-        facts.add_row("instructions", "in the user's turn: the base's chat template knows no system turn")
+        facts.add_row("instructions", "in the user's turn: the base's chat template has no system turn")
     memory = Table(title="memory, estimated", title_justify="left")
     memory.add_column("part")
     memory.add_column("GiB", justify="right")

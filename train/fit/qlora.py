@@ -66,7 +66,7 @@ def fit(
     console = console or PlainConsole(stderr=True)
     inputs = prepare(config)
     if inputs.renderer.style.folded:
-        console.print("the base's chat template knows no system turn: the instructions stand in the user's")
+        console.print("the base's chat template has no system turn: the instructions go into the user's")
     with _run_folder(registry, inputs.fingerprint) as run:
         trainer = train(inputs, run, console)
         with failures(config.path, run):

@@ -95,7 +95,7 @@ def label_errors(rows: Sequence[Row], contract: Contract) -> list[Finding]:
     """Labels that a model of the other rows contradicts with confidence, the surest first.
 
     Confident learning (Northcutt, Jiang and Chuang 2021): out-of-fold probabilities, and as each value's
-    threshold the mean probability that rows with that value give to it. A hint to look, no verdict.
+    threshold the mean probability that rows with that value give to it. A hint, not a verdict.
     """
     if len(rows) < 2 * FOLDS:
         return []

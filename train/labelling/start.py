@@ -53,7 +53,7 @@ def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
         if not text.strip() or not all(labels.values()):
             left_out["without a text or a label"] += 1
         elif wording in seen:
-            left_out["with a text that is there already"] += 1
+            left_out["with a text that is already there"] += 1
         else:
             seen.add(wording)
             rows.append(Row(str(number), text, labels, None, path, number))

@@ -129,7 +129,7 @@ def _impact(request: Request) -> dict[str, Any]:
 
 
 def build_tasks(contract_prompt: str, rng: random.Random) -> list[Task]:
-    """All tasks. `contract_prompt` is the real contract's system prompt: its presence is to be familiar, its
+    """All tasks. `contract_prompt` is the real contract's system prompt: its presence should be familiar, its
     labels are not taught."""
     generic = ("User", "Analyst", "Developer")
     lower = ("low", "medium", "high")

@@ -175,7 +175,7 @@ def bias_gate(contract: Contract, asked: Sequence[Any]) -> Gate:
             checked=False,
         )
     share, why = max(rates)
-    return Gate("bias", share <= BOUND, f"{why}; at most {BOUND:.0%} are let pass")
+    return Gate("bias", share <= BOUND, f"{why}; at most {BOUND:.0%} may pass")
 
 
 def _rates(contract: Contract, asked: Sequence[Any]) -> Iterator[tuple[float, str]]:

@@ -89,7 +89,7 @@ def history(registry: Registry) -> list[dict[str, Any]]:
         except (ValueError, TypeError):
             whole = False
         if not whole:
-            raise AdapterError(f"{path}:{number}: is no promotion; correct or remove the line")
+            raise AdapterError(f"{path}:{number}: is not a promotion; correct or remove the line")
         entries.append(entry)
     return entries
 

@@ -92,7 +92,7 @@ def put(key: str, value: torch.Tensor) -> Callable[[Tensors], object]:
         (put(name(0, "q_proj", "A"), torch.full((4, 64), 1e32)), r"the update of .*q_proj overflows"),
         (lambda t: t.pop(name(0, "q_proj", "A")), r"lacks lora_A of model\.layers\.0\.self_attn\.q_proj"),
         (lambda t: t.pop(name(1, "v_proj", "B")), r"lacks lora_B of model\.layers\.1\.self_attn\.v_proj"),
-        (put(name(0, "q_proj", "B"), torch.ones(64, 3)), "are no pair"),
+        (put(name(0, "q_proj", "B"), torch.ones(64, 3)), "do not form a pair"),
         (put(name(0, "q_proj", "B"), torch.ones(64)), "not a matrix of floating-point numbers"),
         (put(name(0, "q_proj", "B"), torch.ones(64, 4, dtype=torch.int8)), "not a matrix of floating-point numbers"),
         (put("base_model.model.lm_head.lora_A.weight", torch.ones(4, 64)), "lacks lora_B of lm_head"),

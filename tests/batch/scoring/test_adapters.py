@@ -126,7 +126,7 @@ def test_a_column_that_names_no_adapters_is_refused(tiny_bundle: Bundle, tmp_pat
                 str(source), str(tmp_path / "o.parquet"), adapter=str(tiny_bundle.path), adapter_column="tem"
             )
         )
-    with pytest.raises(InputError, match="holds int64, no adapter names"):
+    with pytest.raises(InputError, match="holds int64, not adapter names"):
         check(
             Options(
                 str(source), str(tmp_path / "o.parquet"), adapter=str(tiny_bundle.path), adapter_column="id"

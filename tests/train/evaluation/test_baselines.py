@@ -167,4 +167,4 @@ def test_a_scored_file_that_does_not_fit_is_refused(contract: Contract, tmp_path
         )
         assert result.exit_code == 2 and message in result.output
     result = CliRunner().invoke(main, ["eval", "champion", "rows.jsonl", "--cross-validate", "3"])
-    assert result.exit_code == 2 and "has learned already" in result.output
+    assert result.exit_code == 2 and "is already trained" in result.output

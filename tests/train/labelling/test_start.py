@@ -80,7 +80,7 @@ def test_what_cannot_be_learnt_from_is_left_out_and_counted(tmp_path: Path) -> N
     assert (
         code == 0
         and "2 rows without a text or a label" in said
-        and "1 rows with a text that is there" in said
+        and "1 rows with a text that is already there" in said
     )
 
 

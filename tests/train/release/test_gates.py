@@ -78,7 +78,7 @@ def test_a_promotion_cut_off_before_the_alias_moved_does_not_confuse_the_way_bac
     registry.set_alias("champion", b.digest)
     assert roll_back(registry) == (b.digest, a.digest)
     (registry.root / LOG).write_text("{")
-    with pytest.raises(AdapterError, match=r"promotions\.jsonl:1: is no promotion"):
+    with pytest.raises(AdapterError, match=r"promotions\.jsonl:1: is not a promotion"):
         roll_back(registry)
 
 
