@@ -11,6 +11,7 @@ from batch.cli_errors import CommandWithOthers, ErrorCommand, Number
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line, ours
 
 MOST_PATIENCE = 1e7  # seconds; the kernel counts microseconds
+PATH = click.Path(path_type=Path)
 
 
 def size(text: str) -> int:
@@ -84,17 +85,9 @@ def verify(output: str, input: str | None) -> None:
     show_default=True,
     help="Rows that get their free text: all, those that a person reads, or none. Labels are the same.",
 )
+@click.option("--report", metavar="PATH", type=PATH, help="Write an HTML report of the finished output.")
 @click.option(
-    "--report",
-    metavar="PATH",
-    type=click.Path(path_type=Path),
-    help="Write an HTML report of the finished output.",
-)
-@click.option(
-    "--metrics",
-    metavar="PATH",
-    type=click.Path(path_type=Path),
-    help="Write a Prometheus textfile, also for a failed run.",
+    "--metrics", metavar="PATH", type=PATH, help="Write a Prometheus textfile, also for a failed run."
 )
 @click.option("--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there.")
 @click.option(
@@ -106,14 +99,11 @@ def verify(output: str, input: str | None) -> None:
 @click.option(
     "--work-dir",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder for unfinished work; outputs may share it.  [default: beside OUTPUT]",
 )
 @click.option(
-    "--cache",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Keep answers here, for texts that return on another night.",
+    "--cache", metavar="DIR", type=PATH, help="Keep answers here, for texts that return on another night."
 )
 @click.option(
     "--cache-max",

@@ -76,6 +76,22 @@ def stop_behind_a_shard(output: Path, total: int | None = None) -> Progress:
     return stop
 
 
+def command(bundle: Bundle, source: Path, output: Path, *more: str) -> list[str]:
+    """A run with the replay engine, as a process."""
+    return [
+        sys.executable,
+        "-m",
+        "batch",
+        str(source),
+        str(output),
+        "--adapter",
+        str(bundle.path),
+        "--engine",
+        "replay",
+        *more,
+    ]
+
+
 def route(
     bundle: Bundle, source: Path | str, output: Path | str, *options: str, engine: str = "replay"
 ) -> Result:
@@ -235,16 +251,8 @@ def test_dry_run_starts_nothing(tiny_bundle: Bundle, tmp_path: Path) -> None:
 def test_sigterm_exits_143_and_leaves_no_engine(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """The whole process: a signal in the middle ends it within seconds, resumable, its engine gone."""
     source = backlog(tmp_path / "in.parquet", rows=60_000)
-    command = [
-        sys.executable,
-        "-m",
-        "batch",
-        str(source),
-        str(tmp_path / "out.parquet"),
-        "--adapter",
-        str(tiny_bundle.path),
-    ]
-    job = subprocess.Popen([*command, "--engine", "replay"], stderr=subprocess.PIPE, text=True)
+    line = command(tiny_bundle, source, tmp_path / "out.parquet")
+    job = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
     engines: list[int] = []
     while not list(tmp_path.glob(".out.parquet.work/shards/*.parquet")) and job.poll() is None:

@@ -26,23 +26,8 @@ from batch.reporting.observer import Observer
 from batch.scoring.router import Counts
 from batch.storage.location import Location
 from batch.storage.output import assemble
-from tests.batch.test_run import alive, backlog
+from tests.batch.test_run import alive, backlog, command
 from tests.conftest import ROOT
-
-
-def command(bundle: Bundle, source: Path, output: Path, *more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "batch",
-        str(source),
-        str(output),
-        "--adapter",
-        str(bundle.path),
-        "--engine",
-        "replay",
-        *more,
-    ]
 
 
 def routed(line: Sequence[str], file_bytes: int | None = None) -> subprocess.CompletedProcess[str]:

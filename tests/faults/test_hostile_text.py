@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +24,7 @@ from batch.engine.supervisor import Supervisor
 from batch.job import Options
 from batch.scoring.adapters import lane_of, spec_of
 from batch.scoring.router import Requests, Router
-from tests.batch.test_run import backlog
+from tests.batch.test_run import backlog, command
 from tests.conftest import ROOT
 
 # All added tokens of Qwen3's tokenizer (ids 151643 to 151668 there); not all of them are marked special.
@@ -214,20 +213,11 @@ def test_no_request_is_told_on(tiny_bundle: Bundle, tmp_path: Path, ending: str)
     source = backlog(tmp_path / "in.parquet", texts=texts)
     if ending == "refused":
         pq.write_table(pa.concat_tables([pq.read_table(source)] * 2), source)
-    line = [
-        sys.executable,
-        "-m",
-        "batch",
-        str(source),
-        str(tmp_path / "out.parquet"),
-        "--adapter",
-        str(tiny_bundle.path),
-    ]
+    line = command(tiny_bundle, source, tmp_path / "out.parquet", "--cache", str(tmp_path / "cache"))
     (tmp_path / "tmp").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    more = ["--engine", "replay", "--cache", str(tmp_path / "cache")]
     with open(tmp_path / "told", "w") as told:
-        job = subprocess.Popen([*line, *more], cwd=ROOT, env=environment, stdout=told, stderr=told)
+        job = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=told, stderr=told)
     if ending == "killed":
         while not list(tmp_path.glob(".out.parquet.work/answers/*")):
             assert job.poll() is None
