@@ -7,8 +7,8 @@ from rich.console import Console
 
 from batch.job import Job
 from batch.reporting.summary import show_input
+from batch.scoring.scorer import read_texts
 from batch.storage.manifest import finished, manifest_location, read_manifest
-from batch.storage.texts import read_texts
 
 SAMPLE = 1000  # requests that are tokenised
 RATES = (10, 50, 500)  # rows/s to choose from where no earlier run tells

@@ -16,11 +16,10 @@ from batch.contract.json_text import as_json
 from batch.errors import InputError
 from batch.job import Job, work_dir_of
 from batch.scoring.lane import TEXT_ERRORS
-from batch.scoring.scorer import Chunk
+from batch.scoring.scorer import Chunk, read_texts
 from batch.storage.location import Location
 from batch.storage.manifest import finished, manifest_location, output_files, read_manifest
 from batch.storage.parquet import ParquetSource
-from batch.storage.texts import read_texts
 from batch.storage.workdir import changes, job_in
 
 RETRY_OF = "retry_of"  # fact of a job that retries errors: sha256 of the output that they are in

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 
 from batch.contract.contract import Contract
 from batch.errors import BatchRouteError, ContractError, InputError, Interrupted, StorageError
+from batch.scoring.scorer import read_texts
 from batch.storage import backlog as backlog_module
 from batch.storage import output as table_module
 from batch.storage import parquet as parquet_module
@@ -23,7 +24,6 @@ from batch.storage.backlog import Backlog, read_through
 from batch.storage.manifest import manifest_version
 from batch.storage.output import assemble, encode_shard, output_columns, output_schema
 from batch.storage.parquet import ParquetSource
-from batch.storage.texts import read_texts
 
 SECRET = "salary of Ada Lovelace"
 

@@ -12,9 +12,9 @@ import pytest
 
 from batch.contract.contract import Contract
 from batch.errors import InputError
+from batch.scoring.scorer import read_texts
 from batch.storage.backlog import Backlog
 from batch.storage.output import output_schema, parquet_writer
-from batch.storage.texts import read_texts
 from batch.storage.unify import SPARK
 
 
