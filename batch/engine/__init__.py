@@ -103,6 +103,7 @@ class AdapterSpec:
 
 CANARY_ANSWER = "Z"  # matches no contract: no answer starts like this
 CANARY_REQUEST = "A colleague asks for help with a task at work."
+ADAPTER_MOVES = 1e-4  # least change of a log-probability (nats) on it that counts as the adapter acting
 
 
 def adapter_spec(

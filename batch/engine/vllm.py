@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from batch.adapter.peft_checks import lint
-from batch.engine import CANARY_ANSWER, AdapterSpec, Asked, Completion, Continued, EngineSpec
+from batch.engine import ADAPTER_MOVES, CANARY_ANSWER, AdapterSpec, Asked, Completion, Continued, EngineSpec
 from batch.engine.drafts import AnswerDrafter
 from batch.engine.patches import idle, installed
 from batch.engine.refusals import refusals
@@ -37,7 +37,6 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from batch.engine import vllm_guide
 
 CANARY_KEY = "canary"
-ADAPTER_MOVES = 1e-4  # least change of a log-probability (nats) that counts as the adapter acting
 # What decides an answer besides the logits and the grammar; reported at load, read off the parameters that
 # are used.
 DECODING = (
