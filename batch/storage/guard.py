@@ -46,8 +46,10 @@ class _Child:
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": paths, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+        tied = threading.current_thread() is threading.main_thread()
+        given = (str(theirs.fileno()), str(os.getpid()), str(int(tied)))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "batch.storage.guard", str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", "batch.storage.guard", *given],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
             env=environment, start_new_session=True,
         )  # fmt: skip
@@ -139,9 +141,12 @@ def stop(at_once: bool = False) -> None:
 atexit.register(stop)
 
 
-def _serve(conn: Connection, parent: int) -> None:
-    """The child's life: one call after another, until the parent is gone."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _serve(conn: Connection, parent: int, tied: bool) -> None:
+    """The child's life: one call after another, until the parent is gone. `tied`: it dies with the parent at
+    once; where a thread started it, the kernel would take the thread's end for the parent's.
+    """
+    if tied:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -167,4 +172,4 @@ if __name__ == "__main__":
     # the module of this name is another than `__main__`: `note` is asked for there
     from batch.storage import guard
 
-    guard._serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
+    guard._serve(Connection(int(sys.argv[1])), int(sys.argv[2]), sys.argv[3] == "1")
