@@ -19,7 +19,7 @@ from batch.adapter.registry import Registry
 from batch.adapter.renderer import TOKENIZER_FILES
 from batch.contract.contract import Contract
 from batch.storage import guard, remote
-from tests.servers import Azurite, Server, Weed
+from tests.servers import Azurite, Weed
 
 ROOT = Path(__file__).parents[1]
 CONTROL_TOKENS = [
@@ -182,7 +182,7 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
 @pytest.fixture(params=["weed", "azurite"])
 def bucket(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an empty bucket, ``s3://…`` and ``az://…``, which the environment says how to reach."""
-    server: Server = request.getfixturevalue(request.param)
+    server: Weed | Azurite = request.getfixturevalue(request.param)
     name = f"b-{secrets.token_hex(8)}"
     server.make(name)
     with reaching(server.environment, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def rows_of(output: str) -> pl.DataFrame:
     manifest = read_manifest(manifest_location(output))
     assert manifest is not None
     files = output_files(output, manifest)
-    return pl.concat(pl.from_arrow(pq.read_table(file.open())) for file in files)  # type: ignore[misc]
+    return pl.DataFrame(pa.concat_tables(pq.read_table(file.open()) for file in files))
 
 
 @pytest.fixture
