@@ -42,7 +42,7 @@ class StoreStorm(Storm):
             names += ["out/_SUCCESS"]
         found = {name for name in self._files() if not name.startswith(".uploads/")}
         assert found == {*names, self._manifest}, sorted(found ^ {*names, self._manifest})
-        assert not any((self.folder / "cache/batch-route").iterdir())
+        assert not any((self.folder / "cache").glob("*/*.work"))
 
     def reset(self, old: bool) -> None:
         for name in self._files():
