@@ -18,6 +18,7 @@ HEAVY = {
     "transformers",
     "pyarrow",
     "polars",
+    "obstore",
     "numpy",
     "tokenizers",
     "peft",

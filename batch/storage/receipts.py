@@ -110,12 +110,9 @@ class Receipts:
         rows, ids, parts = 0, IdDigest(), list[PartProof]()
         columns: tuple[str, ...] = ()
         for receipt in self:
-            found = self._proved(receipt, id_column, ids)
-            if receipt.start != rows or (receipt.rows, receipt.ids, receipt.sha256) != (
-                found.rows,
-                found.ids,
-                found.sha256,
-            ):
+            found = self._found(receipt, id_column, ids)
+            told = (rows, receipt.rows, receipt.ids, receipt.sha256)
+            if found is None or (receipt.start, found.rows, found.ids, found.sha256) != told:
                 self.store.remove(receipt_name(receipt.unit))
                 raise StorageError(f"{receipt.part} is not what its receipt says; run again, it is redone")
             rows, columns = rows + receipt.rows, found.columns
@@ -128,12 +125,14 @@ class Receipts:
         size = sum(part.bytes for part in parts)
         return Proof(rows, ids.hexdigest(), listing, size, columns, tuple(parts))
 
-    def _proved(self, receipt: Receipt, id_column: str, ids: IdDigest) -> Proof:
+    def _found(self, receipt: Receipt, id_column: str, ids: IdDigest) -> Proof | None:
+        """What a part holds; None where its bytes are damaged."""
         try:
             return prove(self.store.location(receipt.part), id_column, ids)
         except StorageError as error:
-            if isinstance(error.__cause__, InputError):  # it does not read back: it is done again
-                self.store.remove(receipt_name(receipt.unit))
+            refused = error.__cause__
+            if isinstance(refused, InputError) and not getattr(refused.__cause__, "errno", None):
+                return None
             raise
 
     def _read(self, name: str) -> Receipt | None:
