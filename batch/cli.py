@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from batch.cli_errors import CommandWithOthers, ErrorCommand, Number
-from batch.errors import EXIT_TOO_MANY_ERRORS, one_line, ours
+from batch.cli_shards import SHARD, commit, end, logged, shard
+from batch.errors import one_line
 
 MOST_PATIENCE = 1e7  # seconds; the kernel counts microseconds
 PATH = click.Path(path_type=Path)
@@ -45,7 +46,9 @@ def verify(output: str, input: str | None) -> None:
 
 
 @click.command(
-    cls=CommandWithOthers, others={"verify": verify}, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=CommandWithOthers,
+    others={"verify": verify, "commit": commit},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.argument("input")
 @click.argument("output")
@@ -134,6 +137,19 @@ def verify(output: str, input: str | None) -> None:
     help="GPUs, an engine each; without a GPU, engines that share the cores.  [default: all GPUs, or 1]",
 )
 @click.option(
+    "--shard",
+    metavar="I/N",
+    type=SHARD,
+    help="Score every N-th unit only, from the I-th on (0 is the first); `commit` publishes.",
+)
+@click.option(
+    "--ray",
+    metavar="[ADDRESS]",
+    is_flag=False,
+    flag_value="auto",
+    help="Score on a Ray cluster: HOST:PORT of a node, or without ADDRESS the one that runs here.",
+)
+@click.option(
     "--draft-tokens",
     type=click.IntRange(0, 16),
     help="Tokens to draft a step.  [default: 4 on a CPU, none on a GPU]",
@@ -153,7 +169,6 @@ def main(
 
     from batch.dry_run import show_plan
     from batch.job import Options, check
-    from batch.reporting import summary
     from batch.reporting.console import PlainConsole
     from batch.reporting.observer import Observer, Outlets
     from batch.reporting.progress import ProgressLine
@@ -164,34 +179,21 @@ def main(
     gc.freeze()
     gc.set_threshold(1_000_000)
 
-    console = PlainConsole()
     wanted = Options(**{name: value for name, value in options.items() if value is not None})
     outlets = Outlets(log_json, metrics, report)
     if dry_run:
         outlets.check(wanted.input, wanted.output)
-        show_plan(check(wanted), console)
+        show_plan(check(wanted), PlainConsole())
         return
     if watch:
         _watch(wanted, outlets)
         return
-    try:
-        with nullcontext() if log_json else ProgressLine() as progress:
-            result = run(wanted, Observer(outlets, progress))
-    except BaseException as error:
-        if log_json:  # it was logged
-            raise SystemExit(ours(error).exit_code) from error
-        raise
-    summary.show(result, wanted.output, console)
-    if result.tally.error_rate > wanted.max_error_rate:
-        if log_json:
-            raise SystemExit(EXIT_TOO_MANY_ERRORS)
-        click.echo(
-            f"Error: {result.tally.error_rows} of {result.tally.rows} rows are errors, more than "
-            "--max-error-rate "
-            f"{wanted.max_error_rate} allows; the output is complete, see its error_code column",
-            err=True,
-        )
-        raise SystemExit(EXIT_TOO_MANY_ERRORS)
+    if wanted.shard:
+        shard(wanted, outlets)
+        return
+    with logged(log_json), nullcontext() if log_json else ProgressLine() as progress:
+        result = run(wanted, Observer(outlets, progress))
+    end(result, wanted.output, wanted.max_error_rate, log_json)
 
 
 def _watch(wanted: Any, outlets: Any) -> None:
@@ -208,9 +210,11 @@ def _watch(wanted: Any, outlets: Any) -> None:
         "--retry-errors": wanted.retry_errors,
         "--limit": wanted.limit is not None,
         "--deadline": wanted.deadline is not None,
+        "--shard": wanted.shard is not None,
+        "--ray": wanted.ray is not None,
     }.items():
         if given:
-            raise InputError(f"{option} is for one file and does not go with --watch; leave it out")
+            raise InputError(f"{option} does not go with --watch; leave it out")
 
     def say(line: str) -> None:
         if not outlets.log_json:

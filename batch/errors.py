@@ -10,6 +10,7 @@
     │   └── PositionsError              2    the contract's longest row is longer than the base can read
     ├── InstallationError               2    a package is missing
     ├── OutputLockedError               4    another run holds this output
+    ├── UnfinishedError                75    units that others score have no receipt yet
     ├── EngineError                    75    the engine failed; run again to resume
     └── StorageError                   75    the machine failed (disk full, …); run again to resume
 
@@ -87,6 +88,10 @@ class InstallationError(BatchRouteError):
 
 class OutputLockedError(BatchRouteError):
     exit_code = 4
+
+
+class UnfinishedError(BatchRouteError):
+    exit_code = 75
 
 
 class EngineError(BatchRouteError):

@@ -14,6 +14,7 @@ from batch.engine import DEFAULT_ENGINE, ENGINES
 from batch.engine.process import PATIENCE
 from batch.errors import BacklogError, InputError
 from batch.launch.devices import placements
+from batch.launch.ray import check_installed
 from batch.scoring.adapters import Adapters
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
@@ -21,6 +22,7 @@ from batch.storage.manifest import manifest_version
 from batch.storage.output import check_can_be_written, output_columns, output_schema
 from batch.storage.places import check_output, refuse_inputs
 from batch.storage.workdir import work_dir
+from batch.storage.written_plan import WrittenPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Options:
     threads: int | None = None
     devices: str | None = None
     draft_tokens: int | None = None
+    shard: tuple[int, int] | None = None  # (I, N): units I, I + N, … only
+    ray: str | None = None  # address of a cluster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +80,25 @@ def _of_the_backlog() -> Iterator[None]:
         raise BacklogError(str(error)) from error
 
 
-def check(options: Options, registry: Registry | None = None) -> Job:
-    """Everything that can be refused before an engine starts is refused here (exit 2)."""
+def check(options: Options, registry: Registry | None = None, written: WrittenPlan | None = None) -> Job:
+    """Everything that can be refused before an engine starts is refused here (exit 2). A backlog that was
+    read through for the plan that is `written` is not read through again.
+    """
     if options.engine not in ENGINES:
         raise InputError(f"--engine {options.engine} is not one of {', '.join(ENGINES)}")
-    placements(options.devices, options.threads)
+    if options.ray is None:
+        placements(options.devices, options.threads)
+    else:
+        check_installed()
     folders = {"--work-dir": options.work_dir, "--cache": options.cache}
     check_output(options.input, options.output, folders)
     replaces = manifest_version(options.output)
     with _of_the_backlog():
         backlog = Backlog.open(options.input, options.id_column, options.text_column)
-        id_digest = backlog.check_ids()  # first: this process reads only what the child has read before
+        names = options.id_column, options.text_column
+        id_digest = written.ids_of(backlog.identity(), *names) if written else None
+        # first: this process reads only what the child has read before
+        id_digest = id_digest or backlog.check_ids()
     adapters = Adapters.of(registry or Registry(), options.adapter, options.adapter_column, backlog)
     base = adapters.default.resolve_base(options.base_model)
     adapters = adapters.fitting(base).with_reasons(options.reasons)

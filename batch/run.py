@@ -4,20 +4,23 @@ check everything cheap → plan units → engines score them, a part and a recei
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from batch import __version__
 from batch.adapter.registry import Registry
+from batch.contract.json_text import as_json
 from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
-from batch.errors import deadline, signals_raise
+from batch.errors import InputError, deadline, signals_raise
 from batch.job import Job, Options, check, work_dir_of
 from batch.launch import local
 from batch.launch.devices import placements
 from batch.launch.part_writer import kept_tally
 from batch.launch.worker import Task
-from batch.reporting import drift
+from batch.publish import publish
 from batch.reporting.observer import Observer
 from batch.reporting.summary import Summary
 from batch.scoring.adapters import engine_spec
@@ -25,12 +28,13 @@ from batch.source import Source, source_of
 from batch.storage import folder
 from batch.storage.location import is_local
 from batch.storage.lock import lock_output
-from batch.storage.manifest import Proof, is_folder, part_names, write_manifest
-from batch.storage.output import assemble
+from batch.storage.manifest import part_names
+from batch.storage.places import shared_only
 from batch.storage.receipts import Receipts
 from batch.storage.store import LocalStore, Store, store_at
 from batch.storage.units import Plan
-from batch.storage.workdir import WorkDir, changes, fingerprint
+from batch.storage.workdir import ANSWERS, WorkDir, changes, fingerprint
+from batch.storage.written_plan import WrittenPlan
 
 EnginesFor = Callable[[Job], AbstractContextManager[Sequence[Supervisor]]]
 
@@ -49,30 +53,36 @@ def run(
     observer = observer or Observer()
     told = observer.around(options.input, options.output, options.adapter, options.max_error_rate)
     with told, lock_output(options.output), signals_raise(), deadline(options.deadline):
+        if options.ray is not None:
+            shared_only(options.output)
+            if options.retry_errors:
+                raise InputError("--retry-errors has few rows to score: leave out --ray")
         job = check(options, registry)
-        observer.checked(job.backlog, job.rows, job.adapters.served, str(job.facts["base"]["ref"]))
+        observer.checked(job.backlog, plan_of(job))
         source = source_of(job)
         name = fingerprint(source.facts)
         if manifest := source.finished():
             folder.seal(options.output, part_names(manifest), name)  # killed after the manifest, before this
             WorkDir.discard(work_dir_of(options))
             return observer.summary.adopt(manifest)
-        earlier = drift.earlier_run(options.output, job.facts)  # before its manifest is replaced
         with WorkDir.open(work_dir_of(options), source.facts, options.fresh) as work:
             if work.other:
                 changed = changes(work.other, source.facts)
                 observer.emit("other job set aside", level="warning", changes=changed)
-            receipts = Receipts.open(store_of(options, work, name), Plan.of(job.rows))
-            observer.resumed(kept_tally(receipts, work.shards), source.asks, source.repeats)
-            if not receipts.complete:
+            plan = plan_of(job)
+            receipts = Receipts.open(store_of(options, work, name), plan.units, name)
+            tally = kept_tally(receipts, plan.units, work.shards)
+            observer.resumed(tally, source.asks, source.repeats, receipts.engine)
+            if not receipts.complete and options.ray is not None:
+                from batch.cluster import score_on_cluster  # it stands on this module
+
+                score_on_cluster(job, receipts, observer)
+            elif not receipts.complete:
+                task = task_of(job, plan, source, work.shards, work.path / ANSWERS)
                 with (engines_for or start_engines)(job) as started:
-                    local.score(task_of(job, source, work), receipts, started, observer)
-            proof = publish(job, receipts, name)
-            compared = drift.compare(earlier, observer.summary.tally)
-            told_of_run = observer.assembled(proof, compared)
-            replaces = job.replaces if is_folder(options.output) else None  # a file's has gone already
-            write_manifest(options.output, job.facts, proof, replaces, run=told_of_run, drift=compared)
-            folder.seal(options.output, [part.name for part in proof.parts or ()], name)
+                    local.score(task, receipts, plan.units, started, observer)
+            job.backlog.verify()
+            publish(options.output, plan, receipts, observer, job.replaces)
             work.finish()
         return observer.summary
 
@@ -114,19 +124,33 @@ def wanted_engines(job: Job) -> list[EngineSpec]:
     ]
 
 
-def task_of(job: Job, source: Source, work: WorkDir) -> Task:
+def task_of(job: Job, plan: WrittenPlan, source: Source, shards: Path, answers: Path) -> Task:
     options = job.options
     return Task(
         adapters=job.adapters,
         backlog=job.backlog,
         source=source,
-        schema=job.schema.with_metadata({**(job.schema.metadata or {}), **metadata(job)}),
+        schema=plan.schema,
         id_column=options.id_column,
         prefix=options.prefix,
         facts={"version": __version__, "base": job.facts["base"], "reasons": options.reasons},
-        scratch=work.path,
+        shards=shards,
+        answers=answers,
         cache=options.cache,
         cache_max=options.cache_max,
+    )
+
+
+def plan_of(job: Job) -> WrittenPlan:
+    source, units = job.options.input, Plan.of(job.rows)
+    return WrittenPlan(
+        facts=as_json(job.facts),
+        source=os.path.abspath(source) if is_local(source) and "://" not in source else source,
+        rows=job.rows,
+        ids=job.id_digest,
+        unit_rows=units.unit_rows,
+        schema=job.schema.with_metadata({**(job.schema.metadata or {}), **metadata(job)}),
+        thresholds={bundle.digest: bundle.calibration.threshold for bundle in job.adapters.served},
     )
 
 
@@ -139,16 +163,3 @@ def metadata(job: Job) -> dict[str, str]:
         "batch_route.contract": ",".join(dict.fromkeys(bundle.contract.fingerprint for bundle in bundles)),
         "batch_route.engine": job.options.engine,
     }
-
-
-def publish(job: Job, receipts: Receipts, name: str) -> Proof:
-    """Prove that the parts are the input, which must still be what was read, and make them the output. `name`
-    tells this job's parts from others'.
-    """
-    job.backlog.verify()
-    output, id_column, expect = job.options.output, job.options.id_column, (job.rows, job.id_digest)
-    if is_folder(output):
-        return folder.publish(receipts, output, name, id_column, expect)
-    parts = [receipts.store.location(receipt.part) for receipt in receipts]
-    size = sum(receipt.size for receipt in receipts)
-    return assemble(parts, output, job.schema, metadata(job), id_column, expect, job.replaces, size)

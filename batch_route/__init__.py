@@ -12,6 +12,7 @@ from batch.errors import (
     InputError,
     OutputLockedError,
     StorageError,
+    UnfinishedError,
 )
 from batch.reporting.summary import Summary
 from batch_route.scorer import Scorer
@@ -26,7 +27,9 @@ __all__ = [
     "Scorer",
     "StorageError",
     "Summary",
+    "UnfinishedError",
     "__version__",
+    "commit",
     "route",
 ]
 
@@ -46,6 +49,27 @@ def route(input: str, output: str, **options: object) -> Summary:
     may mend. Raises `TypeError` for an unknown option.
     """
     from batch.job import Options
+    from batch.reporting.observer import Observer
     from batch.run import run
+    from batch.shard import score_shard
 
-    return run(Options(str(input), str(output), **options))  # type: ignore[arg-type]
+    wanted = Options(str(input), str(output), **options)  # type: ignore[arg-type]
+    if wanted.shard is None:
+        return run(wanted)
+    observer = Observer()
+    score_shard(wanted, observer)
+    return observer.summary
+
+
+def commit(output: str, work_dir: str | None = None) -> Summary:
+    """Prove and publish what calls of `route` with `shard=(0, 4)` to `(3, 4)` have scored for `output`.
+
+    Raises `UnfinishedError` where units are missing, `InputError` where there is nothing to publish or the
+    input has changed, `OutputLockedError` while a shard is at work. Again it changes nothing.
+    """
+    from pathlib import Path
+
+    from batch.commit import commit
+    from batch.reporting.observer import Observer
+
+    return commit(str(output), Path(work_dir) if work_dir else None, 1.0, Observer())

@@ -33,7 +33,10 @@ def reference() -> str:
     lines = ["# Reference", "", "Made by `python docs/make_reference.py`; do not edit.", ""]
     lines += ["- [batch-route](#batch-route)", "- [Recipe](#recipe)"]
     lines += [f"- [batch-train {name}](#batch-train-{name})" for name in COMMANDS]
+    others = getattr(batch_route, "others", {})
     lines += ["", *command("batch-route", batch_route)]
+    for name, other in others.items():
+        lines += command(f"batch-route {name}", other)
     for name in COMMANDS:
         found = batch_train.get_command(click.Context(batch_train), name)
         assert found is not None

@@ -24,6 +24,7 @@ HEAVY = {
     "peft",
     "trl",
     "xgrammar",
+    "ray",
 }
 
 
@@ -118,6 +119,14 @@ def test_only_the_engine_imports_vllm() -> None:
     }
     assert importers
     assert all(path.is_relative_to(ROOT / "batch/engine") for path in importers)
+
+
+def test_only_its_launcher_imports_ray() -> None:
+    """And an actor's own part does not: it is tested without a cluster."""
+    importers = {
+        path for package in ("batch", "train") for path in modules(package) if "ray" in top_level(path)
+    }
+    assert importers == {ROOT / "batch/launch/ray.py"}
 
 
 def test_batch_never_imports_train() -> None:

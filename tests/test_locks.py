@@ -32,6 +32,7 @@ def test_the_stacks_agree_on_what_the_project_imports() -> None:
         "peft",
         "polars",
         "pyarrow",
+        "ray",
         "tokenizers",
         "transformers",
         "trl",

@@ -1,7 +1,8 @@
 """A stand-in engine for I/O and fault tests: a legal answer derived from the request's hash, at once.
 
 It has the faults of a real one on demand: `$BATCH_ROUTE_REPLAY_FAULTS` names a JSON file with requests (lists
-of ids) that `kill` the process, `stop` it, or `fail` in Python, and `delay`, the seconds that a step takes.
+of ids) that `kill` the process or its `parent`, `stop` it, or `fail` in Python, and `delay`, the seconds that
+a step takes.
 """
 
 import hashlib
@@ -69,6 +70,8 @@ class ReplayEngine:
     def _fail(fault: str | None) -> None:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "parent":
+            os.kill(os.getppid(), signal.SIGKILL)
         elif fault == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif fault == "fail":

@@ -1,7 +1,7 @@
 """This machine's engines on one queue of units."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 
 from batch.engine.supervisor import Supervisor
@@ -10,26 +10,37 @@ from batch.launch.worker import Task, Units, Worker
 from batch.reporting.observer import Observer
 from batch.storage.hashing import Int64s
 from batch.storage.receipts import Receipts
+from batch.storage.units import Unit
 
 STOP_SECONDS = 10.0  # for a worker to keep what it has when the run is stopped
 
 Call = Callable[[], None]
 
 
-def score(task: Task, receipts: Receipts, engines: Sequence[Supervisor], observer: Observer) -> None:
-    """Score every unit that has no receipt.
+def score(
+    task: Task,
+    receipts: Receipts,
+    wanted: Iterable[Unit],
+    engines: Sequence[Supervisor],
+    observer: Observer,
+) -> None:
+    """Score every unit of those `wanted` that has no receipt.
 
     An engine that does not recover leaves its units to the others; only where none is left, its
     `EngineError` is raised. Whatever else a worker meets ends them all.
     """
-    units = Units(unit for unit in receipts.plan if unit.index not in receipts)
-    repeated = task.backlog.repeated_texts()  # while the engines start
+    wanted = list(wanted)
+    left = [unit for unit in wanted if unit.index not in receipts]
+    units = Units(left)
+    repeated = task.backlog.repeated_texts(wanted)  # while the engines start
     for engine in engines:
         engine.emit = observer.emit
     if len(engines) == 1:
         Worker(0, engines[0], task, receipts, observer, lambda call: call()).work(units, repeated)
     else:
-        _side_by_side(task, receipts, engines, observer, units, repeated)
+        failed = _side_by_side(task, receipts, engines, observer, units, repeated)
+        if any(unit.index not in receipts for unit in left):
+            raise failed[-1]
 
 
 def _side_by_side(
@@ -39,8 +50,10 @@ def _side_by_side(
     observer: Observer,
     units: Units,
     repeated: Int64s,
-) -> None:
-    """A thread an engine, which waits for it most of the time. The observer is called from this one alone."""
+) -> list[EngineError]:
+    """A thread an engine, which waits for it most of the time. The observer is called from this one alone.
+    Returns how engines ended that did not get well.
+    """
     calls: SimpleQueue[Call | _Ended] = SimpleQueue()
     workers = [
         Worker(device, engine, task, receipts, observer, calls.put) for device, engine in enumerate(engines)
@@ -49,29 +62,29 @@ def _side_by_side(
         threading.Thread(target=_work, args=(worker, units, repeated, calls), daemon=True)
         for worker in workers
     ]
-    ended: list[_Ended] = []
+    ended, failed = 0, list[EngineError]()
     try:
         for thread in threads:
             thread.start()
-        while len(ended) < len(workers):
+        while ended < len(workers):
             call = calls.get()
             if not isinstance(call, _Ended):
                 call()
                 continue
-            ended.append(call)
+            ended += 1
             if isinstance(call.error, EngineError):
+                failed.append(call.error)
                 observer.engine_lost(call.device, str(call.error))
             elif call.error:
                 raise call.error
     except BaseException:
         units.stop()
-        for worker in workers:
-            worker.engine.abandon()
+        for engine in engines:
+            engine.abandon()
         for thread in threads:
             thread.join(STOP_SECONDS)
         raise
-    if not receipts.complete:
-        raise next(end.error for end in reversed(ended) if end.error)
+    return failed
 
 
 class _Ended:

@@ -9,7 +9,7 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,9 @@ class PartWriter:
         self._shards.append(path)
         self._committed(tally)
 
-    def finish(self, store: Store, id_column: str, engine: dict[str, Any]) -> tuple[Receipt, Tally]:
-        """Write the part, whose bytes depend on its rows alone; returns with its receipt the tally of the
-        rows that were not kept before. Raises `StorageError`.
+    def finish(self, store: Store, id_column: str, engine: dict[str, Any], job: str) -> tuple[Receipt, Tally]:
+        """Write the part, whose bytes depend on its rows alone; returns with its receipt, for the `job` (its
+        fingerprint), the tally of the rows that were not kept before. Raises `StorageError`.
         """
         table = pa.Table.from_batches(self._batches, self._schema)
         tally, ids, attempt = self._tally_of(table), IdDigest(), secrets.token_hex(8)
@@ -109,6 +109,7 @@ class PartWriter:
             tally=whole.as_json(),
             engine=engine,
             attempt=attempt,
+            job=job,
         )
         return receipt, tally
 
@@ -137,11 +138,11 @@ def kept_shards(folder: Path, unit: Unit) -> list[Path]:
     return kept
 
 
-def kept_tally(receipts: Receipts, folder: Path) -> Tally:
-    """Of all rows of a job that are durable: in parts, or in shards of units that are not done."""
+def kept_tally(receipts: Receipts, units: Iterable[Unit], folder: Path) -> Tally:
+    """Of all rows of the `units` that are durable: in parts, or in shards of those that are not done."""
     tally = sum((Tally.from_json(receipt.tally) for receipt in receipts), Tally())
     unfinished = {int(path.name.partition("-")[0]) for path in folder.glob("[0-9]*-*-*.parquet")}
-    for unit in receipts.plan:
+    for unit in units:
         if unit.index in unfinished and unit.index not in receipts:
             tally = sum(map(shard_tally, kept_shards(folder, unit)), tally)
     return tally

@@ -10,18 +10,18 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from batch.engine.supervisor import Supervisor
+from batch.engine.worker import Usage
 from batch.launch.part_writer import PartWriter
 from batch.reporting.observer import Observer
 from batch.reporting.tally import Tally
 from batch.scoring.adapters import Adapters
 from batch.scoring.known_answers import known_answers
+from batch.scoring.router import EngineClient
 from batch.scoring.scorer import Chunk, Scorer, load_first
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import Int64s
 from batch.storage.receipts import Receipts
 from batch.storage.units import Cursor, Unit
-from batch.storage.workdir import ANSWERS, SHARDS
 
 
 class Source(Protocol):
@@ -45,9 +45,21 @@ class Task:
     id_column: str
     prefix: str
     facts: dict[str, Any]  # what answers depend on beside text, bundle and engine
-    scratch: Path  # on this machine, for shards and answers
+    shards: Path  # folder for what is done of a unit
+    answers: Path  # folder on this machine for answers to texts that the input repeats
     cache: Path | None
     cache_max: int
+
+
+class ScoringEngine(EngineClient, Protocol):
+    """What a worker needs of an engine: `Supervisor` is one."""
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def restarts(self) -> int: ...
 
 
 class Units:
@@ -99,7 +111,7 @@ class Worker:
     def __init__(
         self,
         device: int,
-        engine: Supervisor,
+        engine: ScoringEngine,
         task: Task,
         receipts: Receipts,
         observer: Observer,
@@ -122,9 +134,8 @@ class Worker:
         """
         task, engine, observer = self._task, self.engine, self._observer
         canary = load_first(engine, task.adapters)
-        answers = task.scratch / ANSWERS
         facts = {**task.facts, **engine.facts}
-        kept = (answers, repeated, task.cache, task.cache_max)
+        kept = (task.answers, repeated, task.cache, task.cache_max)
         with known_answers(facts, *kept, self._emit) as known:
             progressed = partial(self._tell, observer.progressed)
             slots = engine.facts["max_num_seqs"]
@@ -149,7 +160,7 @@ class Worker:
         cursor = Cursor(task.source.batches)
         answers = task.adapters.answers
         while unit := units.take():
-            part = PartWriter(unit, task.scratch / SHARDS, task.schema, answers, task.prefix, self._committed)
+            part = PartWriter(unit, task.shards, task.schema, answers, task.prefix, self._committed)
             self._parts.append(part)
             yield from map(task.source.chunk, cursor.read(unit.start + part.rows, unit.stop))
 
@@ -163,8 +174,9 @@ class Worker:
         """Write the parts and receipts of the units whose rows are all there."""
         while self._parts and self._parts[0].full:
             part = self._parts[0]
-            receipt, tally = part.finish(self._receipts.store, self._task.id_column, self._proved)
-            self._receipts.add(receipt)
+            receipts, engine = self._receipts, self._proved
+            receipt, tally = part.finish(receipts.store, self._task.id_column, engine, receipts.job)
+            receipts.add(receipt)
             part.forget()
             self._parts.popleft()
             units.done()

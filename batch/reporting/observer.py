@@ -5,12 +5,11 @@ report.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from batch import __version__
-from batch.adapter.bundle import Bundle
 from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, one_line, ours
 from batch.events import JsonLines, nobody
 from batch.reporting.summary import NOTES, Device, Summary
@@ -20,6 +19,7 @@ from batch.storage.backlog import Backlog
 from batch.storage.location import shown
 from batch.storage.manifest import Proof
 from batch.storage.places import check_outlets
+from batch.storage.written_plan import WrittenPlan
 
 Progress = Callable[[Counts, int], None]  # (counts of this run, rows that it has to score)
 
@@ -92,18 +92,20 @@ class Observer:
             seconds=self.summary.seconds,
         )
 
-    def checked(self, backlog: Backlog, rows: int, served: Sequence[Bundle], base: str) -> None:
-        self._rows, adapters = rows, [bundle.digest for bundle in served]
-        thresholds = {bundle.digest: bundle.calibration.threshold for bundle in served}
-        self.summary.thresholds = {name: least for name, least in thresholds.items() if least is not None}
+    def checked(self, backlog: Backlog, plan: WrittenPlan) -> None:
+        self._rows, adapters, base = plan.rows, list(plan.thresholds), plan.facts["base"]["ref"]
+        self.summary.thresholds = {
+            name: least for name, least in plan.thresholds.items() if least is not None
+        }
         self.summary.columns, self.summary.notes = tuple(backlog.schema.names), backlog.notes
         notes = backlog.notes[:NOTES]
-        self.emit("checked", rows=rows, input=backlog.source, adapters=adapters, base=base, notes=notes)
+        self.emit("checked", rows=plan.rows, input=backlog.source, adapters=adapters, base=base, notes=notes)
 
-    def resumed(self, tally: Tally, asks: int, repeats: bool) -> None:
-        """`tally` is of the rows that an earlier run had finished; `asks` counts those to score, which
-        `repeats` says were scored before.
+    def resumed(self, tally: Tally, asks: int, repeats: bool, engine: dict[str, Any]) -> None:
+        """`tally` is of the rows that an earlier run had finished, on an `engine` of these facts; `asks`
+        counts those to score, which `repeats` says were scored before.
         """
+        self.summary.engine = dict(engine)
         self.summary.tally, self.summary.resumed_rows, self.summary.retry = tally, tally.rows, repeats
         self._asks = asks if repeats else asks - tally.rows
 

@@ -1,7 +1,8 @@
 """The backlog: the Parquet files that a run reads, checked before any expensive work."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from batch.storage.parquet import ParquetSource
 from batch.storage.schema import is_id, is_text, names_alike, on_levels, plain
 from batch.storage.sizes import row_bytes
 from batch.storage.unify import Unified, partition_value, unify
+from batch.storage.units import Cursor, Unit
 
 MAX_ROWS = 500_000_000  # 8 bytes each are held while ids are checked
 MAX_BYTES = 1 << 40  # uncompressed, as declared and as read
@@ -139,11 +141,15 @@ class Backlog:
         digest: str = guarded(read_through, self, what=self.source)
         return digest
 
-    def repeated_texts(self) -> Int64s:
-        """The :func:`text_hashes` of texts that occur more than once, sorted. Holds 8 bytes a row."""
-        hashes: Int64s = np.empty(self.rows, dtype=np.int64)
+    def repeated_texts(self, units: Iterable[Unit]) -> Int64s:
+        """The :func:`text_hashes` of texts that occur more than once in these units, sorted. Holds 8
+        bytes a row.
+        """
+        units = list(units)
+        hashes: Int64s = np.empty(sum(unit.rows for unit in units), dtype=np.int64)
+        cursor = Cursor(lambda start: self.batches(start, columns=[self.text_column]))
         row = 0
-        for batch in self.batches(columns=[self.text_column]):
+        for batch in itertools.chain.from_iterable(cursor.read(unit.start, unit.stop) for unit in units):
             texts = plain(batch.column(0)).cast(pa.large_binary()).to_pylist()
             hashes[row : row + len(texts)] = text_hashes(texts)
             row += len(texts)

@@ -1,4 +1,6 @@
-"""A lock file: one process at a time, freed by the kernel when its holder dies, however it dies."""
+"""A lock file, held by one process, or shared by several; freed by the kernel when a holder dies, however it
+dies.
+"""
 
 import contextlib
 import fcntl
@@ -33,8 +35,9 @@ class Lock:
         self._descriptor = descriptor
 
     @classmethod
-    def take(cls, path: Path, what: str, patience: float = LOCK_PATIENCE) -> Self:
+    def take(cls, path: Path, what: str, patience: float = LOCK_PATIENCE, *, shared: bool = False) -> Self:
         """Lock `path`, which holds the holder's process id meanwhile; wait for it at most `patience` seconds.
+        A `shared` lock keeps off only those who want it for themselves.
 
         Raises `OutputLockedError` where another process works on `what`, `OSError` where the file
         cannot be made: its folder is missing, or somebody laid a link or a file of their own at its name.
@@ -45,7 +48,7 @@ class Lock:
                 raise FileExistsError(0, f"{path.name} is a symbolic link; move it away")
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 holder = os.pread(descriptor, 20, 0)
                 if os.fstat(descriptor).st_nlink > 1 or not HOLDER.fullmatch(holder):
                     raise FileExistsError(0, f"{path.name} exists and is not a lock; move it away")
@@ -74,9 +77,10 @@ class Lock:
         return self._descriptor in _held
 
     def release(self) -> None:
-        """Remove the file and let go. Once is enough; again does nothing."""
+        """Remove the file, unless others share it, and let go. Once is enough; again does nothing."""
         if self.held:
             with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where others hold it
                 self.path.unlink()
             _held.discard(self._descriptor)
             os.close(self._descriptor)
@@ -88,15 +92,16 @@ class Lock:
         self.release()
 
 
-def lock_output(output: str) -> contextlib.AbstractContextManager[object]:
-    """Keep every other run off `output`, wherever it keeps its unfinished work. A remote store has
-    no locks.
+def lock_output(output: str, shared: bool = False) -> contextlib.AbstractContextManager[object]:
+    """Keep every other run off `output`, wherever it keeps its unfinished work; with `shared`, those that do
+    not share it. A remote store has no locks.
     """
     location = Location.of(output)
     if not location.local:
         return contextlib.nullcontext()
     folder, name = os.path.split(location.path)
     try:
-        return Lock.take(Path(os.path.realpath(folder), f".{name}.lock"), location.name)
+        path = Path(os.path.realpath(folder), f".{name}.lock")
+        return Lock.take(path, location.name, shared=shared)
     except OSError as error:
         raise refused_or_failed(f"cannot write {location.name}", error, "choose another output") from error

@@ -33,17 +33,31 @@ def check_output(source: str, output: str, folders: Places) -> None:
     _refuse_in_input(source, "output", _file_of(output))
 
 
+def shared_only(output: str) -> None:
+    """Refuse an output that several processes cannot work on: in an object store nothing is locked:
+    `InputError`.
+    """
+    if not is_local(output):
+        raise InputError(
+            f"output {Location.of(output).name}: shards and clusters need a file system that all share; "
+            "write there, then copy"
+        )
+
+
 def check_outlets(source: str, output: str, outlets: Places) -> None:
     """Refuse, before any work, files beside the output that cannot be written, or that would be written over
-    it, one another or the input: `InputError`. The output itself is not asked.
+    it, one another or the input, which is empty where nobody knows it: `InputError`. The output itself is not
+    asked.
     """
     given = {what: path for what, path in outlets.items() if path is not None}
     for what, path in given.items():
         check_writable(path, what)
     manifest = {"the output's manifest": manifest_location(output).path} if is_local(output) else {}
-    _refuse_same({"the input": source, "the output": output, **manifest, **given})
+    sources = {"the input": source} if source else {}
+    _refuse_same({**sources, "the output": output, **manifest, **given})
     for what, path in given.items():
-        _refuse_in_input(source, what, path)
+        for each in sources.values():
+            _refuse_in_input(each, what, path)
         if os.path.isfile(path):
             with open(path, "rb") as file:
                 if file.read(4) in HEADS:

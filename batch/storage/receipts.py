@@ -10,7 +10,7 @@ A unit is done once its receipt is there. The part of an attempt that came secon
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from batch.contract.json_text import json_line
@@ -22,7 +22,7 @@ from batch.storage.output import prove
 from batch.storage.store import Store
 from batch.storage.units import Plan
 
-RECEIPT = re.compile(r"receipts/\d{5,}\.json")
+RECEIPT = re.compile(r"receipts/(\d{5,})\.json")
 PART = re.compile(r"shards/\d{5,}-[0-9a-f]{16}\.parquet")
 
 
@@ -40,6 +40,7 @@ class Receipt:
     tally: dict[str, Any]  # see `batch.reporting.tally.Tally`
     engine: dict[str, Any]  # what scored it, and what its canary showed
     attempt: str  # random, of one try at one unit
+    job: str = ""  # fingerprint of the job whose unit it is: a process of another one may come late
 
     def as_bytes(self) -> bytes:
         return json_line(vars(self)).encode()
@@ -56,20 +57,28 @@ def receipt_name(unit: int) -> str:
 class Receipts:
     """The receipts of one job, in one store. Build it with :meth:`open`."""
 
-    def __init__(self, store: Store, plan: Plan) -> None:
-        self.store, self.plan = store, plan
+    def __init__(self, store: Store, plan: Plan, job: str = "") -> None:
+        self.store, self.plan, self.job = store, plan, job
         self._done: dict[int, Receipt] = {}
 
     @classmethod
-    def open(cls, store: Store, plan: Plan) -> "Receipts":
-        """Pick up what is done. A receipt whose part is missing or damaged goes: its unit is done again."""
-        receipts = cls(store, plan)
-        for name in filter(RECEIPT.fullmatch, store.names("receipts")):
+    def open(cls, store: Store, plan: Plan, job: str = "", only: Container[int] | None = None) -> "Receipts":
+        """Pick up what is done of the `job` (a fingerprint). A receipt whose part is missing or damaged goes:
+        its unit is done again. With `only`, the units that this process scores while others score the rest:
+        then no part goes, for its receipt may yet come.
+        """
+        receipts = cls(store, plan, job)
+        for found in filter(None, map(RECEIPT.fullmatch, store.names("receipts"))):
+            if only is not None and int(found[1]) not in only:
+                continue
+            name = found[0]
             receipt = receipts._read(name)
             if receipt and store.intact(receipt.part, receipt.size, receipt.sha256):
                 receipts._done[receipt.unit] = receipt
             else:
                 store.remove(name)
+        if only is not None:
+            return receipts
         kept = {receipt.part for receipt in receipts}
         store.sweep(set(filter(PART.fullmatch, store.names("shards"))) - kept)
         return receipts
@@ -77,12 +86,30 @@ class Receipts:
     def add(self, receipt: Receipt) -> bool:
         """Declare a unit done whose part lies in the store; False where another attempt was first."""
         name = receipt_name(receipt.unit)
-        won = self.store.create(name, receipt.as_bytes())
-        winner = receipt if won else self._read(name) or receipt
+        winner: Receipt | None = None
+        while winner is None:
+            won = self.store.create(name, receipt.as_bytes())
+            winner = receipt if won else self.find(receipt.unit)
+            if winner is None:
+                self.store.remove(name)  # damaged, without its part, or of another job's late process
         if winner.attempt != receipt.attempt:
             self.store.remove(receipt.part)
         self._done[receipt.unit] = winner
         return winner.attempt == receipt.attempt
+
+    def take(self, text: str) -> Receipt:
+        """Note a receipt that another process has made, by its bytes."""
+        receipt = Receipt(**json.loads(text))
+        self._done[receipt.unit] = receipt
+        return receipt
+
+    def find(self, unit: int) -> Receipt | None:
+        """The receipt of a unit, whoever made it, if its part is there and whole."""
+        if unit not in self._done and (receipt := self._read(receipt_name(unit))):
+            if not self.store.intact(receipt.part, receipt.size, receipt.sha256):
+                return None
+            self._done[unit] = receipt
+        return self._done.get(unit)
 
     def __contains__(self, unit: int) -> bool:
         return unit in self._done
@@ -97,6 +124,15 @@ class Receipts:
     @property
     def rows(self) -> int:
         return sum(receipt.rows for receipt in self._done.values())
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """What scored the first unit that is done."""
+        return next(iter(self)).engine if self._done else {}
+
+    @property
+    def missing(self) -> list[int]:
+        return [unit.index for unit in self.plan if unit.index not in self]
 
     @property
     def complete(self) -> bool:
@@ -142,8 +178,9 @@ class Receipts:
             unit = self.plan[receipt.unit]
         except (ValueError, TypeError, IndexError):
             return None
-        sound = name == receipt_name(unit.index) and (receipt.start, receipt.rows) == (
-            unit.start,
-            unit.rows,
+        sound = (
+            name == receipt_name(unit.index)
+            and (receipt.start, receipt.rows) == (unit.start, unit.rows)
+            and receipt.job == self.job
         )
         return receipt if sound else None

@@ -2,11 +2,13 @@
 
     .NAME.work/            beside OUTPUT, or in --work-dir under OUTPUT's name and a hash of its path
       job.json             the job's fingerprint: facts that must not change between a run and its resumption
+      plan.json            where several processes score the units: what it takes to publish them
       receipts/            which units are done (`receipts.py`)
+      attempts/            how often a cluster's actors have tried a unit
       shards/              rows that are done: parts of whole units, and what is kept of a unit under way
       answers/             to texts that the input repeats
     .NAME.work-<hash>/     unfinished work of another job for the same OUTPUT, kept under its fingerprint
-    .NAME.work.lock        held while the run lives
+    .NAME.work.lock        held while the run lives, shared by processes that score units of one job
 
 Tonight's job never waits for a person because of what another left: that is set aside, taken up again if its
 own job comes back, and removed when a job of this OUTPUT is finished. Only files that a run made are ever
@@ -26,12 +28,14 @@ from batch.errors import InputError
 from batch.storage.location import Location, refused_or_failed, storage_error, write_file
 from batch.storage.lock import Lock
 
-JOB, RECEIPTS, SHARDS, ANSWERS = "job.json", "receipts", "shards", "answers"
+JOB, PLAN = "job.json", "plan.json"
+RECEIPTS, SHARDS, ANSWERS, ATTEMPTS = "receipts", "shards", "answers", "attempts"
 MADE = {  # the names that a run gives to its files, by folder
-    "": re.compile(rf"{re.escape(JOB)}|\..*\.partial"),
+    "": re.compile(rf"{re.escape(JOB)}|{re.escape(PLAN)}|\..*\.partial"),
     RECEIPTS: re.compile(r"\d{5,}\.json|\..*\.partial"),
     SHARDS: re.compile(r"\d{5,}(-\d{5,})?-[0-9a-f]{16}\.parquet|\..*\.partial"),
     ANSWERS: re.compile(r"answers\.sqlite.*"),
+    ATTEMPTS: re.compile(r"\d{5,}-\d+|\..*\.partial"),
 }
 KEPT = 2  # other jobs' unfinished work for one output: the newest
 
@@ -70,7 +74,7 @@ class WorkDir:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            work = cls(path, Lock.take(path.with_name(f"{path.name}.lock"), str(path)))
+            work = cls(path, Lock.take(_lock_of(path), str(path)))
         except OSError as error:
             raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
         try:
@@ -82,6 +86,14 @@ class WorkDir:
             work.close()
             raise
         return work
+
+    @classmethod
+    def join(cls, path: Path) -> Self:
+        """The folder as one of several that work in it at the same time, all on the job that it holds."""
+        try:
+            return cls(path, Lock.take(_lock_of(path), str(path), shared=True))
+        except OSError as error:
+            raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
 
     @property
     def shards(self) -> Path:
@@ -160,6 +172,10 @@ def job_in(path: Path) -> Facts | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
 
 
 def _own_folder(path: Path) -> None:

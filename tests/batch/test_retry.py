@@ -181,7 +181,7 @@ def test_killed_between_the_old_manifest_and_the_new(
     good, whole = output.read_bytes(), break_rows(output, [9, 11], tiny_bundle)
     failed = output.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(run, "write_manifest", stop)
+        patched.setattr("batch.publish.write_manifest", stop)
         assert route(tiny_bundle, source, output, "--retry-errors").exit_code == 143
     assert output.read_bytes() == good and not output.with_name(output.name + ".manifest.json").exists()
     if not replaced:

@@ -114,3 +114,13 @@ def test_a_script_without_a_main_guard_in_another_folder(tiny_bundle: Bundle, tm
 def test_importing_it_loads_no_model_library() -> None:
     code = "import sys, batch_route; print({'torch', 'vllm', 'transformers', 'polars'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_shards_and_a_commit(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    source, output = str(backlog(tmp_path / "in.parquet", rows=1500)), str(tmp_path / "out.parquet")
+    options: dict[str, Any] = {"adapter": str(tiny_bundle.path), "engine": "replay"}
+    assert batch_route.route(source, output, shard=(0, 2), **options).tally.rows == 1024
+    with pytest.raises(batch_route.UnfinishedError, match="1 of 2 units are not scored: 1"):
+        batch_route.commit(output)
+    assert batch_route.route(source, output, shard=(1, 2), **options).tally.rows == 476
+    assert batch_route.commit(output).tally.rows == pq.read_table(output).num_rows == 1500

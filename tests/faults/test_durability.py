@@ -192,7 +192,7 @@ def test_rows_that_differ_from_the_input_are_never_an_output(
     """Receipts that lost a part behind the run's back. Fails without the comparison in `assemble`."""
     source, output = backlog(tmp_path / "in.parquet", rows=700), tmp_path / "out.parquet"
     monkeypatch.setattr(part_writer, "SHARD_SECONDS", -1.0)
-    monkeypatch.setattr(run, "assemble", lambda parts, *rest: assemble(parts[:-1], *rest))
+    monkeypatch.setattr("batch.publish.assemble", lambda parts, *rest: assemble(parts[:-1], *rest))
     with pytest.raises(StorageError, match="rows for 700") as wrong:
         run.run(Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay"))
     assert wrong.value.exit_code == 75

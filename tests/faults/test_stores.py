@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from batch import publish as publishing
 from batch import run
 from batch.adapter.bundle import Bundle
 from batch.cli import main
@@ -216,7 +217,7 @@ def test_a_manifest_that_another_run_wrote_meanwhile_stays(
     for output in (f"{bucket}/out", f"{bucket}/out.parquet"):
         other = Location.of(output).inside("manifest.json") if output.endswith("out") else None
         place = other or Location.of(f"{output}.manifest.json")
-        honest = run.publish
+        honest = publishing.publish
 
         def publish(*arguments: object, place: Location = place, honest: object = honest) -> object:
             write_file(place, b"{}")

@@ -13,6 +13,7 @@ from batch.errors import InputError, StorageError
 from batch.storage import guard
 from batch.storage.backlog import Backlog
 from batch.storage.guard import guarded, note
+from batch.storage.units import Plan
 
 
 def die() -> None:
@@ -117,4 +118,4 @@ def test_a_changed_input_is_noticed_while_it_is_read(tmp_path: Path, how: str) -
     with pytest.raises(StorageError, match=r"in\.parquet was changed while it was read"):
         backlog.verify()
     with pytest.raises(StorageError, match=r"in\.parquet was changed while it was read"):
-        backlog.repeated_texts()
+        backlog.repeated_texts(Plan.of(backlog.rows))

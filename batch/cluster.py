@@ -1,0 +1,142 @@
+"""`--ray`: a job's units scored by a cluster's actors. Every node sees the input and the job's folder."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.errors import AdapterError, BatchRouteError, EngineError, InputError, StorageError
+from batch.job import Job, Options, check, work_dir_of
+from batch.launch import ray
+from batch.launch.actor import Here
+from batch.reporting.observer import Observer
+from batch.reporting.tally import Tally
+from batch.run import plan_of, start_engines, task_of
+from batch.scoring.router import Counts
+from batch.source import Unscored
+from batch.storage.location import is_local
+from batch.storage.receipts import Receipts
+from batch.storage.store import LocalStore
+from batch.storage.workdir import ANSWERS, SHARDS, changes, fingerprint
+from batch.storage.written_plan import WrittenPlan
+
+CPUS = 2  # an engine's actor: one reads, tokenises and writes, the other is the engine's own
+
+Files = dict[str, bytes]
+
+
+def score_on_cluster(job: Job, receipts: Receipts, observer: Observer) -> None:
+    """Have every unit without a receipt scored. No row passes through this process.
+
+    Raises `InstallationError`, `InputError`, `EngineError`, `StorageError`; a rerun resumes.
+    """
+    plan = plan_of(job)
+    plan.write(receipts.store)
+    counts = Counts()
+    while receipts.missing:
+        _one_pool(job, plan, receipts, counts, observer)
+    observer.engine_done(0, 0, {})
+
+
+def _one_pool(job: Job, plan: WrittenPlan, receipts: Receipts, counts: Counts, observer: Observer) -> None:
+    """Until every unit is scored, or those that are left wait for nodes that are lost."""
+    options, needs = job.options, (1, job.options.threads or CPUS)
+    with ray.connected(options.ray or "auto"):
+        size = ray.size_of(options.devices, ray.room(*needs))
+        files = ray.share(_files(job.adapters.default))
+        begin = functools.partial(
+            engine_here, _for_nodes(job, size), plan.facts["adapter"], functools.partial(ray.shared, files)
+        )
+        observer.emit("cluster ready", actors=size.actors, gpus=size.gpus, cpus=size.cpus)
+        for told in ray.receipts(receipts.missing, begin, size):
+            if told is None:
+                lost = size.actors - ray.room(*needs).actors
+                if len(receipts.missing) <= ray.IN_FLIGHT * lost:
+                    observer.emit("nodes lost", level="warning", engines=lost, units=len(receipts.missing))
+                    return
+                continue
+            if not told.get("receipt"):
+                raise _raised(told)
+            receipt = receipts.take(told["receipt"])
+            if not observer.summary.devices:
+                facts = dict(receipt.engine)
+                observer.engine_ready(0, facts, facts.pop("canary", {}), counts)
+            counts.rows += receipt.rows
+            observer.committed(Tally.from_json(receipt.tally))
+            observer.progressed()
+    if missing := receipts.missing:
+        raise EngineError(f"{len(missing)} units came back without a receipt; run again to resume")
+
+
+@contextlib.contextmanager
+def engine_here(options: Options, digest: str, fetch: Callable[[], Files]) -> Iterator[Here]:
+    """In an actor: its part of the job, checked against the plan that is written down, and its engine."""
+    path = work_dir_of(options)
+    store = LocalStore(path)
+    written = WrittenPlan.read(store)
+    if written is None:
+        raise InputError(f"a node of the cluster does not see {path}; put OUTPUT where all nodes see it")
+    options = dataclasses.replace(options, adapter=_adapter_here(options.adapter, digest, fetch))
+    job = check(options, written=written)
+    if differing := changes(written.facts, plan_of(job).facts):
+        raise InputError(
+            f"a node of the cluster has another job ({differing}); install the same on all nodes"
+        )
+    with tempfile.TemporaryDirectory(prefix="batch-route-") as scratch, start_engines(job) as engines:
+        shards, answers = Path(scratch, SHARDS), Path(scratch, ANSWERS)
+        shards.mkdir()
+        task = task_of(job, written, Unscored(job), shards, answers)
+        yield Here(task, Receipts(store, written.units, fingerprint(written.facts)), engines[0])
+
+
+def _for_nodes(job: Job, size: ray.Size) -> Options:
+    """The options as an actor has them: wherever it runs, paths lead to the same places."""
+    options = job.options
+
+    def absolute(path: Any) -> Any:
+        return type(path)(os.path.abspath(path)) if path is not None and is_local(path) else path
+
+    return dataclasses.replace(
+        options,
+        input=absolute(options.input),
+        output=absolute(options.output),
+        work_dir=absolute(options.work_dir),
+        cache=absolute(options.cache),
+        base_model=absolute(str(job.base)),
+        threads=options.threads or (None if size.gpus else size.cpus),
+        devices=None,
+        ray=None,
+        fresh=False,
+    )
+
+
+def _files(bundle: Bundle) -> Files:
+    return {file.name: file.read_bytes() for file in sorted(bundle.path.iterdir()) if file.is_file()}
+
+
+def _adapter_here(named: str, digest: str, fetch: Callable[[], Files]) -> str:
+    """The adapter on this node by its digest, whatever an alias means by now; fetched if it is not there."""
+    registry = Registry()
+    for reference in (digest, named):
+        with contextlib.suppress(AdapterError):
+            if registry.open(reference).digest == digest:
+                return reference
+    folder = registry.staging()
+    for name, data in fetch().items():
+        (folder / name).write_bytes(data)
+    bundle = registry.add(folder)
+    if bundle.digest != digest:
+        raise AdapterError(f"the adapter came as {bundle.digest[:12]} for {digest[:12]}; run again")
+    return digest
+
+
+def _raised(told: dict[str, Any]) -> BatchRouteError:
+    kinds: dict[int, type[BatchRouteError]] = {2: InputError, 75: StorageError}
+    return kinds.get(told.get("exit_code", 75), EngineError)(told.get("message") or json.dumps(told))

@@ -1,0 +1,79 @@
+"""`batch-route commit OUTPUT`: prove what shards have scored, and publish it.
+
+Everything that it takes was written down with the plan: no adapter, no base model and no option is needed,
+only the input, which must still be what was read.
+"""
+
+from pathlib import Path
+
+from batch.contract.json_text import as_json
+from batch.errors import InputError, UnfinishedError, signals_raise
+from batch.launch.part_writer import kept_tally
+from batch.publish import publish
+from batch.reporting.observer import Observer
+from batch.reporting.summary import Summary
+from batch.storage import folder
+from batch.storage.backlog import Backlog
+from batch.storage.lock import lock_output
+from batch.storage.manifest import finished, manifest_location, manifest_version, part_names, read_manifest
+from batch.storage.places import shared_only
+from batch.storage.receipts import Receipts
+from batch.storage.store import LocalStore
+from batch.storage.workdir import WorkDir, changes, fingerprint, work_dir
+from batch.storage.written_plan import WrittenPlan
+
+SHOWN = 20  # ranges of missing units in a message, at most
+
+
+def commit(output: str, within: Path | None, max_error_rate: float, observer: Observer) -> Summary:
+    """Again does nothing. Raises `UnfinishedError` where units are not scored, `InputError` where there is
+    nothing to publish, and what a run raises.
+    """
+    path = work_dir(output, within)
+    written = WrittenPlan.read(LocalStore(path))
+    source, adapter = (written.source, written.facts["adapter"]) if written else ("", "")
+    told = observer.around(source, output, adapter, max_error_rate)
+    with told, lock_output(output), signals_raise():
+        shared_only(output)
+        plan = WrittenPlan.read(LocalStore(path))
+        manifest, replaces = read_manifest(manifest_location(output)), manifest_version(output)
+        if manifest and finished(output, plan.facts if plan else manifest["job"]):
+            folder.seal(output, part_names(manifest), fingerprint(manifest["job"]))
+            WorkDir.discard(path)  # killed after the manifest, before this
+            return observer.summary.adopt(manifest)
+        if plan is None:
+            raise InputError(f"there is no work of shards on {output}; run batch-route --shard I/N first")
+        with WorkDir.open(path, plan.facts) as work:
+            backlog = unchanged_input(plan)
+            observer.checked(backlog, plan)
+            receipts = Receipts.open(LocalStore(work.path), plan.units, fingerprint(plan.facts))
+            tally = kept_tally(receipts, plan.units, work.shards)
+            observer.resumed(tally, plan.rows, False, receipts.engine)
+            if missing := receipts.missing:
+                what = f"{len(missing)} of {len(plan.units)} units are not scored: {ranges(missing)}"
+                raise UnfinishedError(f"{what}; run their shards again, then commit")
+            publish(output, plan, receipts, observer, replaces)
+            work.finish()
+        return observer.summary
+
+
+def unchanged_input(plan: WrittenPlan) -> Backlog:
+    """The plan's input. Raises `InputError` where it is not what was read any more."""
+    backlog = Backlog.open(plan.source, plan.facts["id_column"], plan.facts["text_column"])
+    if differing := changes(plan.facts["input"], as_json(backlog.identity())):
+        raise InputError(
+            f"{backlog.source} has changed since it was scored ({differing}); run the shards again"
+        )
+    return backlog
+
+
+def ranges(numbers: list[int]) -> str:
+    """Rising whole numbers as people write them: ``0-2, 5, 7-9``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    told = [str(first) if first == last else f"{first}-{last}" for first, last in runs[:SHOWN]]
+    return ", ".join(told) + (f" and {len(runs) - SHOWN} more ranges" if len(runs) > SHOWN else "")

@@ -1,0 +1,59 @@
+"""What is written down of a job whose units several processes score: enough to prove and publish it without
+its adapter, its base or its options.
+"""
+
+import base64
+import dataclasses
+from typing import Any, Self
+
+import pyarrow as pa
+
+from batch.contract.json_text import as_json, parse_json, pretty_json
+from batch.storage.store import Store
+from batch.storage.units import Plan
+from batch.storage.workdir import PLAN
+
+Facts = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenPlan:
+    """The same for every process that scores units of a job."""
+
+    facts: Facts  # what must be the same for a later run to resume this one
+    source: str  # INPUT, as an absolute path or a URI
+    rows: int
+    ids: str  # sha256 (hex) of their ids in order
+    unit_rows: int
+    schema: pa.Schema  # of the output, with its metadata
+    thresholds: dict[str, float | None]  # of `triage`, by the digest of each adapter that is served
+
+    @property
+    def units(self) -> Plan:
+        return Plan(self.rows, self.unit_rows)
+
+    def as_bytes(self) -> bytes:
+        schema = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
+        return pretty_json({**vars(self), "facts": as_json(self.facts), "schema": schema})
+
+    @classmethod
+    def read(cls, store: Store) -> Self | None:
+        """None where there is none that can be read."""
+        try:
+            told = parse_json(store.read(PLAN) or b"")
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told.pop("schema"))))
+            return cls(**told, schema=schema)
+        except (ValueError, TypeError, KeyError, AttributeError, pa.ArrowException):
+            return None
+
+    def write(self, store: Store) -> None:
+        """Raises `StorageError`."""
+        if store.read(PLAN) != self.as_bytes():
+            store.remove(PLAN)
+            store.create(PLAN, self.as_bytes())
+
+    def ids_of(self, identity: Facts, id_column: str, text_column: str) -> str | None:
+        """The digest of all ids of a backlog of this `identity`, if it was read through for this plan."""
+        wanted = {"input": as_json(identity), "id_column": id_column, "text_column": text_column}
+        same = all(self.facts.get(name) == value for name, value in wanted.items())
+        return str(self.facts["ids"]) if same else None

@@ -1,0 +1,132 @@
+"""What an actor does with its units, without a cluster: once whoever tries, and nothing after the commit."""
+
+import contextlib
+import functools
+import json
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.cluster import _files, engine_here
+from batch.commit import commit
+from batch.errors import AdapterError
+from batch.job import Options, check, work_dir_of
+from batch.launch.actor import ATTEMPTS, Told, UnitActor
+from batch.reporting.observer import Observer
+from batch.run import plan_of
+from batch.storage.receipts import Receipts
+from batch.storage.store import LocalStore
+from batch.storage.workdir import WorkDir, fingerprint
+from batch.verify import verify
+from tests.batch.test_run import backlog, route
+
+
+class Cluster:
+    """The job that actors work on, and the actors that a test starts."""
+
+    def __init__(self, bundle: Bundle, folder: Path, rows: int) -> None:
+        source = backlog(folder / "in.parquet", rows=rows)
+        self.options = Options(str(source), str(folder / "out.parquet"), str(bundle.path), engine="replay")
+        self.digest, self.files = bundle.digest, functools.partial(_files, bundle)
+        job = check(self.options)
+        self.plan = plan_of(job)
+        self.work = WorkDir.open(work_dir_of(self.options), job.facts)
+        self.plan.write(LocalStore(self.work.path))
+
+    @contextlib.contextmanager
+    def actor(self, **changed: object) -> Iterator[UnitActor]:
+        options = Options(**{**vars(self.options), **changed})  # type: ignore[arg-type]
+        with contextlib.closing(
+            UnitActor(functools.partial(engine_here, options, self.digest, self.files))
+        ) as made:
+            yield made
+
+    def receipts(self) -> Receipts:
+        return Receipts.open(LocalStore(self.work.path), self.plan.units, fingerprint(self.plan.facts))
+
+
+def side_by_side(*calls: "functools.partial[Told]") -> list[Told]:
+    told: list[Told] = []
+    threads = [threading.Thread(target=lambda call=call: told.append(call())) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_two_attempts_at_one_unit_leave_one_part(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """And what came in time is the output, whatever is written after the commit."""
+    cluster, output = Cluster(tiny_bundle, tmp_path, rows=2000), tmp_path / "out.parquet"
+    with cluster.actor() as one, cluster.actor() as other:
+        first, second = side_by_side(functools.partial(one.score, 0), functools.partial(other.score, 0))
+        assert first == second and json.loads(first["receipt"])["rows"] == 1024
+        assert len(os.listdir(cluster.work.shards)) == 1
+        assert json.loads(one.score(0)["receipt"]) == json.loads(first["receipt"])  # not again
+        one.score(1)
+        cluster.work.close()
+        commit(str(output), None, 0.0, Observer())
+        assert not cluster.work.path.exists()
+        before = output.read_bytes()
+        assert json.loads(other.score(1)["receipt"])["rows"] == 976
+    assert output.read_bytes() == before and verify(str(output), cluster.options.input) == 2000
+    assert cluster.work.path.exists()  # leftovers of no job
+    assert route(tiny_bundle, tmp_path / "in.parquet", output, "--fresh").exit_code == 0
+    assert output.read_bytes() == before and not cluster.work.path.exists()
+
+
+def test_after_some_attempts_the_rows_are_errors_and_then_the_job_stops(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    cluster = Cluster(tiny_bundle, tmp_path, rows=2500)
+    store = LocalStore(cluster.work.path)
+    for number in range(ATTEMPTS):
+        store.create(f"attempts/00001-{number}", b"")
+        store.create(f"attempts/00002-{number}", b"")
+    store.create(f"attempts/00002-{ATTEMPTS}", b"")
+    with cluster.actor() as actor:
+        receipt = json.loads(actor.score(1)["receipt"])
+        assert (
+            receipt["tally"]["errors"] == {"engine_failure": 1024} and receipt["engine"]["engine"] == "replay"
+        )
+        assert actor.score(2) == {
+            "message": "rows 2048 to 2499 end the process that reads them; mend them in the input, then run again",
+            "exit_code": 75,
+        }
+        assert json.loads(actor.score(0)["receipt"])["tally"]["errors"] == {}
+    rows = pq.read_table(store.location(receipt["part"]).path)
+    assert set(rows["error_code"].to_pylist()) == {"engine_failure"} and rows["id"][0].as_py() == "r01024"
+
+
+def test_what_an_actor_is_made_with_is_tiny(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A cluster keeps it for the life of the job, once an actor."""
+    cluster = Cluster(tiny_bundle, tmp_path, rows=10)
+    assert len(pickle.dumps(functools.partial(engine_here, cluster.options, cluster.digest))) < 4096
+
+
+def test_a_refusal_is_told_and_not_tried_again(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    cluster = Cluster(tiny_bundle, tmp_path, rows=100)
+    with cluster.actor(limit=50) as actor:
+        told = actor.score(0)
+        assert told["exit_code"] == 2 and "another job (" in told["message"] and "limit" in told["message"]
+    with cluster.actor(output=str(tmp_path / "elsewhere.parquet")) as actor:
+        assert "does not see" in actor.score(0)["message"]
+
+
+def test_an_adapter_is_fetched_to_a_node_that_lacks_it(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(tiny_bundle, tmp_path, rows=10)
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(tmp_path / "node"))
+    with pytest.raises(AdapterError):
+        Registry().resolve(cluster.digest)
+    with cluster.actor(adapter="champion") as actor:
+        assert json.loads(actor.score(0)["receipt"])["rows"] == 10
+    assert Registry().open(cluster.digest).digest == cluster.digest
