@@ -35,6 +35,7 @@ from batch.errors import (
 from batch.job import Job, Options, work_dir_of
 from batch.run import EnginesFor, start_engines, wanted_engines
 from batch.storage.listing import unread
+from batch.storage.location import is_local, shown
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.workdir import job_in
 
@@ -104,6 +105,9 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     Raises `InputError` where either is not a folder, `Interrupted` at the end. What else fails is said, once,
     and does not end it.
     """
+    for place in (options.input, options.output):
+        if not is_local(place):
+            raise InputError(f"--watch: {shown(place)} is in a store; name a directory of this machine")
     inbox, outbox = Path(options.input), Path(options.output)
     for folder in (inbox, outbox):
         if not folder.is_dir():

@@ -21,6 +21,7 @@ from pyarrow import fs
 from batch.errors import InputError
 from batch.storage.guard import note
 from batch.storage.location import Location, printable, reason, refused_or_failed
+from batch.storage.manifest import part_names, read_manifest
 
 PARQUET = re.compile(r"\.(parquet|parq|pqt?)(\.(gz|gzip|snappy|zstd?|lz4|brotli|lzo|br))?$", re.IGNORECASE)
 LEFTOVER = re.compile(
@@ -65,6 +66,8 @@ def files_of(source: str) -> Listing:
             return Listing((Found(location),))
         if location.local and os.path.lexists(location.path) and info.type != fs.FileType.Directory:
             raise InputError(f"{location.name} is a link to nothing, a device or a pipe; name a file")
+        if location.bucket and (manifest := read_manifest(location.inside("manifest.json"))):
+            return Listing(tuple(Found(location.inside(name)) for name in part_names(manifest)))
         root, pattern = (location.path, ()) if info.type == fs.FileType.Directory else _glob(location)
         return _listed(location, root.rstrip("/") or "/", pattern)
     except OSError as error:

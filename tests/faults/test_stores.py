@@ -94,6 +94,8 @@ def test_a_folder_in_a_store(there: str, tiny_bundle: Bundle) -> None:
     again = route(tiny_bundle, source, output)
     assert again.exit_code == 0 and "finished before" in again.output
     assert objects(output).names("") == names
+    onward = route(tiny_bundle, output, f"{there}/onward", "--prefix", "second_")  # read by its manifest
+    assert onward.exit_code == 0 and rows_of(f"{there}/onward")["id"].len() == 2000, onward.output
     # another night's takes its place, whole, and the older parts go
     other = route(tiny_bundle, f"{there}/in/[a]*.parquet", output)
     assert other.exit_code == 0 and rows_of(output)["id"].len() == 1000, other.output
