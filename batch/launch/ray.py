@@ -15,6 +15,7 @@ What Ray 2.60 does that one would not expect, and what is done about it:
 - constructor arguments are kept for the life of the job: a name and a few strings; an adapter goes through
   the object store, once a node;
 - it takes SIGTERM for itself: given back;
+- any call without a cluster starts one: turned off;
 - it reports on its use to its makers unless told not to.
 
 An engine that spans several GPUs has them on one node, as one actor's `num_gpus`: no placement group is
@@ -40,8 +41,9 @@ IN_FLIGHT = 2  # units with an actor
 STARTS = 8  # actors in a row that may die while they start
 PATIENCE = 24 * 3600  # seconds without a receipt: a unit may take hours, an engine that hangs ends by itself
 TICK = 5.0  # seconds
-# No reports to its makers, and no lines among ours: one warns of what Ray Data itself does.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# No reports to its makers; no lines among ours (one warns of what Ray Data itself does); and a call that
+# comes after the end is an error rather than the start of a cluster on this machine.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ENABLE_AUTO_CONNECT": "0"}
 
 
 class Size(NamedTuple):
