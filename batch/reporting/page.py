@@ -6,8 +6,15 @@ from typing import Any
 
 import jinja2
 
+from batch.errors import one_line
+
 LAYOUTS = Path(__file__).parent  # of page.html, which a report's template extends
 Filters = Mapping[str, Callable[[Any], str]]
+
+
+def visible(value: Any) -> Any:
+    """A text with no control character and no mark of direction left in it; markup that is ours stays."""
+    return one_line(value) if type(value) is str else value
 
 
 def render_page(template: Path, filters: Filters | None = None, **values: Any) -> str:
@@ -18,6 +25,7 @@ def render_page(template: Path, filters: Filters | None = None, **values: Any) -
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=visible,
     )
     environment.filters.update(filters or {})
     return environment.get_template(template.name).render(values)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from batch.errors import one_line
 from batch.reporting.tally import Tally
 from batch.scoring.router import Counts
 
@@ -135,7 +136,7 @@ class Summary:
 def show(summary: Summary, output: str, console: Console) -> None:
     """Print the summary as tables."""
     tally = summary.tally
-    table = Table(title=f"{output}: {tally.rows} rows", title_justify="left", show_header=False)
+    table = Table(title=f"{one_line(output)}: {tally.rows} rows", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     table.add_column(justify="right")
@@ -191,9 +192,9 @@ def show(summary: Summary, output: str, console: Console) -> None:
 
 
 def show_input(columns: Sequence[str], notes: Sequence[str], console: Console) -> None:
-    """Which columns were read, and what was not; names are the user's, so nothing in them is markup."""
+    """Which columns were read, and what was not: names are the user's, each line stays one."""
     lines = [f"columns read: {', '.join(columns)}", *notes[:NOTES]]
     if len(notes) > NOTES:
         lines.append(f"and {len(notes) - NOTES} more of the kind, in the manifest")
     for line in lines:
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(one_line(line)), soft_wrap=True)

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from batch.errors import InputError, nearest
-from batch.storage.guard import guarded, note
+from batch.storage.guard import PATIENCE, REACH, guarded, note
 from batch.storage.hashing import IdDigest, Int64s, repeated, text_hashes
 from batch.storage.listing import Found, files_of
-from batch.storage.location import shown
+from batch.storage.location import is_local, shown
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import is_id, is_text, names_alike, on_levels, plain
 from batch.storage.sizes import row_bytes
@@ -42,7 +42,8 @@ class Backlog:
         cls, source: str, id_column: str, text_column: str, output_columns: Sequence[str] = ()
     ) -> "Backlog":
         """Open and check every footer, in a child process; reads no rows. Raises `InputError`."""
-        listing, files, columns = guarded(_opened, source, what=shown(source))
+        reach = PATIENCE if is_local(source) else REACH
+        listing, files, columns = guarded(_opened, source, what=shown(source), reach=reach)
         backlog = cls(shown(source), files, listing.files, listing.skipped, columns, id_column, text_column)
         backlog._check_size()
         backlog._check_columns()

@@ -4,6 +4,10 @@ Parquet's reader ends its process on some damaged footers, by a C++ exception th
 takes gigabytes for others. So a backlog's footers and pages are read once in a child, which may die; what it
 has read whole the run reads again by itself. One child serves a whole process: it is started by the first
 call and again after a death.
+
+A death or a silence is the file's fault only where the file can have caused it. A child that somebody else
+killed (the kernel's out-of-memory killer, for one), or a machine that has less memory than the reader may
+take, says nothing about the file: run again.
 """
 
 import atexit
@@ -21,12 +25,14 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any
 
-from batch.errors import InputError, StorageError
+from batch.errors import BatchRouteError, InputError, StorageError, ours
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 MEMORY = 768 << 20  # bytes of data that the child may hold
-REACH = 10.0  # seconds to the first word of a store
+ROOM = 512 << 20  # bytes of addresses that its program takes besides
+REACH = 10.0  # seconds to the first word of a store, once the child has begun to ask it
 PATIENCE = 600.0  # seconds between two words
+OWN_DEATHS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)  # of what it read
 STOP_SECONDS = 2.0
 
 _told: Callable[[str], None] = lambda where: None  # noqa: E731  (in the child: tells the parent where it is)
@@ -59,34 +65,41 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], memory: int, what: str) -> Any:
-        patience, where = REACH, what
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], what: str, reach: float) -> Any:
+        patience, where, asking = PATIENCE, what, False
         try:
-            self._conn.send((function, arguments, memory))
+            self._conn.send((function, arguments, _folder()))
             while self._conn.poll(patience):
                 kind, value = self._conn.recv()
                 if kind == "done":
                     return value
                 if kind == "failed":
                     raise value
-                patience, where = PATIENCE, value or where
+                if kind == "memory":
+                    raise out_of_memory(where)
+                asking = kind == "begun"
+                patience, where = (reach if asking else PATIENCE), value or where
         except (EOFError, ConnectionError) as error:
             raise self._died(where) from error
-        if patience == REACH:
+        if asking and reach < PATIENCE:
             raise InputError(
-                f"{where} did not answer within {REACH:.0f} s; check the address and the network"
+                f"{where} did not answer within {reach:.0f} s; check the address and the network"
             )
-        raise StorageError(f"{where} gave nothing for {PATIENCE:.0f} s; run again to resume")
+        raise StorageError(f"{where} gave nothing for {patience:.0f} s; run again to resume")
 
-    def _died(self, where: str) -> InputError:
+    def _died(self, where: str) -> BatchRouteError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
+        code = self._process.returncode or 0
+        if -code not in OWN_DEATHS:
+            how = f"was killed (signal {-code}): for want of memory?" if code < 0 else f"exited with {code}"
+            return StorageError(f"the process that reads {where} {how}; run again to resume")
         self._log.seek(0)
         last = self._log.read()[-2000:].decode(errors="replace").lower()
         if "crypt" in last:
             return InputError(f"{where} is encrypted; decrypt it first")
         if "bad_alloc" in last or "memory" in last:
-            return too_large(where)
+            return out_of_memory(where)
         return InputError(f"{where} is damaged: Parquet's reader ends on it; write the file again")
 
     def close(self) -> None:
@@ -99,19 +112,38 @@ class _Child:
         self._log.close()
 
 
-def too_large(where: str) -> InputError:
+def _folder() -> str | None:
+    """What relative paths are relative to; a program may change it. None once it is gone."""
+    with contextlib.suppress(OSError):
+        return os.getcwd()
+    return None
+
+
+def out_of_memory(where: str) -> BatchRouteError:
+    """What is to be said where memory ran out: the file takes too much only where the reader's own bound was
+    the nearest. (The child has this process's limits besides.)
+    """
+    addresses, data = resource.getrlimit(resource.RLIMIT_AS)[0], resource.getrlimit(resource.RLIMIT_DATA)[1]
+    bounds = [limit for limit, need in ((addresses, MEMORY + ROOM), (data, MEMORY)) if 0 <= limit < need]
+    if bounds:
+        least = f"processes here may take {min(bounds) >> 20} MiB, a reader needs {(MEMORY + ROOM) >> 20}"
+        return StorageError(f"out of memory while {where} was read ({least}); raise `ulimit`, then run again")
     limit = f"the {MEMORY >> 20} MiB that its reader may take"
-    return InputError(f"{where} expands beyond {limit}; write it with smaller row groups")
+    return InputError(
+        f"{where} expands beyond {limit}; shorten its longest values, or write smaller row groups"
+    )
 
 
 _child: _Child | None = None
 _lock = threading.Lock()
 
 
-def guarded(function: Callable[..., Any], *arguments: Any, what: str, memory: int = MEMORY) -> Any:
-    """``function(*arguments)`` in the child; both ways everything is pickled. `what` is read, by its name.
+def guarded(function: Callable[..., Any], *arguments: Any, what: str, reach: float = PATIENCE) -> Any:
+    """``function(*arguments)`` in the child; both ways everything is pickled. `what` is read, by its name;
+    where that is in a store, `reach` is the seconds in which its first word is to come.
 
-    Raises what the function raises; `InputError` where the child died of it or a store did not answer.
+    Raises what the function raises; `InputError` where the child died of what it read or a store did not
+    answer, `StorageError` where it was ended from outside or hung.
     """
     global _child
     with _lock:
@@ -120,7 +152,7 @@ def guarded(function: Callable[..., Any], *arguments: Any, what: str, memory: in
             _child = _Child()
         child = _child
         try:
-            return child.call(function, arguments, memory, what)
+            return child.call(function, arguments, what, reach)
         except BaseException as error:
             if not getattr(error, "raised_there", False):  # it died, hangs, or works on what nobody waits for
                 stop(at_once=True)
@@ -150,21 +182,26 @@ def _serve(conn: Connection, parent: int, tied: bool) -> None:
     if os.getppid() != parent:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if hard < 0 else min(MEMORY, hard), hard))
     global _told
     _told = lambda where: conn.send(("at", where))  # noqa: E731
     while True:
         try:
-            function, arguments, memory = conn.recv()
+            function, arguments, folder = conn.recv()
         except EOFError:
             return
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.RLIM_INFINITY))
+        if folder:
+            os.chdir(folder)
+        conn.send(("begun", None))
         try:
             answer = "done", function(*arguments)
         except MemoryError:
-            answer = "failed", too_large("the input")
+            answer = "memory", None
         except Exception as error:
-            error.raised_there = True  # type: ignore[attr-defined]
-            answer = "failed", error
+            failure = ours(error)  # here, while its cause is known: that is not pickled
+            failure.raised_there = True  # type: ignore[union-attr]
+            answer = "failed", failure
         conn.send(answer)
 
 

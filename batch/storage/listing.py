@@ -29,7 +29,8 @@ LEFTOVER = re.compile(
 )
 PARTITION = re.compile(r"([^=/]+)=(.*)", re.DOTALL)
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
-TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}  # a folder inside, by the kind of table
+TABLES = {"_delta_log": "a Delta", ".hoodie": "a Hudi"}  # a folder inside, by the kind of table
+ICEBERG = re.compile(r"\.metadata\.json(\.gz)?$")  # a file in `metadata`
 HEADS = (b"PAR1", b"PARE")  # the latter is encrypted; opening it says so
 
 
@@ -63,6 +64,7 @@ def files_of(source: str) -> Listing:
         info = location.filesystem.get_file_info(location.path)
         note(location.name)  # the store has answered
         if info.type == fs.FileType.File:
+            _refuse_tables_above(location, location.path, up=1)
             return Listing((Found(location),))
         if location.local and os.path.lexists(location.path) and info.type != fs.FileType.Directory:
             raise InputError(f"{location.name} is a link to nothing, a device or a pipe; name a file")
@@ -116,8 +118,7 @@ def _listed(location: Location, root: str, pattern: tuple[str, ...]) -> Listing:
     files: list[Found] = []
     skipped: list[tuple[str, str]] = []
     seen: dict[object, str] = {}
-    for depth in range(len(root.split("/"))):  # a part of a table is not an input either
-        _refuse_table(location, root.rsplit("/", depth)[0])
+    _refuse_tables_above(location, root)
     for entry in sorted(_entries(location, root, pattern), key=lambda each: each.parts):
         path = "/".join((root.rstrip("/"), *entry.parts))
         if pattern and not _matches(entry.parts, pattern):
@@ -245,16 +246,32 @@ def _one(part: str, segment: str) -> bool:
 
 def _partitions(parts: tuple[str, ...]) -> tuple[tuple[str, str | None], ...]:
     pairs = [match.groups() for match in map(PARTITION.fullmatch, parts[:-1]) if match]
-    return tuple((unquote(key), None if value == NO_VALUE else unquote(value)) for key, value in pairs)
+    return tuple((_unquoted(key), None if value == NO_VALUE else _unquoted(value)) for key, value in pairs)
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the folder name {text!r} is not valid UTF-8 once decoded; rename it") from error
+
+
+def _refuse_tables_above(location: Location, path: str, up: int = 0) -> None:
+    """A part of a table is no table either, nor is a link to one. `up` leaves out a file's own name."""
+    for place in {path, os.path.realpath(path)} if location.local else {path}:
+        for depth in range(up, len(place.split("/"))):
+            _refuse_table(location, place.rsplit("/", depth)[0])
 
 
 def _refuse_table(location: Location, folder: str) -> None:
     """A folder that a table's log speaks of is not read without it."""
+    if not folder and not location.local:
+        return  # above a store's buckets
     names = {f"{folder}/{name}": kind for name, kind in TABLES.items()}
     logs = location.filesystem.get_file_info(list(names))
     kinds = [names[log.path] for log in logs if log.type == fs.FileType.Directory]
     inside = fs.FileSelector(f"{folder}/metadata", allow_not_found=True)
-    iceberg = any(info.path.endswith(".metadata.json") for info in location.filesystem.get_file_info(inside))
-    if kinds or iceberg:
-        kind = "Iceberg" if iceberg else kinds[0]
-        raise InputError(f"{folder} is a {kind} table; export its rows to Parquet files first")
+    if any(ICEBERG.search(info.path) for info in location.filesystem.get_file_info(inside)):
+        kinds.append("an Iceberg")
+    if kinds:
+        raise InputError(f"{folder} is {kinds[0]} table; export its rows to Parquet files first")

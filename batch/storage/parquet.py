@@ -11,20 +11,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batch.errors import BatchRouteError, InputError, StorageError
 from batch.storage.footer import MAGIC, Annotations, annotations
-from batch.storage.guard import note, too_large
+from batch.storage.guard import note, out_of_memory
 from batch.storage.location import Location, reason
 from batch.storage.schema import as_read, conformed
-from batch.storage.sizes import BATCH_BYTES, MOST_ROW_BYTES, cuts, row_bytes, value_bytes
+from batch.storage.sizes import (
+    BATCH_BYTES,
+    MOST_ROW_BYTES,
+    cuts,
+    row_bytes,
+    safe_rows,
+    text_leaves,
+    value_bytes,
+)
 
-WIDTH = 8  # bytes of a number, at least
 LOCAL_BUFFER, REMOTE_BUFFER = 1 << 16, 1 << 22  # read ahead, a column: bounds memory against a wide row group
 FAILURES = (
-    *(pa.ArrowException, OSError, MemoryError, ValueError, KeyError, IndexError, TypeError),
+    *(pa.ArrowException, OSError, MemoryError, ValueError, LookupError, TypeError),
     *(OverflowError, RecursionError),
 )
 
@@ -55,14 +61,14 @@ class ParquetSource:
                 groups = [meta.row_group(index) for index in range(meta.num_row_groups)]
                 schema = file.schema_arrow
                 marks, names = annotations(footer)
-                coded = _file(location, handle, read_dictionary=_text_leaves(file), metadata=meta)
+                coded = _file(location, handle, read_dictionary=text_leaves(file), metadata=meta)
                 source = cls(
                     location=location,
                     size=size,
                     modified_ns=modified_ns,
                     footer=hashlib.sha256(footer).hexdigest(),
                     row_groups=tuple(group.num_rows for group in groups),
-                    safe_rows=tuple(_safe_rows(coded, index) for index in range(len(groups))),
+                    safe_rows=tuple(safe_rows(coded, index) for index in range(len(groups))),
                     declared_bytes=sum(group.total_byte_size for group in groups),
                     schema=pa.schema(list(map(as_read, schema)), schema.metadata),
                     annotations=marks,
@@ -137,7 +143,7 @@ class ParquetSource:
             try:
                 batch = next(stream, None)
                 if batch is not None:
-                    arrays = [conformed(batch.column(field.name), field.type) for field in schema]
+                    arrays = [self._conformed(batch.column(field.name), field) for field in schema]
                     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
                     sizes = row_bytes(batch)
             except FAILURES as error:
@@ -157,6 +163,15 @@ class ParquetSource:
             raise self._damaged(
                 group, ValueError(f"{row} rows where its footer has {self.row_groups[group]}")
             )
+
+    def _conformed(self, array: pa.Array, field: pa.Field) -> pa.Array:
+        """A column as the other files have it. Raises `InputError` where its values do not fit there."""
+        try:
+            return conformed(array, field.type)
+        except pa.ArrowInvalid as error:
+            kinds = f"is {str(array.type)[:80]} and does not fit into the other files' {str(field.type)[:80]}"
+            why = f"column {field.name!r} {kinds} ({reason(error)})"
+            raise InputError(f"{self.location.name}: {why}; make them alike") from error
 
     def _refuse_row(self, batch: pa.RecordBatch, first: int, offset: int) -> None:
         held = {name: int(value_bytes(batch[name])[offset]) for name in batch.schema.names}
@@ -201,7 +216,7 @@ class ParquetSource:
         except StorageError as changed:
             return changed
         if isinstance(error, MemoryError):
-            return too_large(f"{self.location.name}, row group {group},")
+            return out_of_memory(f"{self.location.name}, row group {group},")
         where = f"{self.location.name}: cannot read row group {group}: {reason(error)}"
         failed_store = (
             isinstance(error, OSError)
@@ -211,41 +226,6 @@ class ParquetSource:
         if failed_store:
             return StorageError(f"{where}; run again to resume")
         return InputError(f"{where}; write the file again")
-
-
-def _safe_rows(file: pq.ParquetFile, group: int) -> int:
-    """Rows of the row group that may be decoded at once. `file` reads texts as dictionaries, unexpanded."""
-    meta = file.metadata.row_group(group)
-    largest = 1.0  # bytes a row, of the columns' means
-    for index in range(meta.num_columns):
-        column = meta.column(index)
-        width = max(WIDTH, column.total_uncompressed_size / max(1, column.num_values))
-        if column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
-            width = max(width, _longest(file, group, column.path_in_schema))
-        largest = max(largest, width * column.num_values / max(1, meta.num_rows))
-    return max(1, int(BATCH_BYTES / largest))
-
-
-def _text_leaves(file: pq.ParquetFile) -> list[str]:
-    """Paths of the columns, nested ones too, whose values have a length of their own."""
-    leaves = map(file.schema.column, range(len(file.schema)))
-    return [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-
-
-def _longest(file: pq.ParquetFile, group: int, path: str) -> int:
-    """Bytes of the longest value in a text column's dictionary, which a million rows may repeat."""
-    head = next(file.iter_batches(1, row_groups=[group], columns=[path], use_threads=False), None)
-    array = None if head is None else head.column(0)
-    while array is not None and not pa.types.is_dictionary(array.type):
-        if pa.types.is_map(array.type):
-            array = array.keys if ".key" in path else array.items
-        elif pa.types.is_struct(array.type):
-            array = array.field(0) if array.type.num_fields else None
-        elif pa.types.is_nested(array.type):
-            array = array.values
-        else:
-            array = None
-    return (pc.max(pc.binary_length(array.dictionary)).as_py() or 0) if array is not None else 0
 
 
 def _file(location: Location, handle: pa.NativeFile, **options: Any) -> pq.ParquetFile:
@@ -277,13 +257,13 @@ def _footer(location: Location, handle: pa.NativeFile) -> bytes:
     return footer
 
 
-def _refusal(location: Location, error: BaseException) -> InputError:
+def _refusal(location: Location, error: BaseException) -> BatchRouteError:
     """Why a file could not be opened."""
     if isinstance(error, OSError) and error.errno:
         remedy = "check its permissions" if isinstance(error, PermissionError) else "check the path"
         return InputError(f"cannot read {location.name}: {reason(error)}; {remedy}")
     if isinstance(error, MemoryError):
-        return too_large(location.name)
+        return out_of_memory(location.name)
     if "crypt" in str(error).lower():
         return InputError(f"{location.name} is encrypted; decrypt it first")
     return InputError(

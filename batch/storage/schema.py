@@ -168,10 +168,13 @@ def _nests(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
             unified_field(one.item_field, other.item_field),
         )
         return None if key is None or item is None else pa.map_(key, item)
-    if is_list(one) and is_list(other):
+    fixed = [kind.list_size for kind in (one, other) if types.is_fixed_size_list(kind)]
+    if all(is_list(kind) or types.is_fixed_size_list(kind) for kind in (one, other)):
         value = unified_field(one.value_field, other.value_field)
+        if value is None or len(fixed) == 2:
+            return value and pa.list_(value, fixed[0] if fixed[0] == fixed[1] else -1)
         large = types.is_large_list(one) or types.is_large_list(other)
-        return None if value is None else pa.large_list(value) if large else pa.list_(value)
+        return pa.large_list(value) if large else pa.list_(value)
     return None
 
 
@@ -179,15 +182,20 @@ def conformed(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """`array` as `kind`, which :func:`unified` made of its type. Raises `pa.ArrowInvalid` on any loss."""
     if array.type.equals(kind):
         return array  # and not cast: that breaks the offsets of a sliced list of nulls
-    if types.is_nested(kind) and _holds_null(array.type):
+    if types.is_nested(kind) and _holds(array.type, _cast_badly):
         return pa.array(array.to_pylist(), kind)
     if types.is_dictionary(kind) and not types.is_dictionary(array.type):
         return array.cast(kind.value_type).dictionary_encode().cast(kind)
     return plain(array).cast(kind) if isinstance(array.type, pa.BaseExtensionType) else array.cast(kind)
 
 
-def _holds_null(kind: pa.DataType) -> bool:
-    return types.is_null(kind) or any(_holds_null(kind.field(i).type) for i in range(kind.num_fields))
+def _cast_badly(kind: pa.DataType) -> bool:
+    """Inside nested values Arrow cannot cast nulls, and gives other values for list views."""
+    return bool(types.is_null(kind) or types.is_list_view(kind) or types.is_large_list_view(kind))
+
+
+def _holds(kind: pa.DataType, asked: Callable[[pa.DataType], bool]) -> bool:
+    return asked(kind) or any(_holds(kind.field(index).type, asked) for index in range(kind.num_fields))
 
 
 def merged_levels(found: Sequence[pa.Array]) -> pa.Array | None:

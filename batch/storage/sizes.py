@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyarrow import types
 
 from batch.storage.hashing import Int64s
@@ -12,11 +13,13 @@ from batch.storage.schema import is_binary, is_list, is_string
 
 BATCH_BYTES = 16 << 20  # strings and nested values in one batch, decoded
 ROW_BYTES = 16 << 20  # of them in one row: with more it is not routed, its error is `too_long`
+WIDTH = 8  # bytes of a number in a file, at least
+FEW_BYTES = 64  # of a value whose length is fixed: a UUID, a digest
 MOST_ROW_BYTES = 256 << 20  # with more the file is refused
 
 
 def row_bytes(batch: pa.RecordBatch | pa.Table) -> Int64s:
-    """Bytes of strings and nested values in each row, int64 [rows]; plain numbers are not counted."""
+    """Bytes of strings and nested values in each row, int64 [rows]; numbers and UUIDs are not counted."""
     sizes: Int64s = np.zeros(batch.num_rows, dtype=np.int64)
     for column in batch.columns:
         if not _fixed(column.type):
@@ -79,7 +82,8 @@ def _filled(lengths: pa.Array, missing: int) -> Int64s:
 
 
 def _fixed(kind: pa.DataType) -> bool:
-    return bool(types.is_primitive(kind) or types.is_null(kind) or types.is_fixed_size_binary(kind))
+    few = types.is_fixed_size_binary(kind) and kind.byte_width <= FEW_BYTES
+    return bool(types.is_primitive(kind) or types.is_null(kind) or few)
 
 
 def cuts(sizes: Int64s, limit: int) -> Iterator[tuple[int, int]]:
@@ -91,3 +95,40 @@ def cuts(sizes: Int64s, limit: int) -> Iterator[tuple[int, int]]:
         end = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
         yield start, end
         start = end
+
+
+def safe_rows(file: pq.ParquetFile, group: int) -> int:
+    """Rows of the row group that may be decoded at once. `file` reads texts as dictionaries, unexpanded."""
+    meta = file.metadata.row_group(group)
+    largest = 1.0  # bytes a row, of the columns' means
+    for index in range(meta.num_columns):
+        column = meta.column(index)
+        width = max(WIDTH, column.total_uncompressed_size / max(1, column.num_values))
+        if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
+            width = max(width, file.schema.column(index).length)  # a dictionary may repeat it
+        elif column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
+            width = max(width, _longest(file, group, column.path_in_schema))
+        largest = max(largest, width * column.num_values / max(1, meta.num_rows))
+    return max(1, int(BATCH_BYTES / largest))
+
+
+def text_leaves(file: pq.ParquetFile) -> list[str]:
+    """Paths of the columns, nested ones too, whose values have a length of their own."""
+    leaves = map(file.schema.column, range(len(file.schema)))
+    return [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+
+
+def _longest(file: pq.ParquetFile, group: int, path: str) -> int:
+    """Bytes of the longest value in a text column's dictionary, which a million rows may repeat."""
+    head = next(file.iter_batches(1, row_groups=[group], columns=[path], use_threads=False), None)
+    array = None if head is None else head.column(0)
+    while array is not None and not pa.types.is_dictionary(array.type):
+        if pa.types.is_map(array.type):
+            array = array.keys if ".key" in path else array.items
+        elif pa.types.is_struct(array.type):
+            array = array.field(0) if array.type.num_fields else None
+        elif pa.types.is_nested(array.type):
+            array = array.values
+        else:
+            array = None
+    return (pc.max(pc.binary_length(array.dictionary)).as_py() or 0) if array is not None else 0

@@ -87,7 +87,9 @@ def _partition_fields(found: Sequence[Found], names: list[str]) -> list[pa.Field
     fields = []
     for each in found:
         own = [key for key, _ in each.partitions]
-        if len(own) != len(set(own)) or set(own) != set(keys):
+        if twice := [key for index, key in enumerate(own) if names_alike([key], own[:index])]:
+            raise InputError(f"{each.location.name} lies twice under the key {twice[0]!r}; rename one")
+        if set(own) != set(keys):
             pair = (
                 f"{each.location.name} lies under the keys {own}, {found[0].location.name} under {list(keys)}"
             )

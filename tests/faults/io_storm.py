@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.faults.kill_storm import write_input
 
 ROWS = 600
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EMFILE)  # position by position
 SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -152,18 +153,23 @@ class Storm:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="only every so many-th position")
+    parser.add_argument("--positions", metavar="A:B", default="1:", help="from A up to, without, B")
     parser.add_argument("--adapter", default="champion")
     options = parser.parse_args()
     from batch.adapter.registry import Registry
 
+    first, _, last = options.positions.partition(":")
     with tempfile.TemporaryDirectory() as folder:
         storm = Storm(Path(folder).resolve(), Registry().resolve(options.adapter))
         ends: Counter[str] = Counter()
-        for index, at in enumerate(range(1, storm.positions + 1, options.every)):
-            ends[storm.fail(at, (errno.EIO, errno.ENOSPC, errno.EMFILE)[index % 3])] += 1
-    print(
-        f"{storm.positions} positions, {ends.total()} tried: {dict(ends)}; each with the same bytes in the end"
-    )
+        for at in range(int(first), min(int(last or sys.maxsize), storm.positions + 1), options.every):
+            try:
+                ends[storm.fail(at, ERRORS[at % len(ERRORS)])] += 1
+            except AssertionError as error:
+                ends["wrong"] += 1
+                print(error, flush=True)
+    print(f"{storm.positions} positions, {ends.total()} tried: {dict(ends)}; same bytes where none is wrong")
+    sys.exit(bool(ends["wrong"]))
 
 
 if __name__ == "__main__":

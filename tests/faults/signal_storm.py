@@ -75,8 +75,15 @@ class Storm:
 def storm(folder: Path, adapter: str, signals: int, seed: int) -> Counter[str]:
     """`signals` of them, spread over the life of a run; what became of the runs."""
     runs, chance = Storm(folder, adapter), random.Random(seed)
-    moments = [(index + chance.random()) / signals * runs.life for index in range(signals)]
-    return Counter(runs.send(chance.choice(ENDING), moment) for moment in moments)
+    ends: Counter[str] = Counter()
+    for index in range(signals):
+        moment = (index + chance.random()) / signals * runs.life
+        try:
+            ends[runs.send(chance.choice(ENDING), moment)] += 1
+        except AssertionError as error:
+            ends["wrong"] += 1
+            print(error, flush=True)
+    return ends
 
 
 def main() -> None:
@@ -86,7 +93,9 @@ def main() -> None:
     parser.add_argument("--adapter", default="champion")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(dict(storm(Path(folder), options.adapter, options.signals, options.seed)))
+        ends = storm(Path(folder), options.adapter, options.signals, options.seed)
+    print(dict(ends))
+    sys.exit(bool(ends["wrong"]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tests.faults.signal_storm import storm
 
 def test_at_moments_over_a_runs_whole_life(tiny_bundle: Bundle, tmp_path: Path) -> None:
     ended = storm(tmp_path, str(tiny_bundle.path), signals=7, seed=3)
-    assert ended["interrupted"] >= 4 and ended.total() == 7
+    assert ended["interrupted"] >= 4 and ended.total() == 7 and not ended["wrong"]
 
 
 @pytest.fixture

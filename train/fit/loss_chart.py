@@ -13,7 +13,13 @@ from matplotlib.ticker import MaxNLocator
 TRAIN, VALIDATION, GREY = "#7aa6d6", "#c2410c", "#555555"
 
 
-STYLE = {"svg.hashsalt": "loss", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+STYLE = {
+    "svg.hashsalt": "loss",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # a label may hold a `$`
+}
 
 
 def draw_loss(history: Sequence[Mapping[str, float]], folder: Path, title: str) -> None:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from batch import run
 from batch.adapter.bundle import Bundle
 from batch.cli import main
-from batch.errors import Interrupted
+from batch.errors import Interrupted, one_line
 from batch.job import Options
 from batch.launch import part_writer
 from batch.reporting.html import lowest, write_report
@@ -233,6 +233,43 @@ def test_report_is_one_file_that_loads_nothing(tiny_bundle: Bundle, tmp_path: Pa
         "servicenow_must_be_mentioned" in words or "salesforce_must_be_mentioned" in words or "None." in words
     )
     assert "made these answers up" in words and "No earlier run" in words
+
+
+@pytest.mark.parametrize(
+    "evil", ["\x1b[31m[bold]<img src=x onerror=y>\nlog", "\x9b2J\u202e'\"]]-->{{ 7 * 7 }}\x07"]
+)
+def test_no_name_is_obeyed_anywhere(tiny_bundle: Bundle, tmp_path: Path, evil: str) -> None:
+    """Of a file that is read or skipped, of a column, of an id, of the output: on the terminal, in the log, the
+    metrics and the report, of a run, its rehearsal and a refusal.
+    """
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for each in (folder, out):
+        each.mkdir()
+    table = pa.table({"id": [f"{evil}{row}" for row in range(5)], "request": ["find it"] * 5, evil: [1] * 5})
+    with (folder / "in.parquet").open("wb") as file:
+        pq.write_table(table, file)
+    name = evil.replace("/", "|")
+    (folder / f"{name}.txt").write_text("no Parquet")
+    output, page, metrics = out / f"{name}.parquet", out / "r.html", out / f"{name}.prom"
+    outlets = ("--report", str(page), "--metrics", str(metrics))
+    shown = [
+        route(tiny_bundle, folder, output, *outlets),
+        route(tiny_bundle, folder, out / f"{name}2.parquet", "--log-json"),
+        route(tiny_bundle, folder, output, "--dry-run"),
+        route(tiny_bundle, folder, output, "--id-column", f"no {evil}"),
+        route(tiny_bundle, folder / f"{name}*", output),
+    ]
+    assert [each.exit_code for each in shown] == [0, 0, 0, 2, 2]
+    for text in (page.read_text(), *(f"{each.stdout}\n{each.stderr}" for each in shown)):
+        assert not set(text) & set("\x1b\x9b\x07\u202e")
+        assert not any(line.strip() in ("log", "log.txt: not Parquet") for line in text.splitlines())
+    found = Page(page.read_text())
+    assert not [tag for tag, _ in found.tags if tag in ("img", "script")] and "49" not in found.text.split()
+    assert f"{one_line(evil)}3" in page.read_text().replace("&#39;", "'").replace("&#34;", '"').replace(
+        "&lt;", "<"
+    ).replace("&gt;", ">")
+    assert {sample.labels["task"] for family in text_string_to_metric_families(metrics.read_text())
+            for sample in family.samples} == {name.split(".")[0]}  # fmt: skip
 
 
 def test_report_of_a_finished_run_and_of_nothing(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
 """What a file does to its reader stays in the child: a death, a flood of memory, silence; then the next one is read."""
 
+import errno
 import os
+import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +34,23 @@ def silence() -> None:
     time.sleep(60)
 
 
+def be_killed(number: int) -> None:
+    note("in.parquet")
+    os.kill(os.getpid(), number)
+
+
+def leave(code: int) -> None:
+    os._exit(code)
+
+
+def fail(code: int) -> None:
+    """As a module does that knows only that a file could not be read."""
+    try:
+        raise OSError(code, os.strerror(code))
+    except OSError as error:
+        raise InputError("cannot read in.parquet: that failed; check the path") from error
+
+
 def refuse() -> None:
     raise InputError("in.parquet is no good; write it again")
 
@@ -47,12 +69,54 @@ def me() -> int:
     ],
 )
 def test_it_stays_in_the_child(monkeypatch: pytest.MonkeyPatch, act: object, why: str) -> None:
-    if act is silence:
-        monkeypatch.setattr(guard, "REACH", 0.3)
     with pytest.raises(InputError, match=why):
-        guarded(act, what="in.parquet")  # type: ignore[arg-type]
-    monkeypatch.undo()
+        guarded(act, what="in.parquet", reach=0.3 if act is silence else guard.PATIENCE)  # type: ignore[arg-type]
     assert guarded(me, what="x") != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("act", "number", "why"),
+    [
+        (be_killed, signal.SIGKILL, r"reads in\.parquet was killed \(signal 9\)"),
+        (be_killed, signal.SIGTERM, r"reads in\.parquet was killed \(signal 15\)"),
+        (leave, 1, r"reads in\.parquet exited with 1; run again"),
+        (fail, errno.EIO, r"cannot read in\.parquet: that failed; run again"),
+        (fail, errno.ESTALE, r"cannot read in\.parquet: that failed; run again"),
+    ],
+)
+def test_what_is_not_the_files_fault_may_be_tried_again(act: Any, number: int, why: str) -> None:
+    with pytest.raises(StorageError, match=why):
+        guarded(act, number, what="in.parquet")
+
+
+def test_a_slow_machine_is_no_stores_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child's start, which takes seconds under load, is not counted against a store's first word; a
+    local file has no such time at all.
+    """
+    guard.stop()
+    assert guarded(me, what="s3://bucket/in.parquet", reach=0.5) != os.getpid()
+    monkeypatch.setattr(guard, "PATIENCE", 0.3)
+    with pytest.raises(StorageError, match=r"in\.parquet gave nothing for 0 s; run again"):
+        guarded(silence, what="in.parquet", reach=0.3)
+
+
+@pytest.mark.parametrize(
+    ("limit", "bound"), [(resource.RLIMIT_AS, 600 << 20), (resource.RLIMIT_DATA, 200 << 20)]
+)
+def test_a_machine_without_memory_is_not_the_files_fault(limit: int, bound: int) -> None:
+    code = (
+        "from batch.errors import StorageError; from batch.storage.guard import guarded\n"
+        "try: guarded(bytearray, 700 << 20, what='in.parquet')\n"
+        "except StorageError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(limit, (bound, bound)),
+    )
+    assert done.stdout.startswith("out of memory while in.parquet was read"), done
 
 
 def test_one_child_serves_many_calls_and_is_replaced_when_killed() -> None:
@@ -63,10 +127,22 @@ def test_one_child_serves_many_calls_and_is_replaced_when_killed() -> None:
     assert guarded(me, what="x") not in (first, os.getpid())
 
 
-def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
-    import subprocess
-    import sys
+def test_paths_are_relative_to_where_the_program_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert guarded(os.getcwd, what="x") == str(tmp_path / name)
+        put(Path("in.parquet"), name, rows=3)
+        assert Backlog.open(".", "id", "request").files[0].location.path.endswith(f"{name}/in.parquet")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert guarded(me, what="x") != os.getpid()
 
+
+def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
     code = "from batch.storage.guard import guarded; import os, signal\nprint(guarded(os.getpid, what='x'), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     child = Path(f"/proc/{int(done.stdout)}")

@@ -160,24 +160,35 @@ def test_partitions_that_contradict_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "two/b.parquet")
     with pytest.raises(InputError, match="same partition keys"):
         Backlog.open(str(tmp_path / "two"), "id", "request")
+    for folder, key in (("three/day=1/day=2", "day"), ("four/Day=1/x=1/day=2", "day")):
+        put(tmp_path / folder / "a.parquet")
+        with pytest.raises(InputError, match=rf"a\.parquet lies twice under the key '{key}'"):
+            Backlog.open(str(tmp_path / folder.split("/")[0]), "id", "request")
+    for name in ("%FF", "caf%E9"):
+        put(tmp_path / "five" / f"k={name}" / "a.parquet")
+        with pytest.raises(InputError, match=rf"'{name}' is not valid UTF-8 once decoded"):
+            Backlog.open(str(tmp_path / "five" / f"k={name}/.."), "id", "request")
 
 
 @pytest.mark.parametrize(
     ("inside", "kind"),
     [
-        ("_delta_log/00000000000000000000.json", "Delta"),
-        ("metadata/v1.metadata.json", "Iceberg"),
-        (".hoodie/x", "Hudi"),
+        ("_delta_log/00000000000000000000.json", "a Delta"),
+        ("metadata/v1.metadata.json", "an Iceberg"),
+        ("metadata/v1.metadata.json.gz", "an Iceberg"),
+        (".hoodie/x", "a Hudi"),
     ],
 )
 def test_tables_with_a_log_are_refused_by_name(tmp_path: Path, inside: str, kind: str) -> None:
     put(tmp_path / "lake/table/day=1/a.parquet")
     (tmp_path / "lake/table" / inside).parent.mkdir()
     (tmp_path / "lake/table" / inside).touch()
-    for source in ("lake", "lake/table", "lake/table/day=1", "lake/t*", "lake/table/day=*/*.parquet"):
-        with pytest.raises(InputError, match=rf"lake/table is a {kind} table"):
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "lake/table/day=1")
+    (tmp_path / "one.parquet").symlink_to(tmp_path / "lake/table/day=1/a.parquet")
+    sources = ["lake", "lake/table", "lake/table/day=1", "lake/t*", "lake/table/day=*/*.parquet"]
+    for source in (*sources, "lake/table/day=1/a.parquet", "elsewhere", "one.parquet"):
+        with pytest.raises(InputError, match=rf"lake/table is {kind} table"):
             files_of(str(tmp_path / source))
-    assert read(tmp_path / "lake/table/day=1/a.parquet")  # a file by its own name is the user's word
 
 
 @pytest.mark.parametrize("source", ["", " ", "nosuch://x/y", "hf://datasets/a/b", "http://host/x.parquet"])

@@ -15,6 +15,7 @@ from batch.errors import InputError
 from batch.scoring.scorer import read_texts
 from batch.storage.backlog import Backlog
 from batch.storage.output import output_schema, parquet_writer
+from batch.storage.sizes import BATCH_BYTES
 from batch.storage.unify import SPARK
 
 
@@ -64,6 +65,9 @@ def test_kinds_of_strings_are_one(tmp_path: Path, one: pa.DataType, other: pa.Da
         (pa.timestamp("us", "UTC"), pa.timestamp("us", "Europe/Berlin"), pa.timestamp("us", "UTC")),
         (pa.list_(pa.null()), pa.list_(pa.string()), pa.list_(pa.string())),
         (pa.list_(pa.int32()), pa.large_list(pa.int64()), pa.large_list(pa.int64())),
+        (pa.list_(pa.int32(), 2), pa.list_(pa.int64(), 2), pa.list_(pa.int64(), 2)),
+        (pa.list_(pa.int32(), 2), pa.list_(pa.int8(), 3), pa.list_(pa.int32())),
+        (pa.list_(pa.int32(), 2), pa.large_list(pa.int8()), pa.large_list(pa.int32())),
         (pa.struct([("a", pa.int8())]), pa.struct([("a", pa.int32())]), pa.struct([("a", pa.int32())])),
         (pa.map_(pa.string(), pa.int8()), pa.map_(pa.string(), pa.int32()), pa.map_(pa.string(), pa.int32())),
     ],
@@ -100,8 +104,42 @@ def test_what_loses_something_is_refused(tmp_path: Path, one: pa.DataType, other
 
 def test_a_timestamp_that_does_not_fit_the_finer_unit_is_refused(tmp_path: Path) -> None:
     files(tmp_path, pa.array([2**60, 0], pa.timestamp("ms")), pa.nulls(2, pa.timestamp("us")))
-    with pytest.raises(InputError, match=r"0\.parquet: cannot read row group 0"):
+    kinds = r"is timestamp\[ms\] and does not fit into the other files' timestamp\[us\]"
+    with pytest.raises(InputError, match=rf"0\.parquet: column 'x' {kinds} .*; make them alike"):
         opened(tmp_path)
+
+
+LISTS = [[1], None, [2, 3], []]
+
+
+@pytest.mark.parametrize("view", [pa.list_view(pa.int16()), pa.large_list_view(pa.int16())], ids=str)
+def test_list_views_are_lists_to_the_other_files(tmp_path: Path, view: pa.DataType) -> None:
+    """Arrow's own cast gives other values, or offsets that end in an error."""
+    inside = pa.struct([("a", view)])
+    for name, kind, values in (
+        ("x", view, LISTS),
+        ("nested", pa.list_(view), [[each] for each in LISTS]),
+        ("inside", inside, [{"a": each} for each in LISTS]),
+    ):
+        other = pa.list_(pa.int64())
+        wide = {view: other, inside: pa.struct([("a", other)])}.get(kind, pa.list_(other))
+        for number, array in enumerate((pa.array(values, kind), pa.array(values, wide))):
+            ids = [f"{number}-{row}" for row in range(4)]
+            table = pa.table({"id": ids, "request": ["find it"] * 4, name: array})
+            pq.write_table(table, tmp_path / f"{number}.parquet")
+        assert rows(opened(tmp_path))[name].to_pylist() == values * 2
+
+
+@pytest.mark.parametrize("width", [65, 1 << 20])
+def test_wide_bytes_of_fixed_length_count(tmp_path: Path, width: int) -> None:
+    """A dictionary stores one such value once, however many rows repeat it."""
+    count = (3 * BATCH_BYTES) // width
+    column = pa.array([b"x" * width] * count, pa.binary(width))
+    table = pa.table({"id": range(count), "request": ["find it"] * count, "x": column})
+    pq.write_table(table, tmp_path / "in.parquet")
+    batches = list(opened(tmp_path / "in.parquet").batches(size=1 << 20))
+    assert sum(batch.num_rows for batch in batches) == count
+    assert max(batch.nbytes for batch in batches) <= 1.3 * BATCH_BYTES
 
 
 def test_order_and_nullability_differ_freely(tmp_path: Path) -> None:
