@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from batch.cli_errors import CommandWithOthers, ErrorCommand, Number
+from batch.cli_errors import CommandWithOthers, ErrorCommand, LocalPath, Name, Number
 from batch.cli_shards import SHARD, commit, end, logged, shard
 from batch.errors import one_line
 
 MOST_PATIENCE = 1e7  # seconds; the kernel counts microseconds
-PATH = click.Path(path_type=Path)
+PATH = LocalPath()
 
 
 def size(text: str) -> int:
@@ -55,21 +55,41 @@ def verify(output: str, input: str | None) -> None:
 @click.option(
     "--adapter",
     metavar="REF",
+    type=Name(),
     default="champion",
     show_default=True,
     help="Bundle directory, digest or alias.",
 )
 @click.option(
-    "--adapter-column", metavar="NAME", help="Column that names each row's adapter; null is --adapter."
+    "--adapter-column",
+    metavar="NAME",
+    type=Name(),
+    help="Column that names each row's adapter; null is --adapter.",
 )
 @click.option(
-    "--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]"
+    "--base-model",
+    metavar="REF",
+    type=Name(),
+    help="The base model's folder or hub id.  [default: the bundle's]",
 )
-@click.option("--id-column", metavar="NAME", default="id", show_default=True, help="Column of unique ids.")
 @click.option(
-    "--text-column", metavar="NAME", default="request", show_default=True, help="Column of request texts."
+    "--id-column", metavar="NAME", type=Name(), default="id", show_default=True, help="Column of unique ids."
 )
-@click.option("--prefix", metavar="P", default="", help="Put P before the names of the output's new columns.")
+@click.option(
+    "--text-column",
+    metavar="NAME",
+    type=Name(),
+    default="request",
+    show_default=True,
+    help="Column of request texts.",
+)
+@click.option(
+    "--prefix",
+    metavar="P",
+    type=Name(may_be_empty=True),
+    default="",
+    help="Put P before the names of the output's new columns.",
+)
 @click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Route the first N rows only.")
 @click.option(
     "--dry-run", is_flag=True, help="Check everything that needs no engine; print rows, tokens, time."
@@ -126,11 +146,13 @@ def verify(output: str, input: str | None) -> None:
     "--engine-timeout", metavar="SECONDS", type=Number(1, MOST_PATIENCE), default=600, show_default=True,
     help="Restart an engine that has made no progress for this long.",
 )  # fmt: skip
-@click.option("--max-num-seqs", type=click.IntRange(min=1), help="Requests that the engine runs at once.")
+@click.option(
+    "--max-num-seqs", type=click.IntRange(1, 1 << 16), help="Requests that the engine runs at once."
+)
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="The engine's number format."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of an engine.")
+@click.option("--threads", type=click.IntRange(1, 4096), help="CPU threads of an engine.")
 @click.option(
     "--devices",
     metavar="N|all|0,1",

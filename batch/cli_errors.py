@@ -12,6 +12,13 @@ import click
 
 from batch.errors import BatchRouteError, Interrupted, ours
 
+EMPTY = "it is empty (is a variable unset?)"
+
+
+def printable(text: str) -> str:
+    """`text` as UTF-8, what is none of it escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
 
 class Failure(click.ClickException):
     """A `BatchRouteError` on its way out of click."""
@@ -52,6 +59,39 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a number in the range {self._describe_range()}", param, ctx)
         return number
+
+
+class Name(click.ParamType):  # type: ignore[type-arg]  # older ones take none
+    """A name of a column, an adapter or a base: in UTF-8, and not empty, as an unset variable is."""
+
+    name = "text"
+
+    def __init__(self, may_be_empty: bool = False) -> None:
+        self._may_be_empty = may_be_empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text and not self._may_be_empty:
+            self.fail(EMPTY, param, ctx)
+        if printable(text) != text:
+            self.fail(f"{printable(text)} is not valid UTF-8", param, ctx)
+        return text
+
+
+class LocalPath(click.Path):
+    """A path on this machine: not empty, as an unset variable is, and no URI."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        text = str(value)
+        if not text:
+            self.fail(EMPTY, param, ctx)
+        if "://" in text:
+            self.fail(f"{text} is a URI; name a path on this machine", param, ctx)
+        path: Path = super().convert(value, param, ctx)  # type: ignore[assignment]
+        return path
 
 
 class ErrorCommand(click.Command):

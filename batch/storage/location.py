@@ -89,6 +89,8 @@ class Location:
             raise InputError("an empty path (is a variable unset?); name a file")
         if printable(source) != source:
             raise InputError(f"{printable(source)}: the name is not valid UTF-8; rename the file")
+        if "\0" in source:
+            raise InputError(f"{source}: no name can hold a NUL byte; correct it")
         if "://" not in source:
             return cls(fs.LocalFileSystem(), os.path.abspath(source), source)
         scheme, _, rest = source.partition("://")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from batch.errors import OutputLockedError
+from batch.errors import InputError, OutputLockedError
 from batch.storage.location import Location, refused_or_failed
 
 LOCK_PATIENCE = 1.0  # seconds: a run that ends just now lets go within them
@@ -100,6 +100,8 @@ def lock_output(output: str, shared: bool = False) -> contextlib.AbstractContext
     if not location.local:
         return contextlib.nullcontext()
     folder, name = os.path.split(location.path)
+    if not name:
+        raise InputError(f"output {location.name} is the root directory; name a folder or a file in it")
     try:
         path = Path(os.path.realpath(folder), f".{name}.lock")
         return Lock.take(path, location.name, shared=shared)

@@ -114,6 +114,8 @@ def _check_output_folder(output: str) -> None:
     """
     location = Location.of(output)
     folder = Path(location.path)
+    if location.local and not folder.name:
+        raise InputError(f"output {location.name} is the root directory; name a folder or a file in it")
     if location.local and (not folder.is_dir() or folder.is_symlink()):
         check_writable(output if not folder.exists() else folder, suffix=".work")
         if folder.exists():
