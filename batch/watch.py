@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ from batch.errors import (
 )
 from batch.job import Job, Options, work_dir_of
 from batch.run import EnginesFor, start_engines, wanted_engines
-from batch.storage.listing import unread
-from batch.storage.location import is_local, shown
+from batch.storage.listing import refuse_tables_above, unread
+from batch.storage.location import Location, is_local, reason, shown
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.workdir import job_in
 
@@ -112,6 +113,7 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     for folder in (inbox, outbox):
         if not folder.is_dir():
             raise InputError(f"--watch: {folder} is not a directory; create it first")
+    refuse_tables_above(Location.of(inbox), os.path.abspath(inbox))
     if inbox.resolve() == outbox.resolve():
         raise InputError("--watch: the outputs would be taken for inputs; name another folder for them")
     files: dict[Path, File] = {}
@@ -150,6 +152,8 @@ def _try(
     file.since = min(file.since, started)
     try:
         if not done(output, file.stamp):
+            _refuse_taken(path, output)
+            refuse_tables_above(Location.of(path), os.path.abspath(path.parent))
             route(_for_file(options, path, output, file.stamp), warm)
         file.settled = True
     except Exception as error:
@@ -182,21 +186,33 @@ def look(
     """The files that lie there, the oldest first; those that are gone are forgotten. What is not read is
     said, once; of hidden files, somebody's temporary ones, nothing is.
     """
-    found = {}
+    found, there = {}, list[Path]()
     with contextlib.suppress(OSError):  # the folder is gone: an unmounted disk, for one
-        for path in inbox.iterdir():
-            if path.name.startswith(".") or not (stamp := stamp_of(path)):
-                continue
-            if path in files or not (why := unread(path)):
-                found[path] = stamp
-            elif left.get(path) != why:
-                left[path] = why
-                say(f"{path.name}: skipped, {why}")
+        there = [path for path in inbox.iterdir() if not path.name.startswith(".")]
+    for path in there:
+        stamp, why = stamp_of(path), None if path in files else _why_not(path)
+        if stamp and not why:
+            found[path] = stamp
+        elif why and left.get(path) != why:
+            left[path] = why
+            say(f"{path.name}: skipped, {why}")
     for path in files.keys() - found.keys():
         del files[path]
     for path in found:
         files.setdefault(path, File(None))
     return sorted(found.items(), key=lambda each: (each[1].modified_ns, each[0].name))
+
+
+def _why_not(path: Path) -> str | None:
+    """Why what lies there is not read; None where it is, or was taken away meanwhile."""
+    if path.is_symlink() and not path.exists():
+        return "a link to a file that is not there"
+    try:
+        return unread(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"it cannot be read ({reason(error)})"
 
 
 def stamp_of(path: Path) -> Stamp | None:
@@ -212,6 +228,15 @@ def done(output: Path, stamp: Stamp | None) -> bool:
     """Whether `output` is complete and was made from a file of this stamp, by whatever adapter."""
     manifest = read_manifest(manifest_location(str(output)))
     return manifest is not None and _is_of(manifest["job"], stamp) and output.is_file()
+
+
+def _refuse_taken(path: Path, output: Path) -> None:
+    """`a` and `a.parquet` would take turns at one output. Raises `InputError`."""
+    manifest = read_manifest(manifest_location(str(output))) or {}
+    with contextlib.suppress(KeyError, TypeError):
+        names = {os.path.basename(file["path"]) for file in manifest["job"]["input"]["files"]} - {path.name}
+        if other := next((name for name in names if (path.parent / name).exists()), None):
+            raise InputError(f"{output.name} is already the output of {other}; rename one of the two")
 
 
 def _is_of(job: dict[str, Any], stamp: Stamp | None) -> bool:

@@ -64,7 +64,7 @@ def files_of(source: str) -> Listing:
         info = location.filesystem.get_file_info(location.path)
         note(location.name)  # the store has answered
         if info.type == fs.FileType.File:
-            _refuse_tables_above(location, location.path, up=1)
+            refuse_tables_above(location, location.path, up=1)
             return Listing((Found(location),))
         if location.local and os.path.lexists(location.path) and info.type != fs.FileType.Directory:
             raise InputError(f"{location.name} is a link to nothing, a device or a pipe; name a file")
@@ -118,7 +118,7 @@ def _listed(location: Location, root: str, pattern: tuple[str, ...]) -> Listing:
     files: list[Found] = []
     skipped: list[tuple[str, str]] = []
     seen: dict[object, str] = {}
-    _refuse_tables_above(location, root)
+    refuse_tables_above(location, root)
     for entry in sorted(_entries(location, root, pattern), key=lambda each: each.parts):
         path = "/".join((root.rstrip("/"), *entry.parts))
         if pattern and not _matches(entry.parts, pattern):
@@ -256,7 +256,7 @@ def _unquoted(text: str) -> str:
         raise InputError(f"the folder name {text!r} is not valid UTF-8 once decoded; rename it") from error
 
 
-def _refuse_tables_above(location: Location, path: str, up: int = 0) -> None:
+def refuse_tables_above(location: Location, path: str, up: int = 0) -> None:
     """A part of a table is no table either, nor is a link to one. `up` leaves out a file's own name."""
     for place in {path, os.path.realpath(path)} if location.local else {path}:
         for depth in range(up, len(place.split("/"))):

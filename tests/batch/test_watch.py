@@ -1,5 +1,7 @@
 """`--watch`: each file that arrives, one warm engine, and the champion of the moment; on the replay engine but for the last."""
 
+import contextlib
+import errno
 import signal
 import subprocess
 import sys
@@ -310,6 +312,73 @@ def test_the_command_ends_by_a_signal(folders: tuple[Path, Path], registry: Regi
     assert (outbox / "a.parquet.manifest.json").exists()
 
 
+@pytest.mark.parametrize("first", ["a", "a.parquet"])
+def test_two_files_never_take_turns_at_one_output(
+    folders: tuple[Path, Path], registry: Registry, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`a` and `a.parquet` would both be `a.parquet`: who was first has it while it lies there, also for a watch
+    that begins later.
+    """
+    monkeypatch.setattr(watch, "SOON", 0.1)
+    inbox, outbox = folders
+    second = {"a": "a.parquet", "a.parquet": "a"}[first]
+    backlog(inbox / first, 3, "first")
+    script = Script(lambda: backlog(inbox / second, 5, "second"))
+    script.run(inbox, outbox)
+    told = f"{second}: a.parquet is already the output of {first}; rename one of the two; it is tried again"
+    assert script.said == [told] and pq.read_metadata(outbox / "a.parquet").num_rows == 3
+    again = Script((inbox / first).unlink)
+    again.run(inbox, outbox)
+    assert again.said == [told] and pq.read_metadata(outbox / "a.parquet").num_rows == 5
+
+
+def test_a_table_of_its_own_log_is_no_inbox(
+    folders: tuple[Path, Path], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither from the start on, nor while its log lies there; that is not a fault of the file's."""
+    monkeypatch.setattr(watch, "SOON", 0.1)
+    inbox, outbox = folders
+    for log in ("_delta_log", ".hoodie"):
+        (inbox / log).mkdir()
+        with pytest.raises(InputError, match=r"in is a \w+ table"):
+            watch.watch(Options(str(inbox), str(outbox)), lambda *_: None, lambda _: None)
+        (inbox / log).rmdir()
+    backlog(inbox / "a.parquet", 3)
+    files = {inbox / "a.parquet": watch.File(watch.stamp_of(inbox / "a.parquet"))}
+    (inbox / "_delta_log").mkdir()
+    script = Script((inbox / "_delta_log").rmdir, (inbox / "a.parquet").unlink)
+    (file,) = files.values()
+    options = Options(str(inbox), str(outbox), engine="replay")
+    with contextlib.closing(watch.WarmEngines()) as warm:
+        for _ in range(2):
+            watch._try(
+                file, inbox / "a.parquet", outbox / "a.parquet", options, script.route, warm, script.say
+            )
+    assert script.said == [
+        f"a.parquet: {inbox} is a Delta table; export its rows to Parquet files first; it is tried again"
+    ]
+    assert file.settled and pq.read_metadata(outbox / "a.parquet").num_rows == 3
+
+
+def test_a_file_that_cannot_be_read_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b.parquet", "c"):
+        (tmp_path / name).write_bytes(b"PAR1")
+    unread = watch.unread
+
+    def refusing(path: Path) -> str | None:
+        if path.name != "b.parquet":  # root may read whatever its mode is
+            raise {"a": PermissionError(errno.EACCES, "Permission denied"), "c": FileNotFoundError()}[
+                path.name
+            ]
+        return unread(path)
+
+    monkeypatch.setattr(watch, "unread", refusing)
+    said: list[str] = []
+    found = [path.name for path, _ in watch.look(tmp_path, {}, {}, said.append)]
+    assert found == ["b.parquet", "c"] or found == ["c", "b.parquet"]
+    assert said == ["a: skipped, it cannot be read (Permission denied)"]
+
+
 def test_memory_is_flat_from_file_to_file(tmp_path: Path, registry: Registry) -> None:
     """The long form, over 2,000 files, is `tests.faults.watch_memory`. A file once cost 7.7 MB."""
     seen = watch_memory.watch(tmp_path / "watched", 30, rows=5)
@@ -324,12 +393,19 @@ def test_the_inbox_takes_every_name_and_says_what_it_leaves(tmp_path: Path) -> N
         (tmp_path / name).touch()
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "20260101_00001_abcde")
     (tmp_path / "rows.csv").write_text("id")
+    for name in ("gone", "gone.parquet"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
     files: dict[Path, watch.File] = {}
     left: dict[Path, str] = {}
     for _ in range(2):
         found = {path.name for path, _ in watch.look(tmp_path, files, left, said.append)}
     assert found == {"a.parquet", "B.PARQUET", "c.parquet.gzip", "20260101_00001_abcde"}
-    assert sorted(said) == ["deep: skipped, a folder", "rows.csv: skipped, not Parquet"]
+    assert sorted(said) == [
+        "deep: skipped, a folder",
+        "gone.parquet: skipped, a link to a file that is not there",
+        "gone: skipped, a link to a file that is not there",
+        "rows.csv: skipped, not Parquet",
+    ]
     assert len({watch.output_name(name) for name in found}) == 4
     assert (
         watch.output_name("a.parquet") == "a.parquet"

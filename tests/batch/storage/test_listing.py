@@ -1,6 +1,7 @@
 """Which files an INPUT names: each is read or named with a reason; nothing is left out silently."""
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -167,7 +168,8 @@ def test_partitions_that_contradict_are_refused(tmp_path: Path) -> None:
     for name in ("%FF", "caf%E9"):
         put(tmp_path / "five" / f"k={name}" / "a.parquet")
         with pytest.raises(InputError, match=rf"'{name}' is not valid UTF-8 once decoded"):
-            Backlog.open(str(tmp_path / "five" / f"k={name}/.."), "id", "request")
+            Backlog.open(str(tmp_path / "five"), "id", "request")
+        shutil.rmtree(tmp_path / "five")
 
 
 @pytest.mark.parametrize(
