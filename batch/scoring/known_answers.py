@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from batch.errors import BatchRouteError
 from batch.events import Emit
 from batch.scoring.cache import FILE, AnswerStore
 from batch.scoring.lane import ScoredRow
 from batch.scoring.router import Known
 from batch.storage.hashing import Int64s
 
+# What is wrong with a store, or where it should lie. SQLite's words on damage may be bytes of the file.
+FAULTS = (sqlite3.Error, UnicodeDecodeError, BatchRouteError)
 INCIDENTAL = {"threads", "max_num_seqs"}  # facts of an engine that no answer depends on
 
 
@@ -29,14 +32,14 @@ class Spared:
             try:
                 self._store = opened(folder)
                 return
-            except sqlite3.Error as error:
+            except FAULTS as error:
                 if not self._failed(error) or last:  # a new one takes the place of a damaged one
                     return
 
     def recall(self, adapter: str, texts: Sequence[str]) -> dict[str, ScoredRow]:
         try:
             return self._store.recall(adapter, texts) if self._store else {}
-        except sqlite3.Error as error:
+        except FAULTS as error:
             self._failed(error)
             return {}
 
@@ -44,23 +47,23 @@ class Spared:
         try:
             if self._store:
                 self._store.remember(adapter, rows)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             self._failed(error)
 
     def close(self) -> None:
         try:
             if self._store:
                 self._store.close()
-        except sqlite3.Error as error:
+        except FAULTS as error:
             self._failed(error)
 
-    def _failed(self, error: sqlite3.Error) -> bool:
+    def _failed(self, error: Exception) -> bool:
         """Do without the store; whether it was damaged, and is set aside."""
         store, self._store = self._store, None
         if store:
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*FAULTS):
                 store.abandon()
-        damaged = not isinstance(error, sqlite3.OperationalError)
+        damaged = not isinstance(error, sqlite3.OperationalError | BatchRouteError)
         path = self._folder / FILE
         if damaged:
             with contextlib.suppress(OSError):
