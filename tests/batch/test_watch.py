@@ -22,6 +22,7 @@ from batch.errors import BacklogError, EngineError, InputError, Interrupted
 from batch.job import Job, Options
 from batch.launch import part_writer
 from batch.reporting.observer import Observer
+from batch.storage import listing
 from batch.storage.lock import lock_output
 from tests.conftest import make_bundle
 from tests.faults import watch_memory
@@ -363,7 +364,7 @@ def test_a_table_of_its_own_log_is_no_inbox(
 def test_a_file_that_cannot_be_read_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b.parquet", "c"):
         (tmp_path / name).write_bytes(b"PAR1")
-    unread = watch.unread
+    unread = listing.unread
 
     def refusing(path: Path) -> str | None:
         if path.name != "b.parquet":  # root may read whatever its mode is
