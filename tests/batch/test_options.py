@@ -11,9 +11,9 @@ from batch.cli import main
 @pytest.mark.parametrize(
     ("option", "value", "why"),
     [
-        ("--max-error-rate", "nan", "no number"),
+        ("--max-error-rate", "nan", "not a number in the range"),
         ("--max-error-rate", "inf", "not in the range"),
-        ("--engine-timeout", "nan", "no number"),
+        ("--engine-timeout", "nan", "not a number in the range"),
         ("--engine-timeout", "inf", "not in the range"),
         ("--engine-timeout", "-inf", "not in the range"),
         ("--cache-max", "0", "not a valid size"),
