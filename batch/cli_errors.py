@@ -121,10 +121,22 @@ class CommandWithOthers(ErrorCommand):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Other commands"):
-            formatter.write_dl([(name, other.get_short_help_str(80)) for name, other in self.others.items()])
+            formatter.write_dl([(name, other.help or "") for name, other in self.others.items()])
 
 
 class ErrorGroup(click.Group):
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The first paragraph of each command's help, whole: click cuts it off."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, " ".join((each.help or "").partition("\n\n")[0].split()))
+                    for name, each in found
+                    if each
+                ]
+            )
+
     def invoke(self, ctx: click.Context) -> Any:
         with translated():
             return super().invoke(ctx)

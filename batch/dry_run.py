@@ -52,11 +52,11 @@ def _time(job: Job) -> str:
     earlier = read_manifest(manifest_location(job.options.output))
     if earlier and (rate := _rate(earlier, job)):
         return (
-            f"about {_minutes(job.rows, rate)} at the {rate:.1f} rows/s of the run that made "
+            f"about {_duration(job.rows, rate)} at the {rate:.1f} rows/s of the run that made "
             f"{job.options.output}, and the start-up"
         )
-    guesses = ", ".join(f"{_minutes(job.rows, rate)} at {rate} rows/s" for rate in RATES)
-    return f"{guesses}; once {job.options.output} has been made here, its manifest has this machine's rate"
+    guesses = ", ".join(f"{_duration(job.rows, rate)} at {rate} rows/s" for rate in RATES)
+    return f"{guesses}, and the start-up; the next time, this machine's own rate is known"
 
 
 def _rate(manifest: dict[str, Any], job: Job) -> float | None:
@@ -69,5 +69,9 @@ def _rate(manifest: dict[str, Any], job: Job) -> float | None:
     )
 
 
-def _minutes(rows: int, rate: float) -> str:
-    return f"{rows / rate / 60:.1f} min"
+def _duration(rows: int, rate: float) -> str:
+    """Rounded as one would say it: 50 s, 12 min, 3.5 h."""
+    seconds = rows / rate
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s" if rows else "0 s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -200,6 +200,11 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+EXTRAS = {  # of this package, by the module that is missing
+    **dict.fromkeys(("gguf", "psutil", "vllm"), "engine"),
+    **dict.fromkeys(("datasets", "matplotlib", "peft", "scipy", "sklearn", "torch", "trl"), "train"),
+    **dict.fromkeys(("starlette", "uvicorn"), "review"),
+}
 LASTING = {  # what a rerun would meet again: a person has to change something
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL, errno.ENXIO,
@@ -220,9 +225,9 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
     if isinstance(error, ModuleNotFoundError):
-        what = f"the package {error.name} is not installed"
-        remedy = "run `make setup`, or pip install 'batch-route[engine,train,review]'"
-        return InstallationError(f"{what}; {remedy}")
+        extra = EXTRAS.get((error.name or "").partition(".")[0], "engine,train,review")
+        remedy = f"run `make setup`, or pip install 'batch-route[{extra}]'"
+        return InstallationError(f"the package {error.name} is not installed; {remedy}")
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return StorageError("out of memory; free some, or give the run more, then run again to resume")
     if isinstance(error, ImportError):

@@ -5,7 +5,9 @@ them.
 """
 
 import contextlib
+import io
 import json
+import secrets
 import sys
 from datetime import UTC, datetime
 from typing import IO, Any, Protocol
@@ -14,6 +16,32 @@ from typing import IO, Any, Protocol
 class Emit(Protocol):
     def __call__(self, event: str, *, level: str = "info", **facts: Any) -> None:
         """Say that `event` happened."""
+
+
+class JsonText(io.TextIOBase):
+    """A stream for a program that writes lines: each becomes an event `message`, or `error` and `warning` by
+    what it begins with.
+    """
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit, self._begun = emit, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in filter(str.strip, lines):
+            word, colon, rest = line.partition(": ")
+            level = {"Error": "error", "Warning": "warning"}.get(word if colon else "", "info")
+            event = "message" if level == "info" else level
+            self._emit(event, level=level, message=line.strip() if level == "info" else rest)
+        return len(text)
+
+    def writable(self) -> bool:
+        return True
+
+
+def log_stderr_as_json() -> None:
+    """From now on, what this process writes to `sys.stderr` is JSON lines."""
+    sys.stderr = JsonText(JsonLines(secrets.token_hex(8), sys.stderr))
 
 
 def nobody(event: str, *, level: str = "info", **facts: Any) -> None:

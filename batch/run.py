@@ -81,6 +81,7 @@ def run(
                 task = task_of(job, plan, source, work.shards, work.path / ANSWERS)
                 with (engines_for or start_engines)(job) as started:
                     local.score(task, receipts, plan.units, started, observer)
+            observer.phase("writing the output")
             job.backlog.verify()
             publish(options.output, plan, receipts, observer, job.replaces)
             work.finish()

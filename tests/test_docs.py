@@ -9,6 +9,7 @@ import click
 import pytest
 
 from batch.cli import main as batch_route
+from batch.cli_errors import CommandWithOthers
 from tests.conftest import ROOT
 from train.cli import main as batch_train
 
@@ -40,10 +41,13 @@ def commands(page: Path) -> list[list[str]]:
 def test_examples_are_command_lines_that_parse(page: Path) -> None:
     for program, *words in commands(page):
         words = [word for word in words if word != "…"]
-        if program == "batch-route":
-            command: click.Command | None = batch_route
-        else:
-            command = batch_train.get_command(click.Context(batch_train), words.pop(0))
+        command: click.Command | None = batch_route if program == "batch-route" else batch_train
+        while words and isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), words.pop(0))
+        if isinstance(command, CommandWithOthers) and words[0] in command.others:
+            command = command.others[words.pop(0)]
+        if words == ["--version"]:
+            continue
         assert command is not None, (program, words)
         with command.make_context(program, list(words), resilient_parsing=False):
             pass

@@ -55,3 +55,11 @@ def test_cuda_python_has_its_bindings() -> None:
     """It wants those of its own release."""
     cuda = pins("cuda")
     assert SpecifierSet(f"~={cuda['cuda-python']}").contains(cuda["cuda-bindings"])
+
+
+def test_each_licence_is_listed() -> None:
+    """docs/licences.md is made in an environment; that it is of these pins can be told in any."""
+    page = (CI.parent / "docs/licences.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w.-]+) \| ([\w.+!-]+) \| \S", page, re.M))
+    rows.pop("package")  # the head
+    assert rows == pins("cpu") and "not said" not in page and "not installed" not in page

@@ -10,16 +10,19 @@ from click.testing import CliRunner
 
 from batch import errors
 from batch.cli import main as route
+from batch.cli_errors import CommandWithOthers
 from batch.contract.contract import Contract
 from batch.scoring.lane import ERROR_MESSAGES
 from batch.storage.output import output_columns
+from tests import readme_walk
 from tests.conftest import ROOT
 from train.cli import main as train
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
-COMMANDS = [line.split("#")[0].strip() for line in BLOCKS.splitlines() if line.split("#")[0].strip()]
-INLINE = re.findall(r"`((?:batch-route|batch-train|make) [^`]+)`", README)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLES = README + (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+COMMANDS = readme_walk.commands(README)
+PROGRAMS: dict[str, click.Command] = {"batch-route": route, "batch-train": train}
+INLINE = re.findall(r"`((?:batch-route|batch-train|make) [^`]+)`", TABLES)
 
 
 def test_there_are_commands_to_check() -> None:
@@ -28,20 +31,49 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize("line", sorted({*COMMANDS, *INLINE}))
 def test_each_command_exists_with_its_options(line: str) -> None:
-    """`make` targets by a dry run of make, programs by their own option parser; the loop itself runs in test_loop."""
+    """`make` targets by a dry run of make, programs by their own option parser; `make walk` runs them."""
     words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
     if words[0] == "make":
         assert (
             subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
         )
         return
-    program: click.Command = {"batch-route": route, "batch-train": train}[words[0]]
-    if isinstance(program, click.Group):
+    if words[0] in ("export", "python"):
+        assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0
+        return
+    program = PROGRAMS[words[0]]
+    if isinstance(program, CommandWithOthers) and words[1] in program.others:
+        program, words = program.others[words[1]], words[1:]
+    while isinstance(program, click.Group) and not words[1].startswith("-"):
         named = program.get_command(click.Context(program), words[1])
         assert named is not None
         program, words = named, words[1:]
+    if words[1:] == ["--version"]:
+        assert CliRunner().invoke(program, ["--version"]).exit_code == 0
+        return
     with program.make_context("readme", words[1:], resilient_parsing=False):
         pass
+
+
+def test_each_file_that_is_named_exists_or_is_made_by_a_line_before() -> None:
+    """What the commands read is in a fresh clone, or an earlier command has written it."""
+    made = {
+        "out.parquet",
+        "helpdesk",
+        "helpdesk/recipe.toml",
+        "helpdesk/test.jsonl",
+        "routed.parquet",
+        "report.html",
+    }
+    made |= {"tickets.parquet", "batch_route.prom"}
+    named = {
+        word
+        for line in COMMANDS
+        for word in re.findall(r"[\w./-]+\.(?:csv|jsonl|toml|parquet|html|prom)\b", line)
+    }
+    assert len(named) > 6
+    for word in named - made:
+        assert (ROOT / word).exists(), word
 
 
 def test_plan_prints_the_first_experiments_counts() -> None:
@@ -76,3 +108,13 @@ def test_the_examples_row_is_a_valid_label(contract: Contract, tmp_path) -> None
 
     (tmp_path / "row.jsonl").write_text(re.findall(r"```json\n\s*(.*?)\n\s*```", README, re.S)[0] + "\n")
     assert len(load_rows(tmp_path / "row.jsonl", contract)) == 1
+
+
+def test_the_walk_sees_what_is_not_printed() -> None:
+    shown = "│ tier │ 280, 0.90 to 0.96 │\n\nok\n"
+    assert readme_walk.differs(shown, "│ tier   │ 7, 0.1 to 0.2 │\nok\n") is None
+    assert readme_walk.differs(shown, "│ tier │ 280, 0.90 to 0.96 │") == "ok"
+    assert readme_walk.differs(shown, "ok\n│ risk │ 280, 0.90 to 0.96 │") == shown.splitlines()[0]
+    assert readme_walk.commands("```sh\nmake run   # first\n# note\nexport A=$PWD/b\n```\n```text\nno\n```\n") == [
+        "make run", "export A=$PWD/b"
+    ]  # fmt: skip

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import click
 
+from batch import __version__
 from batch.cli_errors import ErrorGroup
+from batch.events import log_stderr_as_json
 
 
 class Entry(NamedTuple):
@@ -28,6 +30,7 @@ COMMANDS = {
     "report": Entry("report", "report", "Write an HTML report on ADAPTER."),
     "adapters": Entry("adapters", "adapters", "List the adapters."),
     "import": Entry("import_adapter", "import_adapter", "Make a bundle from a PEFT adapter, and prove it."),
+    "export": Entry("export", "export", "Write ADAPTER into FOLDER for a hub or another server."),
     "promote": Entry("promote", "promote", "Make ADAPTER the champion if it passes the gates."),
     "rollback": Entry("promote", "rollback", "Undo the last promotion."),
     "contract": Entry("contract", "contract", "Make a contract from labelled data."),
@@ -62,5 +65,9 @@ class LazyGroup(ErrorGroup):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
+@click.version_option(__version__, prog_name="batch-train")
+@click.option("--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there.")
+def main(log_json: bool) -> None:
     """Train adapter bundles from labelled requests, and judge them."""
+    if log_json:
+        log_stderr_as_json()

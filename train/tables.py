@@ -1,4 +1,5 @@
-"""Labelled requests in CSV, TSV or Parquet: a row each, under the names that a line of JSON would have.
+"""Labelled requests in CSV, TSV, Parquet or an export of Label Studio: a row each, under the names that a
+line of JSON would have.
 
 A table knows no booleans (CSV), no missing keys and no nesting: `TRUE` is true, an empty cell is a key that
 is not there, or none of the values of an optional field, and a cell of facts or of several values holds JSON.
@@ -18,8 +19,9 @@ from batch.contract.fields import Field
 from batch.contract.json_text import compact_json
 from batch.errors import DatasetError
 from batch.storage.location import reason
+from train import label_studio
 
-SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
+SUFFIXES = frozenset({".csv", ".tsv", ".parquet", label_studio.SUFFIX})
 ROW_NUMBERS = frozenset({"", "__index_level_0__"})  # columns that pandas writes
 LONGEST_CELL = 1 << 24  # characters; what is too long for a request, the contract says
 DELIMITERS = ",;\t"  # a spreadsheet in much of Europe writes the second
@@ -29,7 +31,7 @@ def read_table(path: Path, contract: Contract) -> Iterator[tuple[int, dict[str, 
     """Each row's line and content. Raises `DatasetError` for a file that cannot be read."""
     fields = {field.name: field for field in contract.fields}
     try:
-        for line, row in _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path):
+        for line, row in _rows(path, contract):
             yield line, dict(_cells(row, fields))
     except FileNotFoundError:
         raise DatasetError(f"no dataset at {path}; give the path of a file of labelled requests") from None
@@ -45,6 +47,13 @@ def _cells(row: Mapping[str, Any], fields: Mapping[str, Field]) -> Iterator[tupl
         elif field := fields.get(name):
             nothing: tuple[Any, ...] = (None, [])
             yield from ((name, none) for none in nothing if field.legal(field.read(none)))
+
+
+def _rows(path: Path, contract: Contract) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    suffix = path.suffix.lower()
+    if suffix == label_studio.SUFFIX:
+        return label_studio.read_export(path, contract)
+    return _parquet(path) if suffix == ".parquet" else _csv(path)
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -33,6 +33,11 @@ REQUIRED = (
 )
 BASE_FOLDER = "base_folder"  # of the manifest: where the base was when the bundle was made, if in a folder
 TABLES = ("data", "recipe", "versions")  # of the manifest, where they are there
+HUB = {
+    ".cache",
+    ".gitattributes",
+    "README.md",
+}  # lie beside a bundle that came from the Hub; nothing reads them
 FORBIDDEN_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py"}
 
 
@@ -69,7 +74,7 @@ class Bundle:
         for name in REQUIRED:
             if name not in digests:
                 raise AdapterError(f"{path}: {MANIFEST} does not list {name}; train the adapter again")
-        present = {file.name for file in path.iterdir()} - {MANIFEST}
+        present = {file.name for file in path.iterdir()} - {MANIFEST} - (HUB - set(digests))
         if strange := sorted(name for name in present if Path(name).suffix.lower() in FORBIDDEN_SUFFIXES):
             raise AdapterError(
                 f"{path}: holds {strange[0]}; only safetensors and data files are ever loaded, remove it"
@@ -177,7 +182,7 @@ def seal_bundle(folder: Path, facts: Mapping[str, Any]) -> str:
     """Seal a finished bundle: hash every file, write `manifest.json` last. Returns the bundle's digest."""
     files = {}
     for file in sorted(folder.iterdir()):
-        if file.name != MANIFEST:
+        if file.name != MANIFEST and file.name not in HUB:
             file.chmod(0o644)  # safetensors' files are their maker's alone, and a service reads these
             files[file.name] = file_digest(file)
     manifest = {**facts, "files": files}

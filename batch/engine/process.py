@@ -70,6 +70,13 @@ class EngineProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    def start(self) -> None:
+        """Wait until the model is loaded. Raises `EngineError`; `AdapterError` for a base that is refused."""
+        while not self.facts:
+            if not self._wait(self._patience):
+                raise self._hung()
+            self._note(*self._receive())
+
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
         """Hot-load an adapter: no restart. Returns what its canary showed. Raises `AdapterError` if it does
         not act.

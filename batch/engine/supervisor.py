@@ -62,6 +62,10 @@ class Supervisor:
     def pid(self) -> int:
         return self._engine.pid
 
+    def start(self) -> None:
+        """See :meth:`EngineProcess.start`. One that does not start is not started again."""
+        self._engine.start()
+
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
         """See :meth:`EngineProcess.load`; what is loaded is not loaded again. An engine that has never
         started is not started again."""

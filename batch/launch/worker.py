@@ -133,6 +133,9 @@ class Worker:
         `InputError`, `AdapterError`.
         """
         task, engine, observer = self._task, self.engine, self._observer
+        self._tell(partial(observer.phase, "loading the model"))
+        engine.start()
+        self._tell(partial(observer.phase, "compiling the grammar"))
         canary = load_first(engine, task.adapters)
         facts = {**task.facts, **engine.facts}
         kept = (task.answers, repeated, task.cache, task.cache_max)

@@ -22,6 +22,7 @@ from batch.storage.places import check_outlets
 from batch.storage.written_plan import WrittenPlan
 
 Progress = Callable[[Counts, int], None]  # (counts of this run, rows that it has to score)
+Phases = Callable[[str], None]  # hears the name of each part of a run as it begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +44,15 @@ SILENT = Outlets()
 class Observer:
     """Observes one run. Its methods are called in the order in which they are defined."""
 
-    def __init__(self, outlets: Outlets = SILENT, progress: Progress | None = None) -> None:
+    def __init__(
+        self, outlets: Outlets = SILENT, progress: Progress | None = None, phases: Phases | None = None
+    ) -> None:
         self.summary = Summary()
-        self._outlets, self._progress = outlets, progress
+        self._outlets, self._progress, self._phases = outlets, progress, phases
         self._emit = JsonLines(self.summary.run_id) if outlets.log_json else nobody
         self._started = self._begun = time.monotonic()
         self._rows = self._asks = 0
+        self._begun_phases: set[str] = set()
         self._checked = False  # until then metrics could be written over the input
 
     def emit(self, event: str, *, level: str = "info", **facts: Any) -> None:
@@ -56,6 +60,12 @@ class Observer:
         if level == "warning":
             told = ", ".join(f"{name} {value}" for name, value in facts.items())
             self.summary.warnings.append(one_line(f"{event}: {told}"))
+
+    def phase(self, name: str) -> None:
+        """What takes the time from now on, told once: of several engines that load, one may be late."""
+        if self._phases and name not in self._begun_phases:
+            self._begun_phases.add(name)
+            self._phases(name)
 
     @contextlib.contextmanager
     def around(self, source: str, output: str, adapter: str, max_error_rate: float) -> Iterator[None]:
@@ -117,6 +127,7 @@ class Observer:
             self._begun = time.monotonic()
             self.summary.startup_seconds = self._begun - self._started
             self.summary.engine = {**facts, "canary": canary}
+            self.phase("routing")
         self.summary.devices[device] = Device(counts, time.monotonic())
         self.emit("engine ready", index=device, **facts)  # `device` is one of the facts: cpu, cuda
 

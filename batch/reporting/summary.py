@@ -147,16 +147,12 @@ def show(summary: Summary, output: str, console: Console) -> None:
     if tally.mean_score is not None:
         table.add_row("mean score", "", f"{tally.mean_score:.3f}")
     if tally.triage:
-        table.add_row(
-            "need no person",
-            "triage = auto",
-            f"{tally.triage['auto']}  {tally.triage['auto'] / tally.rows:6.1%}",
-        )
-        table.add_row(
-            "for a person",
-            "triage = human",
-            f"{tally.triage['human']}  {tally.triage['human'] / tally.rows:6.1%}",
-        )
+        for title, value, meaning in (
+            ("triage", "auto", "needs no person"),
+            ("", "human", "for a person"),
+        ):
+            count = tally.triage[value]
+            table.add_row(title, f"{value}: {meaning}", f"{count}  {count / tally.rows:6.1%}")
     table.add_row("errors", "", f"{tally.error_rows}  {tally.error_rate:6.1%}")
     for code, count in tally.errors.most_common():
         table.add_row("", code, str(count))
@@ -176,10 +172,10 @@ def show(summary: Summary, output: str, console: Console) -> None:
             table.add_row("speed", "rows/s", f"{summary.rows_per_second:.1f}")
             table.add_row("prefix cache", "hit rate", f"{summary.counts.cache_hit_rate:.1%}")
         if summary.startup_seconds is not None:
-            table.add_row("time", "seconds until the engine was ready", f"{summary.startup_seconds:.1f}")
+            table.add_row("time", "until the engine was ready", f"{summary.startup_seconds:.1f} s")
         for number, device in sorted(summary.devices.items()) if len(summary.devices) > 1 else ():
             table.add_row(f"device {number}", *device.as_text())
-        table.add_row("time", "seconds, with start-up", f"{summary.seconds:.1f}")
+        table.add_row("time", "all of it", f"{summary.seconds:.1f} s")
     console.print(table)
     for warning in summary.warnings:
         console.print(f"Warning: {warning}", soft_wrap=True)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.errors import BatchRouteError, InputError, StorageError
+from batch.storage.convert import how_to_convert
 from batch.storage.footer import MAGIC, Annotations, annotations
 from batch.storage.guard import note, out_of_memory
 from batch.storage.location import Location, reason
@@ -249,7 +250,7 @@ def _footer(location: Location, handle: pa.NativeFile) -> bytes:
     if b"PARE" in (head, tail[-4:]):
         raise InputError(f"{location.name} is encrypted; decrypt it first")
     if head != MAGIC:
-        raise InputError(f"{location.name} is not a Parquet file; convert it first")
+        raise InputError(f"{location.name} is not a Parquet file; {how_to_convert(location.name)}")
     length = int.from_bytes(tail[:4], "little")
     if size < 12 or tail[4:] != MAGIC or length > size - 12:
         raise InputError(f"{location.name} is truncated; write the file again")

@@ -138,7 +138,7 @@ def test_the_command_line_ends_in_one_line_and_the_errors_code(tmp_path: Path) -
             ModuleNotFoundError("No module named 'vllm'", name="vllm"),
             2,
             "Error: the package vllm is not installed; run `make setup`, or pip install "
-            "'batch-route[engine,train,review]'\n",
+            "'batch-route[engine]'\n",
         ),
         (InputError("a\x1b[31m\nb\u202e\udcff"), 2, "Error: a\\x1b[31m b\\u202e\\udcff\n"),
         (KeyboardInterrupt(), 130, "Interrupted; run again to resume\n"),

@@ -161,7 +161,7 @@ def test_what_was_not_learned_is_told_from_what_the_grammar_shows(
     assert (
         not checks["three arms"].ok and "the grammar alone holds the form up" in checks["three arms"].detail
     )
-    assert re.search("valid: guided (1[0-9]), free 0,", checks["three arms"].detail)
+    assert re.search("valid of 16: guided (1[0-9]), free 0,", checks["three arms"].detail)
 
 
 def test_an_answer_that_runs_on_is_told_with_its_loop() -> None:

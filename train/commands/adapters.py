@@ -1,5 +1,8 @@
 """`batch-train adapters`: the registry as a table."""
 
+from pathlib import Path
+from typing import Any
+
 import click
 from rich.table import Table
 
@@ -7,34 +10,65 @@ from batch.adapter.bundle import Bundle
 from batch.adapter.files import read_json
 from batch.adapter.registry import Registry
 from batch.reporting.console import PlainConsole
+from train.commands.options import json_option
+from train.files import write_json
+
+SHOWN = ("digest", "aliases", "contract", "base", "rows", "created")  # as wide as a terminal; --json has more
+DIGITS = 12  # of a digest
+MOST_COLUMNS = 10_000  # of a line in a pipe
 
 
 @click.command()
-def adapters() -> None:
+@json_option
+def adapters(json_path: Path | None) -> None:
     """List the adapters."""
     registry = Registry()
     aliases = registry.aliases()
-    table = Table(title=f"{registry.root}/", title_justify="left")
-    for column in ("digest", "aliases", "contract", "base", "rank", "rows", "loss", "created"):
-        table.add_column(column, no_wrap=column in ("digest", "loss"))
     found = registry.survey()
     bundles = [bundle for bundle in found.values() if isinstance(bundle, Bundle)]
-    for bundle in sorted(bundles, key=lambda bundle: str(bundle.manifest.get("created_at", ""))):
-        metrics = read_json(bundle.path / "metrics.json", "an adapter bundle")
-        best = metrics.get("best") or {}
-        table.add_row(
-            bundle.digest[:12],
-            ", ".join(alias for alias, digest in aliases.items() if digest == bundle.digest),
-            bundle.contract.name,
-            bundle.base["ref"],
-            str(bundle.rank),
-            str(bundle.manifest.get("data", {}).get("train", {}).get("rows", "")),
-            f"{best['validation_loss']:.4f}" if "validation_loss" in best else "",
-            str(bundle.manifest.get("created_at", ""))[:10],
-        )
-    PlainConsole().print(table)
+    lines = [
+        _facts(bundle, [alias for alias, digest in aliases.items() if digest == bundle.digest])
+        for bundle in sorted(bundles, key=lambda bundle: str(bundle.manifest.get("created_at", "")))
+    ]
+    if json_path:
+        write_json(json_path, lines)
+    if lines:
+        _print(lines)
     for digest, error in found.items():
         if not isinstance(error, Bundle):
-            click.echo(f"Warning: {digest[:12]} is damaged and left out: {error}", err=True)
+            click.echo(f"Warning: {digest[:DIGITS]} is damaged and left out: {error}", err=True)
     if not found:
-        click.echo("none yet; run `make train`")
+        click.echo(f"none in {registry.root}/ yet; run `make train`")
+
+
+def _facts(bundle: Bundle, aliases: list[str]) -> dict[str, Any]:
+    metrics = read_json(bundle.path / "metrics.json", "an adapter bundle")
+    return {
+        "digest": bundle.digest,
+        "aliases": aliases,
+        "contract": bundle.contract.name,
+        "base": bundle.base["ref"],
+        "rank": bundle.rank,
+        "rows": bundle.manifest.get("data", {}).get("train", {}).get("rows"),
+        "validation_loss": (metrics.get("best") or {}).get("validation_loss"),
+        "threshold": bundle.calibration.threshold,
+        "created": bundle.manifest.get("created_at"),
+    }
+
+
+def _print(lines: list[dict[str, Any]]) -> None:
+    """On a terminal words wrap; in a pipe each adapter is one line, however long."""
+    console = PlainConsole()
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in SHOWN:
+        table.add_column(
+            name, no_wrap=not console.is_terminal or name in ("digest", "created"), overflow="fold"
+        )
+    for line in lines:
+        short = {"digest": line["digest"][:DIGITS], "created": str(line["created"] or "")[:10]}
+        cells = {**line, **short, "aliases": ", ".join(line["aliases"])}
+        table.add_row(*("" if cells[name] is None else str(cells[name]) for name in SHOWN))
+    if not console.is_terminal:
+        unbounded = console.options.update(max_width=MOST_COLUMNS)
+        console.width = max(console.width, console.measure(table, options=unbounded).maximum)
+    console.print(table)

@@ -6,12 +6,13 @@ import click
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.completion import adapters
 from train.commands.options import PATH, SHARE
 from train.fit.calibrated import calibrate_bundle, summary
 
 
 @click.command()
-@click.argument("adapter")
+@click.argument("adapter", shell_complete=adapters)
 @click.argument("dataset", type=PATH)
 @click.option(
     "--target-error",

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
+from batch.cli_errors import ErrorGroup
 from batch.errors import InputError
 from train.commands.options import PATH
 from train.labelling.start import start
 
 
-@click.group()
+@click.group(cls=ErrorGroup)
 def contract() -> None:
     """Make a contract from labelled data."""
 
@@ -20,7 +21,7 @@ def contract() -> None:
 @click.option("--label-column", "label_columns", metavar="NAME", multiple=True, required=True)
 @click.option("--out", type=PATH, help="The folder to make.  [default: LABELLED's name, without its suffix]")
 def init(labelled: Path, text_column: str, label_columns: tuple[str, ...], out: Path | None) -> None:
-    """Make a contract and splits of LABELLED, a CSV, TSV, JSONL or Parquet file.
+    """Make a contract, a recipe and splits of LABELLED, a CSV, TSV, JSONL or Parquet file.
 
     Each --label-column becomes a field with the labels that it holds. Eight rows of ten are for training, one
     for validation and one for the test; rows that are nearly alike stay together, so nothing leaks.
@@ -33,4 +34,5 @@ def init(labelled: Path, text_column: str, label_columns: tuple[str, ...], out: 
     for why, rows in made.left_out.items():
         click.echo(f"{rows} rows {why} are left out")
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in made.splits.items())
-    click.echo(f"{folder}: contract.toml; {counts} rows. Say in the contract what each label means.")
+    click.echo(f"{folder}: contract.toml, recipe.toml; {counts} rows")
+    click.echo(f"Say in the contract what each label means, then: batch-train fit {folder}/recipe.toml")

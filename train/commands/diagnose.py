@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from batch.adapter.registry import Registry
+from batch.completion import adapters as complete
 from batch.errors import DatasetError
 from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, json_option
@@ -16,7 +17,7 @@ from train.files import write_json
 
 
 @click.command()
-@click.argument("adapters", metavar="ADAPTER[,ADAPTER...]")
+@click.argument("adapters", metavar="ADAPTER[,ADAPTER...]", shell_complete=complete)
 @click.argument("dataset", type=PATH)
 @click.option(
     "--train",

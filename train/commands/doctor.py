@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from batch.adapter.registry import Registry
+from batch.completion import adapters
 from batch.errors import AdapterError, one_line
 from train.commands.options import PATH, json_option
 from train.doctor import as_json
@@ -13,7 +14,7 @@ from train.files import write_json
 
 
 @click.command()
-@click.argument("adapter")
+@click.argument("adapter", shell_complete=adapters)
 @click.option("--data", type=PATH, help="The training rows.  [default: where the bundle's manifest has them]")
 @click.option(
     "--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]"

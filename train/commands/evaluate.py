@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from batch.adapter.registry import Registry
+from batch.completion import adapters
 from batch.contract.contract import Contract
 from batch.errors import InputError
 from batch.reporting.console import PlainConsole
@@ -25,7 +26,9 @@ from train.files import write_json
 
 
 @click.command("eval")
-@click.argument("arguments", metavar="ADAPTER[,ADAPTER...] DATASET...", nargs=-1, required=True)
+@click.argument(
+    "arguments", metavar="ADAPTER[,ADAPTER...] DATASET...", nargs=-1, required=True, shell_complete=adapters
+)
 @json_option
 @click.option(
     "--attack",

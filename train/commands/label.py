@@ -1,6 +1,8 @@
 """`batch-train lint` and `candidates`: help with labelling."""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -8,14 +10,31 @@ import click
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
-from batch.errors import DatasetError, one_line
+from batch.errors import DatasetError, InputError, one_line
 from batch.storage.location import write_file
+from train import label_studio
 from train.commands.options import PATH, json_option, writable
 from train.dataset import load_rows
 from train.evaluation.from_scored import contract_of, read_scored
 from train.files import write_json
 from train.labelling.candidates import candidates as choose
+from train.labelling.lint import Finding
 from train.labelling.lint import lint as look
+
+ALIKE = 3  # findings of one file with the same words that are printed; --json has all
+
+
+def told(found: Sequence[Finding]) -> Iterator[str]:
+    """A line a finding; of a mistake that a whole file makes, the first few and how many more there are."""
+    counts = Counter[tuple[str, str, str]]()
+    for finding in found:
+        alike = (finding.where.rpartition(":")[0], finding.kind, finding.message)
+        counts[alike] += 1
+        if counts[alike] <= ALIKE:
+            yield str(finding)
+    for (file, kind, message), count in counts.items():
+        if count > ALIKE:
+            yield f"{file}: {kind}: {message} (and in {count - ALIKE} more lines)"
 
 
 @click.command()
@@ -41,8 +60,8 @@ def lint(datasets: tuple[Path, ...], contract: str, likeness: float, json_path: 
     nearly the same, values that are rare, and labels that the other rows contradict (hints).
     """
     found = look(datasets, Contract.load(contract), likeness)
-    for finding in found:
-        click.echo(one_line(str(finding)))
+    for line in told(found):
+        click.echo(one_line(line))
     if json_path:
         write_json(json_path, [dataclasses.asdict(finding) for finding in found])
     errors = sum(finding.error for finding in found)
@@ -66,6 +85,14 @@ def lint(datasets: tuple[Path, ...], contract: str, likeness: float, json_path: 
 )
 @click.option("--id-column", default="id", show_default=True)
 @click.option("--text-column", default="request", show_default=True)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["jsonl", "label-studio"]),
+    default="jsonl",
+    show_default=True,
+    help="label-studio: tasks for --out FILE.json, and the labelling page beside it as FILE.xml.",
+)
 def candidates(
     scored: Path,
     count: int,
@@ -74,6 +101,7 @@ def candidates(
     contract: str | None,
     id_column: str,
     text_column: str,
+    kind: str,
 ) -> None:
     """Choose the rows most worth labelling next.
 
@@ -81,10 +109,18 @@ def candidates(
     rule and requests unlike any labelled one take turns. The model's own answer stands under `suggested`, the
     reasons under `why`; a row is a dataset row once its nulls are filled in.
     """
+    studio = kind == "label-studio"
+    if studio and (out is None or out.suffix != ".json"):
+        raise InputError("--format label-studio writes two files; name the first with --out FILE.json")
     table = read_scored(scored, id_column)
     rules = contract_of(table, Registry(), contract)
     rows = [row for path in labelled for row in load_rows(path, rules, evaluation=True)]
     chosen = choose(table, scored, rows, rules, count, id_column, text_column)
+    if studio and out:
+        write_json(out, label_studio.tasks(chosen, rules))
+        write_file(out.with_suffix(".xml"), label_studio.page(rules).encode())
+        click.echo(f"{len(chosen)} tasks in {out}; {out.with_suffix('.xml')} is their labelling page")
+        return
     text = "".join(map(json_line, chosen))
     if out:
         write_file(out, text.encode())

@@ -7,6 +7,7 @@ import click
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.completion import adapters
 from batch.errors import one_line
 from train.commands.options import PATH
 from train.release import promotions
@@ -14,7 +15,7 @@ from train.release.gates import GateData, gates
 
 
 @click.command()
-@click.argument("adapter")
+@click.argument("adapter", shell_complete=adapters)
 @click.option(
     "--regression",
     type=PATH,

@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from batch.adapter.registry import Registry
+from batch.completion import adapters
 from train.commands.options import PATH, writable
 from train.report.html import write_adapter_report
 
 
 @click.command()
-@click.argument("adapter")
+@click.argument("adapter", shell_complete=adapters)
 @click.argument("datasets", metavar="[DATASET]...", nargs=-1, type=PATH)
 @click.option(
     "--out",

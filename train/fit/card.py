@@ -1,6 +1,9 @@
 """The model card: what a bundle is, from the same facts as its metrics and manifest."""
 
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from batch.contract.contract import Contract
@@ -26,11 +29,7 @@ def model_card(
         f"- `{f.name}`: {', '.join(map(as_text, f.values)) or 'text'}" for f in contract.fields
     )
     return f"""---
-base_model: {base["ref"]}
-library_name: peft
-pipeline_tag: text-generation
-tags: [lora, qlora]
----
+{front_matter(contract, facts, metrics)}---
 # {contract.name}
 
 A LoRA adapter that answers a request with one compact JSON object of the contract `{contract.name}`:
@@ -59,6 +58,39 @@ folder is the one it was trained on. It decides nothing outside that contract. I
 
 {_scores(calibration)}
 """
+
+
+def front_matter(contract: Contract, facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """The card's YAML, as model hubs read it. The base is named where it is on a hub; the licence is the
+    base's, whose weights the adapter changes, or `unknown`.
+    """
+    base, best = facts["base"], metrics["best"]
+    result = {
+        "task": {"type": "text-classification"},
+        "dataset": {"name": facts["data"]["validation"]["path"], "type": contract.name},
+        "metrics": [{"type": "loss", "name": "validation loss", "value": best["validation_loss"]}],
+    }
+    content = {
+        **({"base_model": base["ref"]} if base["revision"] else {}),
+        "library_name": "peft",
+        "license": facts.get("base_license") or "unknown",
+        "metrics": ["loss"],
+        "model-index": [{"name": contract.name, "results": [result]}],
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "qlora"],
+    }
+    return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in content.items())
+
+
+def license_of(base: Path) -> str | None:
+    """The licence that the base's own card names, if it has one."""
+    try:
+        text = (base / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    head = text.split("---\n")[1] if text.startswith("---\n") and text.count("---\n") > 1 else ""
+    found = re.search(r"^license:\s*([\w.+-]+)\s*$", head, re.M)
+    return found[1] if found else None
 
 
 def _scores(calibration: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from train.config import Config
 from train.dataset import Row, check_splits, file_facts, load_rows
 from train.examples import check_lengths
 from train.fit.base_checks import check_base, check_finite
+from train.fit.card import license_of
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers")
 
@@ -69,5 +70,6 @@ def prepare(config: Config) -> Inputs:
         },
         "seed": config.training.seed,
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        **({"base_license": licence} if (licence := license_of(base)) else {}),
     }
     return Inputs(config, contract, base, renderer, splits, facts)

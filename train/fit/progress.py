@@ -1,16 +1,30 @@
-"""How far training is: a bar on a terminal, a line for each validation elsewhere."""
+"""How far a fit is: a bar on a terminal, a line for each validation, and each phase with its time."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from batch.reporting.progress import Times, clock
+
+
+@contextlib.contextmanager
+def phase(console: Console, name: str) -> Iterator[None]:
+    """Say what begins, and how long it took once it is done."""
+    console.print(name, highlight=False)
+    began = time.monotonic()
+    yield
+    console.print(f"{name}: {clock(time.monotonic() - began)}", highlight=False)
 
 
 class TrainingProgress(TrainerCallback):  # type: ignore[misc]
     def __init__(self, console: Console) -> None:
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Times())
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.loss = float("nan")
 

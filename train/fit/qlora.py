@@ -45,7 +45,7 @@ from train.fit.inputs import Inputs, prepare
 from train.fit.loss_chart import draw_loss
 from train.fit.model import compute_dtype, count_parameters, load_quantised, save_adapter
 from train.fit.packing import Collator
-from train.fit.progress import TrainingProgress
+from train.fit.progress import TrainingProgress, phase
 from train.fit.serving import choose_served_base
 
 
@@ -68,7 +68,8 @@ def fit(
     if inputs.renderer.style.folded:
         console.print("the base's chat template has no system turn: the instructions go into the user's")
     with _run_folder(registry, inputs.fingerprint) as run:
-        trainer = train(inputs, run, console)
+        with phase(console, f"training on {len(inputs.splits['train'])} rows"):
+            trainer = train(inputs, run, console)
         with failures(config.path, run):
             folder = write_bundle(inputs, trainer, registry.staging())
         del trainer  # on a GPU the engine needs its memory
@@ -77,10 +78,11 @@ def fit(
         split = "calibration" if "calibration" in inputs.splits else "validation"
         rows = inputs.splits[split]
         choose_served_base(folder, inputs.base, config.quantisation, rows, console)
-        for line in summary(
-            calibrate_folder(folder, rows, inputs.facts["data"][split], config.calibration.target_error)
-        ):
-            console.print(line, highlight=False)
+        with phase(console, f"calibrating the scores on {len(rows)} rows"):
+            target = config.calibration.target_error
+            calibration = calibrate_folder(folder, rows, inputs.facts["data"][split], target)
+        for line in summary(calibration):
+            console.print(line, highlight=False, soft_wrap=True)
         bundle = registry.add(folder)
     registry.set_alias("latest", bundle.digest)
     if examine and not examine(bundle):

@@ -118,8 +118,8 @@ def label_errors(rows: Sequence[Row], contract: Contract) -> list[Finding]:
                 continue
             gap = sure[best] - line.get(given, 0.0)
             message = (
-                f"{field.name} is {as_text(given)!r}, the other rows say {as_text(best)!r} "
-                f"({sure[best]:.2f} to {line.get(given, 0.0):.2f})"
+                f"{field.name} is {as_text(given)!r} (probability {line.get(given, 0.0):.2f}), by the other "
+                f"rows it is {as_text(best)!r} ({sure[best]:.2f})"
             )
             suspects.append((gap, Finding("label", row.where, message)))
     whole: dict[str, float] = defaultdict(float)  # a row that is contradicted in several fields comes first

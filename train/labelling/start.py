@@ -1,8 +1,9 @@
-"""From a table of labelled texts to a contract and splits that `fit` takes: `batch-train contract init`."""
+"""From a table of labelled texts to what `fit` takes: `batch-train contract init`."""
 
 import dataclasses
 import hashlib
 import json
+import math
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,27 @@ SYSTEM = """
 You classify requests. Answer with one compact JSON object and nothing else.
 {fields}
 """
+RECIPE = """# batch-train fit {folder}/recipe.toml
+# docs/reference.md lists every key and its default. Paths: from the current directory.
+
+[base]
+model = "data/mini-base"   # a stand-in; name your base here, a folder or a hub id with its revision
+
+[data]
+contract = "{folder}/contract.toml"
+train = "{folder}/train.jsonl"
+validation = "{folder}/validation.jsonl"
+test = "{folder}/test.jsonl"   # never trained on; only checked for leaks
+
+[training]
+epochs = {epochs}
+batch_size = {batch_size}
+learning_rate = 5e-3   # for the stand-in; a model of 1B parameters or more takes 2e-4
+scheduler = "cosine"
+eval_every = {eval_every}   # steps between two validations: an epoch
+early_stopping_patience = 4
+"""
+BATCH_SIZE, FEW = 4, 500  # rows a step; rows below which a fit takes more epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +55,20 @@ class Start:
     left_out: Mapping[str, int]
 
     def write(self, folder: Path) -> None:
-        """`contract.toml` and a JSONL file a split into a new folder."""
+        """`contract.toml`, `recipe.toml` and a JSONL file a split into a new folder."""
         folder.mkdir(parents=True)
         (folder / "contract.toml").write_text(self.contract, encoding="utf-8")
         for split, rows in self.splits.items():
             text = "".join(json_line(row.as_json()) for row in rows)
             (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+        count = len(self.splits["train"])
+        recipe = RECIPE.format(
+            folder=folder,
+            epochs=10 if count < FEW else 3,
+            batch_size=BATCH_SIZE,
+            eval_every=math.ceil(count / BATCH_SIZE) or 1,
+        )
+        (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
 
 
 def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:

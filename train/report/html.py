@@ -40,6 +40,8 @@ DATASETS = (
     "natural.jsonl",
     "probes.jsonl",
 )
+RELIABILITY = "Share right by mean score, in bins of equal mass, for each field"
+COVERAGE = "Share of wrong rows among those kept, by the share kept"
 MISSES_SHOWN = 40
 ENOUGH = 100  # judged rows for curves of an adapter that was not calibrated
 
@@ -156,11 +158,17 @@ def render(
         judged=judged,
         biases=list(zip(*biases, strict=True)) if len({len(each) for each in biases}) == 1 else [],
         interval_charts={
-            each.name: plots.svg(plots.intervals(each.evaluations, each.measures)) for each in judged
+            each.name: plots.svg(
+                plots.intervals(each.evaluations, each.measures),
+                f"Shares right on {each.name}, with intervals",
+            )
+            for each in judged
         },
         largest=largest,
         confusion_charts=_confusions(largest.evaluations[0], bundle) if largest else {},
-        loss=plots.svg(loss_figure(metrics["history"], "")) if metrics.get("history") else None,
+        loss=plots.svg(loss_figure(metrics["history"], ""), "Loss by step of the training")
+        if metrics.get("history")
+        else None,
         scores=_scores(calibration, bundle, gold, answers),
         calibration=calibration,
         misses=misses[:MISSES_SHOWN],
@@ -177,7 +185,9 @@ def _confusions(evaluation: Evaluation, bundle: Bundle) -> dict[str, Markup]:
         values = [as_text(value) for value in fields[name].values]
         if name in evaluation.sets:  # there are too many: those that were given or answered
             values = sorted({value for pair in cells for value in pair if value is not None})
-        shown[name] = plots.svg(plots.confusion(cells, values))
+        shown[name] = plots.svg(
+            plots.confusion(cells, values), f"Confusion of {name}: rows by gold and answered value"
+        )
     return shown
 
 
@@ -195,9 +205,9 @@ def _scores(
         kept = evidence["kept"] / calibration["rows"] or None
         return {
             "of": f"the {calibration['rows']} rows that scores were calibrated on",
-            "reliability": plots.svg(plots.reliability(evidence["fields"])),
+            "reliability": plots.svg(plots.reliability(evidence["fields"]), RELIABILITY),
             "coverage": plots.svg(
-                plots.risk_coverage(evidence["risk_coverage"], calibration["target_error"], kept)
+                plots.risk_coverage(evidence["risk_coverage"], calibration["target_error"], kept), COVERAGE
             ),
             "fields": evidence["fields"],
         }
@@ -218,8 +228,8 @@ def _scores(
     curve = risk_coverage(np.array([made.score for _, made in pairs]), np.all(list(right.values()), axis=0))
     return {
         "of": f"the {len(pairs)} rows judged here",
-        "reliability": plots.svg(plots.reliability(fields)),
-        "coverage": plots.svg(plots.risk_coverage(curve, None, None)),
+        "reliability": plots.svg(plots.reliability(fields), RELIABILITY),
+        "coverage": plots.svg(plots.risk_coverage(curve, None, None), COVERAGE),
         "fields": fields,
     }
 

@@ -19,23 +19,38 @@ from train.fit.loss_chart import STYLE
 
 BLUE, ORANGE, GREY, LIGHT = "#3f6fb5", "#c2410c", "#62676e", "#e2e3e5"
 COLOURS = (BLUE, ORANGE)
+THEME = {  # a figure's colours → the page's variables, which differ in the dark
+    BLUE: "fill",
+    ORANGE: "tick",
+    GREY: "soft",
+    LIGHT: "line",
+    "#000000": "ink",
+    "#ffffff": "card",
+    "#555555": "soft",
+    "#e5e5e5": "line",
+}
 PANELS = 2  # small charts side by side
 
 
-def svg(figure: Figure) -> Markup:
-    """The figure as an `<svg>` element without a size of its own: the page sets its width."""
+def svg(figure: Figure, name: str) -> Markup:
+    """The figure as an `<svg>` element: the page sets its colours, by variables, and its width. A screen
+    reader says `name`.
+    """
     buffer = io.StringIO()
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     plt.close(figure)
     text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :])
+    for colour, variable in THEME.items():
+        text = text.replace(colour, f"var(--{variable})")
+    label = Markup('<svg role="img" aria-label="{}" fill="var(--ink)"').format(name)
+    return Markup(text[text.index("<svg") :].replace("<svg", label, 1))
 
 
 def intervals(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> Figure:
     """Share right of each measure with its 95 % Wilson interval, adapters side by side; one dataset."""
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.36 * len(measures)), layout="constrained")
+        figure, axes = plt.subplots(figsize=(10, 0.8 + 0.36 * len(measures)), layout="constrained")
         places = np.arange(len(measures))[::-1]
         for index, evaluation in enumerate(evaluations):
             shift = 0 if len(evaluations) == 1 else 0.15 - 0.3 * index
@@ -103,7 +118,7 @@ def reliability(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
     rows = -(-len(fields) // PANELS)
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         figure, grid = plt.subplots(
-            rows, PANELS, figsize=(7.2, 2.9 * rows), layout="constrained", squeeze=False
+            rows, PANELS, figsize=(10, 3.2 * rows), layout="constrained", squeeze=False
         )
         for axes, (name, found) in zip(grid.flat, fields.items(), strict=False):
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
@@ -132,7 +147,7 @@ def risk_coverage(curve: Sequence[tuple[float, float]], target: float | None, ke
     threshold.
     """
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+        figure, axes = plt.subplots(figsize=(10, 3.4), layout="constrained")
         axes.plot(*zip(*curve, strict=True), color=BLUE, linewidth=1.8)
         if target is not None:
             axes.axhline(target, color=ORANGE, linewidth=1, linestyle="--", label=f"error target {target:g}")

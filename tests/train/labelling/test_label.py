@@ -13,9 +13,10 @@ from batch.contract.contract import Contract
 from batch.errors import DatasetError
 from tests.conftest import ROOT
 from train.cli import main
+from train.commands.label import told
 from train.dataset import load_rows
 from train.labelling.candidates import candidates
-from train.labelling.lint import label_errors, lint
+from train.labelling.lint import Finding, label_errors, lint
 
 CONTRACT = ("--contract", str(ROOT / "data/contract.toml"))
 
@@ -167,3 +168,13 @@ def test_near_copies_are_chosen_once(contract: Contract, scored: pl.DataFrame) -
     twice = pl.concat([scored, scored.with_columns(pl.col("id") + "-b", pl.col("request") + " Thanks.")])
     chosen = candidates(twice, Path("out.parquet"), [], contract, 60, "id", "request")
     assert len({row["id"].removesuffix("-b") for row in chosen}) == len(chosen) == 60
+
+
+def test_a_mistake_of_a_whole_file_is_told_three_times_and_counted() -> None:
+    many = [Finding("refused", f"rows.jsonl:{line}", "unknown key 'department'") for line in range(1, 501)]
+    lines = list(told([*many, Finding("refused", "other.jsonl:7", "unknown key 'department'")]))
+    assert lines == [
+        *map(str, many[:3]),
+        "other.jsonl:7: refused: unknown key 'department'",
+        "rows.jsonl: refused: unknown key 'department' (and in 497 more lines)",
+    ]

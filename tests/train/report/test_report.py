@@ -20,6 +20,7 @@ from train.doctor.check import NAMES, Check
 from train.evaluation.evaluate import compare, evaluate
 from train.fit.calibrate import calibrate
 from train.report.html import Judged, default_datasets, render
+from train.report.plots import THEME
 
 CHECKS = [Check(name, name != "three arms", f"what was seen of {name}") for name in NAMES]
 
@@ -96,6 +97,16 @@ def test_the_page_stands_alone_and_says_what_it_was_given(tiny_bundle: Bundle) -
     assert "Not calibrated" in text and "191 rows judged here" in text
     # intervals, a confusion matrix a field, reliability and risk-coverage
     assert html.count("<svg") == 1 + 4 + 2
+
+
+def test_charts_have_names_and_sections_are_in_the_list(tiny_bundle: Bundle) -> None:
+    html = page(tiny_bundle, wrong=(20, 10))
+    names = re.findall(r'<svg role="img" aria-label="([^"]+)"', html)
+    assert len(names) == html.count("<svg") == len(set(names)) and "Confusion of tier" in " ".join(names)
+    assert re.findall(r'<section id="([^"]+)"', html) == re.findall(r'<a href="#([^"]+)"', html)
+    assert html.count("<section") == html.count("<section id=")
+    charts = html[html.index("</style>") :]
+    assert not [colour for colour in THEME if colour in charts]  # in the dark each has another
 
 
 def test_two_adapters_are_compared(tiny_bundle: Bundle) -> None:
