@@ -190,6 +190,9 @@ class NoEngine:
         self.facts = facts
         self._keys: list[int] = []
 
+    def start(self) -> None:
+        """It is as ready as it will be."""
+
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
         return {}
 
