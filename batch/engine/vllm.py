@@ -20,6 +20,9 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# On a CPU, threads shared out by a step's longest contexts would add up a row's attention in an order that
+# depends on the other rows.
+os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
 from batch.engine.machine import Machine, base_config
 
@@ -67,10 +70,10 @@ class VllmEngine:
         self._draft_tokens = MACHINE.draft_tokens(spec.draft_tokens)
         self._dtype = MACHINE.dtype(spec.dtype)
         if not MACHINE.gpu:
-            from batch.engine.cpu import lora, sampling
+            from batch.engine.cpu import linear, lora, sampling
 
-            lora.install()
-            sampling.install()
+            for module in (linear, lora, sampling):
+                module.install()
         vllm_guide.install()
         if spec.threads:
             torch.set_num_threads(spec.threads)
@@ -197,6 +200,7 @@ class VllmEngine:
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=grammar) if grammar else None,
+            skip_clone=True,  # vLLM would copy them deeply for each request
             **options,
         )
 

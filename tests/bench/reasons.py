@@ -49,14 +49,15 @@ def labels(rows: list[ScoredRow], bundle: Bundle) -> list[Any]:
 @click.option("--rows", default=500, show_default=True)
 @click.option("--rounds", default=2, show_default=True)
 @click.option("--adapter", default="champion", show_default=True)
+@click.option("--dtype", help="float32 for answers that do not depend on what runs beside them")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reasons.json"), show_default=True)
-def main(rows: int, rounds: int, adapter: str, out: Path) -> None:
+def main(rows: int, rounds: int, adapter: str, dtype: str | None, out: Path) -> None:
     bundle = Bundle.open(Registry().resolve(adapter))
     found = (request.text for request in requests(random.Random(0)))
     texts = list(dict.fromkeys(itertools.islice(found, 3 * rows)))[:rows]
     rates: dict[str, list[float]] = {mode: [] for mode in MODES}
     same: dict[str, bool] = {}
-    with Supervisor(engine_spec(bundle.resolve_base(), [bundle])) as engine:
+    with Supervisor(engine_spec(bundle.resolve_base(), [bundle], dtype=dtype)) as engine:
         route(engine, bundle, texts[:64], "all")
         for _ in range(rounds):
             wanted = None

@@ -1,5 +1,6 @@
 """Real vLLM, killed in the middle: one restart, every row once; and what an instruction in a request can do to it."""
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -24,8 +25,9 @@ INJECTIONS = [
 
 
 def test_an_engine_killed_mid_run_costs_one_restart(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Half of the requests end in an instruction, which changes no answer's shape. Fails when a restart
-    loads no adapter."""
+    """Half of the requests end in an instruction, which changes no answer's shape. In float32 the output has the
+    bytes of a run that nothing disturbs, with another number of requests at once. Fails when a restart loads no
+    adapter."""
     texts = [f"Request {row}: a dashboard. {INJECTIONS[row % 4] if row % 2 else ''}" for row in range(120)]
     source, output = backlog(tmp_path / "in.parquet", texts=[*texts]), tmp_path / "out.parquet"
     killed: list[int] = []
@@ -36,7 +38,9 @@ def test_an_engine_killed_mid_run_costs_one_restart(tiny_bundle: Bundle, tmp_pat
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    options = Options(str(source), str(output), adapter=str(tiny_bundle.path), max_num_seqs=8)
+    options = Options(
+        str(source), str(output), adapter=str(tiny_bundle.path), max_num_seqs=8, dtype="float32"
+    )
     summary = run.run(options, Observer(progress=kill))
     assert killed and summary.engine["restarts"] == 1 and summary.engine["engine"] == "vllm"
     made = pq.read_table(output)
@@ -51,3 +55,6 @@ def test_an_engine_killed_mid_run_costs_one_restart(tiny_bundle: Bundle, tmp_pat
             * row["needs_review_score"],
             rel=1e-5,
         )
+    undisturbed = dataclasses.replace(options, output=str(tmp_path / "undisturbed.parquet"), max_num_seqs=32)
+    run.run(undisturbed)
+    assert Path(undisturbed.output).read_bytes() == output.read_bytes()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from vllm.lora.punica_wrapper import punica_cpu
 
+from batch.engine.cpu.linear import add_product, product
 from batch.engine.patches import patch
 
 THEIRS = punica_cpu.PunicaWrapperCPU
@@ -49,16 +50,21 @@ class SideBySide(THEIRS):  # type: ignore[misc,valid-type]
         rank]`` a slice.
         """
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        if len(x) == 1:  # as one of two, see `linear.py`
+            twice = y.repeat(2, 1)
+            self.add_lora_linear(twice, x.repeat(2, 1), lora_a_stacked, lora_b_stacked, scale, output_slices)
+            y.copy_(twice[:1])
+            return
         slots, rank = lora_a_stacked[0].shape[0], lora_a_stacked[0].shape[-2]
         own = self._own_columns(slots, x.dtype)
         start = 0
         for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            shrunk = x @ a.view(slots * rank, -1).t()
+            shrunk = product(x, a.view(slots * rank, -1))
             shrunk.view(-1, slots, rank).mul_(own if scale == 1.0 else own * scale)
-            # A single slot is a plain transpose; several are laid next to each other: [slots, out, rank] →
-            # [slots × rank, out].
-            side_by_side = b.view(slots, -1, rank).transpose(1, 2).reshape(slots * rank, -1)
-            y[:, start : start + size].addmm_(shrunk, side_by_side)
+            # A single slot is as it lies; several are laid next to each other: [slots, out, rank] →
+            # [out, slots × rank].
+            side_by_side = b.view(slots, -1, rank).transpose(0, 1).reshape(-1, slots * rank)
+            add_product(y[:, start : start + size], shrunk, side_by_side)
             start += size
 
     def _own_columns(self, slots: int, dtype: torch.dtype) -> torch.Tensor:

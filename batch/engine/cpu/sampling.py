@@ -56,10 +56,13 @@ def choose(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The most likely token of each row of ``[rows, vocabulary]``, int64, and its natural log-probability,
     float32.
     """
+    if len(logits) == 1:  # a single sum would be shared out over threads, in another order of additions
+        tokens, logprobs = choose(logits.repeat(2, 1))
+        return tokens[:1], logprobs[:1]
     tokens = torch.empty(len(logits), dtype=torch.int64)
     logprobs = torch.empty(len(logits), dtype=torch.float32)
-    for start in range(0, len(logits), CHUNK):
-        rows = slice(start, start + CHUNK)
+    for start in range(0, len(logits) - 1, CHUNK):
+        rows = slice(start, start + CHUNK if len(logits) - start > CHUNK + 1 else None)
         part = logits[rows].float()
         tokens[rows] = Sampler.greedy_sample(part)
         part -= part.gather(1, tokens[rows, None])

@@ -77,3 +77,23 @@ def test_the_columns_follow_the_step() -> None:
     punica.update_metadata(LoRAMapping((0, 7), (0, 7), is_prefill=False), IDS, 3, vocab_size=1000)
     punica.add_lora_linear(second, x, *weights(3, torch.float32), 1.0, SLICES)
     assert torch.equal(first.flip(0), second) and bool(first[0].any())
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 16, 100])
+def test_a_tokens_result_does_not_depend_on_the_others(tokens: int) -> None:
+    """In float32, bit for bit; MKL would add up few rows in another order than many."""
+    generator = torch.Generator().manual_seed(0)
+    rows, width, rank = [IDS[row % 3] for row in range(200)], 1536, 16
+    x = torch.randn(len(rows), width, generator=generator)
+    a, b = (torch.randn(3, 1, *size, generator=generator) for size in ((rank, width), (64, rank)))
+
+    def added(start: int, stop: int) -> torch.Tensor:
+        y = torch.zeros(stop - start, 64)
+        wrapper(lora.SideBySide, rows[start:stop], 3, prefill=False).add_lora_linear(  # type: ignore[attr-defined]
+            y, x[start:stop], (a,), (b,), 1.0, (64,)
+        )
+        return y
+
+    whole = added(0, len(rows))
+    for start in (0, 90):
+        assert torch.equal(added(start, start + tokens), whole[start : start + tokens])

@@ -137,3 +137,14 @@ def test_the_grammars_mask_is_vllms(dtype: torch.dtype) -> None:
     sampling.apply_grammar_bitmask(scheduled, grammar, batch, ours)
     apply_grammar_bitmask(scheduled, grammar, batch, theirs)
     assert torch.equal(ours, theirs) and ours.isinf().any() and not ours[4].isinf().any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 9, 20])
+def test_a_rows_log_probability_does_not_depend_on_the_others(rows: int) -> None:
+    """A vocabulary so large that torch shares out a lone row's sum over its threads."""
+    logits = torch.randn(40, 150_001, generator=torch.Generator().manual_seed(4)) * 3
+    tokens, logprobs = sampling.choose(logits.clone())
+    for start in (0, 13):
+        found = sampling.choose(logits[start : start + rows].clone())
+        assert torch.equal(found[0], tokens[start : start + rows])
+        assert torch.equal(found[1], logprobs[start : start + rows])
