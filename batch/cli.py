@@ -196,6 +196,14 @@ def show(output: str, count: int) -> None:
     help="Score on a Ray cluster: HOST:PORT of a node, or without ADDRESS the one that runs here.",
 )
 @click.option(
+    "--tensor-parallel",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Devices that an engine spans, for a base that one device does not hold.",
+)
+@click.option(
     "--draft-tokens",
     type=click.IntRange(0, 16),
     help="Tokens to draft a step.  [default: 4 on a CPU, none on a GPU]",

@@ -47,7 +47,7 @@ def score_on_cluster(job: Job, receipts: Receipts, observer: Observer) -> None:
 
 def _one_pool(job: Job, plan: WrittenPlan, receipts: Receipts, counts: Counts, observer: Observer) -> None:
     """Until every unit is scored, or those that are left wait for nodes that are lost."""
-    options, needs = job.options, (1, job.options.threads or CPUS)
+    options, needs = job.options, (job.options.tensor_parallel, job.options.threads or CPUS)
     with ray.connected(options.ray or "auto"):
         size = ray.size_of(options.devices, ray.room(*needs))
         files = ray.share(_files(job.adapters.default))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from batch import __version__
+from batch.adapter.base_model import check_divides
 from batch.adapter.registry import Registry
 from batch.engine import DEFAULT_ENGINE, ENGINES
 from batch.engine.process import PATIENCE
@@ -52,6 +53,7 @@ class Options:
     dtype: str | None = None
     threads: int | None = None
     devices: str | None = None
+    tensor_parallel: int = 1
     draft_tokens: int | None = None
     shard: tuple[int, int] | None = None  # (I, N): units I, I + N, … only
     ray: str | None = None  # address of a cluster
@@ -87,9 +89,11 @@ def check(options: Options, registry: Registry | None = None, written: WrittenPl
     if options.engine not in ENGINES:
         raise InputError(f"--engine {options.engine} is not one of {', '.join(ENGINES)}")
     if options.ray is None:
-        placements(options.devices, options.threads)
+        placements(options.devices, options.threads, options.tensor_parallel)
     else:
         check_installed()
+    if options.tensor_parallel > 1 and options.draft_tokens:
+        raise InputError("--draft-tokens and --tensor-parallel exclude each other; leave one of them out")
     folders = {"--work-dir": options.work_dir, "--cache": options.cache}
     check_output(options.input, options.output, folders)
     replaces = manifest_version(options.output)
@@ -101,6 +105,7 @@ def check(options: Options, registry: Registry | None = None, written: WrittenPl
         id_digest = id_digest or backlog.check_ids()
     adapters = Adapters.of(registry or Registry(), options.adapter, options.adapter_column, backlog)
     base = adapters.default.resolve_base(options.base_model)
+    check_divides(base, options.tensor_parallel)
     adapters = adapters.fitting(base).with_reasons(options.reasons)
     answers = adapters.answers
     backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))

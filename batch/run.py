@@ -121,7 +121,7 @@ def wanted_engines(job: Job) -> list[EngineSpec]:
             draft_tokens=options.draft_tokens,
             **own,
         )
-        for own in placements(options.devices, options.threads)
+        for own in placements(options.devices, options.threads, options.tensor_parallel)
     ]
 
 

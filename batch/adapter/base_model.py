@@ -13,7 +13,7 @@ from batch.adapter.fits import linear_shapes
 from batch.adapter.made import bases_root, in_a_process, make
 from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
-from batch.errors import AdapterError, PositionsError
+from batch.errors import AdapterError, InputError, PositionsError
 from batch.storage.location import bundle_digest, file_digest
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
@@ -107,6 +107,24 @@ def check_holds(folder: Path, renderer: Renderer) -> None:
             f"{folder}: prompt, longest request and longest answer take {renderer.max_model_len} "
             f"tokens, the base holds {room}; lower [input] max_tokens in the contract"
         )
+
+
+def check_divides(folder: Path, parts: int) -> None:
+    """Refuse a number of devices over which the base's heads and layers cannot be divided evenly."""
+    config = read_json(folder / "config.json", "a model folder")
+    config = {**config, **(config.get("text_config") or {})}
+    heads = config.get("num_attention_heads")
+    kept = config.get("num_key_value_heads") or heads  # of keys and values: fewer than parts are repeated
+    for name, divides in (
+        ("num_attention_heads", heads is None or heads % parts == 0),
+        ("num_key_value_heads", kept is None or kept % parts == 0 or parts % kept == 0),
+        ("intermediate_size", (config.get("intermediate_size") or 0) % parts == 0),
+    ):
+        if not divides:
+            raise InputError(
+                f"--tensor-parallel {parts} does not divide the {name} of {folder} ({config[name]}); "
+                "give a number that does"
+            )
 
 
 def positions(config: Mapping[str, Any]) -> int | None:

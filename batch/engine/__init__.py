@@ -69,6 +69,7 @@ class EngineSpec:
     threads: int | None = None
     seed: int = 0
     draft_tokens: int | None = None  # drafted a step at most (see `drafts.py`); 0 drafts none
+    tensor_parallel: int = 1  # devices that it spans, each with a part of every weight
     environment: tuple[tuple[str, str], ...] = ()  # variables of its process: which device it sees
 
 

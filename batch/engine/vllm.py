@@ -67,7 +67,8 @@ class VllmEngine:
         # earlier adapter.
         self._lora_ids = itertools.count(1)
         self._max_num_seqs = MACHINE.max_num_seqs(spec.max_num_seqs)
-        self._draft_tokens = MACHINE.draft_tokens(spec.draft_tokens)
+        # the parts of an engine that spans devices are processes, in which no drafter has the paths
+        self._draft_tokens = MACHINE.draft_tokens(spec.draft_tokens) if spec.tensor_parallel == 1 else 0
         self._dtype = MACHINE.dtype(spec.dtype)
         if not MACHINE.gpu:
             from batch.engine.cpu import linear, lora, sampling
@@ -98,7 +99,8 @@ class VllmEngine:
                     trust_remote_code=False,
                     language_model_only=True,  # requests are texts: what sees or hears is not even loaded
                     disable_log_stats=True,
-                    distributed_executor_backend="uni",
+                    tensor_parallel_size=spec.tensor_parallel,
+                    distributed_executor_backend="uni" if spec.tensor_parallel == 1 else "mp",
                     **MACHINE.settings(spec, self._max_num_seqs, self._draft_tokens),
                 )
             )
@@ -118,6 +120,7 @@ class VllmEngine:
             "dtype": self._dtype,
             "threads": torch.get_num_threads(),
             "max_num_seqs": self._max_num_seqs,
+            "tensor_parallel": self._engine.vllm_config.parallel_config.tensor_parallel_size,
             "draft_tokens": self._draft_tokens,
             "patches": dict(installed()),
         }

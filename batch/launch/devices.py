@@ -11,15 +11,22 @@ from batch.errors import InputError
 FIRST_PORT, PORTS = 29_600, 50  # an engine looks for free ports from its own first one on
 
 
-def placements(wanted: str | None, threads: int | None) -> list[dict[str, Any]]:
-    """For each engine what its spec has of its own: `threads`, and the `environment` that shows it a device.
+def placements(wanted: str | None, threads: int | None, span: int = 1) -> list[dict[str, Any]]:
+    """For each engine what its spec has of its own: `threads`, how many devices it spans (`tensor_parallel`),
+    and the `environment` that shows it these.
 
     `wanted` is `all`, a number of devices or their numbers (`0,1`); None is every GPU, or one engine where
-    there is none. Without a GPU, several engines share the cores. Raises `InputError`.
+    there is none. Without a GPU, several engines share the cores, as do the `span` parts of one. Raises
+    `InputError`.
     """
     gpus = visible_gpus()
     if not gpus:
-        count = _count(wanted, len(os.sched_getaffinity(0)), "cores")
+        cores = sorted(os.sched_getaffinity(0))
+        count = _count(wanted, len(cores) // span, "cores") if span <= len(cores) else 0
+        if not count:
+            raise InputError(f"--tensor-parallel {span}: this machine has {len(cores)} cores and no GPU")
+        if span > 1:
+            return _apart(_bound(cores, count, span), threads, span)
         return _apart([{}] * count, threads or _share(count))
     if wanted is not None and "," in wanted:
         chosen = [part.strip() for part in wanted.split(",") if part.strip()]
@@ -30,7 +37,12 @@ def placements(wanted: str | None, threads: int | None) -> list[dict[str, Any]]:
         gpus = [gpus[int(part)] for part in chosen]
     elif wanted not in (None, "all"):
         gpus = gpus[: _count(wanted, len(gpus), "GPUs")]
-    return _apart([{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus], threads)
+    if len(gpus) % span:
+        raise InputError(
+            f"--tensor-parallel {span} does not divide {len(gpus)} GPUs; choose as many with --devices"
+        )
+    groups = [gpus[start : start + span] for start in range(0, len(gpus), span)]
+    return _apart([{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups], threads, span)
 
 
 def visible_gpus() -> list[str]:
@@ -60,7 +72,17 @@ def _share(count: int) -> int | None:
     return None if count == 1 else max(1, len(os.sched_getaffinity(0)) // count)
 
 
-def _apart(environments: list[dict[str, str]], threads: int | None) -> list[dict[str, Any]]:
+def _bound(cores: list[int], count: int, span: int) -> list[dict[str, str]]:
+    """An engine's parts are processes: vLLM binds each to cores of its own, and has to be told which."""
+    size = len(cores) // (count * span)
+    lists = [",".join(map(str, cores[start : start + size])) for start in range(0, len(cores), size)]
+    return [
+        {"VLLM_CPU_OMP_THREADS_BIND": "|".join(lists[engine * span : (engine + 1) * span])}
+        for engine in range(count)
+    ]
+
+
+def _apart(environments: list[dict[str, str]], threads: int | None, span: int = 1) -> list[dict[str, Any]]:
     """Engines that start together must not race for ports, nor write one compiled graph at a time."""
     if len(environments) > 1:
         root = Path(os.environ.get("VLLM_CACHE_ROOT") or Path.home() / ".cache/vllm")
@@ -72,4 +94,7 @@ def _apart(environments: list[dict[str, str]], threads: int | None) -> list[dict
             }
             for index, environment in enumerate(environments)
         ]
-    return [{"threads": threads, "environment": tuple(each.items())} for each in environments]
+    return [
+        {"threads": threads, "tensor_parallel": span, "environment": tuple(each.items())}
+        for each in environments
+    ]

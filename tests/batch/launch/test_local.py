@@ -1,5 +1,6 @@
 """Several engines on one queue of units: every row once, whichever dies, and as one engine would have it."""
 
+import dataclasses
 import json
 import os
 import random
@@ -12,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch import run
+from batch.adapter.base_model import check_divides
 from batch.adapter.bundle import Bundle
 from batch.engine.replay import FAULTS
 from batch.errors import EngineError, InputError, Interrupted
-from batch.job import Options
+from batch.job import Options, check
 from batch.launch.devices import placements
 from batch.launch.worker import Units
 from batch.reporting.observer import Observer
@@ -70,8 +72,6 @@ def test_one_that_does_not_get_well_leaves_its_units_to_the_other(
     lost = ((FAULTS, str(tmp_path / "missing.json")),)
 
     def broken(*which: int):  # type: ignore[no-untyped-def]
-        import dataclasses
-
         def specs(job):  # type: ignore[no-untyped-def]
             made = honest(job)
             return [
@@ -170,3 +170,80 @@ def test_units_come_back_from_who_cannot_score_them() -> None:
     units.done()
     units.done()
     assert not units.more()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "seen"),
+    [
+        (None, "0,1", ["0,1"]), ("all", "0,1,2,3", ["0,1", "2,3"]), ("2", "4,5,6,7", ["4,5"]),
+        ("0,1,2,3", "4,5,6,7", ["4,5", "6,7"]), ("1,3", "GPU-a,GPU-b,GPU-c,GPU-d", ["GPU-b,GPU-d"]),
+    ],
+)  # fmt: skip
+def test_an_engine_spans_neighbouring_devices(
+    wanted: str | None, gpus: str, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    found = placements(wanted, None, 2)
+    assert [dict(each["environment"])["CUDA_VISIBLE_DEVICES"] for each in found] == seen
+    assert {each["tensor_parallel"] for each in found} == {2}
+
+
+@pytest.mark.parametrize(("wanted", "gpus", "span"), [(None, "0,1,2", 2), ("1", "0,1", 2), ("all", "0,1", 4)])
+def test_devices_that_an_engine_cannot_span(
+    wanted: str | None, gpus: str, span: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    with pytest.raises(InputError, match=f"--tensor-parallel {span} does not divide"):
+        placements(wanted, None, span)
+
+
+def test_the_parts_of_an_engine_on_a_cpu_are_bound_to_cores_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3, 5, 7, 9})
+    bound = "VLLM_CPU_OMP_THREADS_BIND"
+    (one,) = placements(None, None, 2)
+    assert dict(one["environment"]) == {bound: "1,3|5,7"}
+    two = placements("2", None, 2)
+    assert [dict(each["environment"])[bound] for each in two] == ["1|3", "5|7"]
+    for wanted, span in ((None, 6), ("3", 2)):
+        with pytest.raises(InputError, match="this machine has"):
+            placements(wanted, None, span)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kept", "width", "span", "refused"),
+    [
+        (32, 8, 9728, 2, None), (32, 8, 9728, 8, None), (32, 8, 9728, 16, None), (4, 2, 640, 4, None),
+        (32, 8, 9728, 3, "num_attention_heads"), (9, 3, 1536, 9, "intermediate_size"), (12, 8, 96, 6, "num_key_value_heads"),
+        (9, 3, 1536, 2, "num_attention_heads"),
+    ],
+)  # fmt: skip
+def test_a_base_that_cannot_be_divided_is_refused(
+    heads: int, kept: int, width: int, span: int, refused: str | None, tmp_path: Path
+) -> None:
+    config = {"num_attention_heads": heads, "num_key_value_heads": kept, "intermediate_size": width}
+    for told in (config, {"text_config": config, "num_attention_heads": 7}):
+        (tmp_path / "config.json").write_text(json.dumps(told))
+        if refused is None:
+            check_divides(tmp_path, span)
+        else:
+            with pytest.raises(InputError, match=f"--tensor-parallel {span} does not divide the {refused}"):
+                check_divides(tmp_path, span)
+
+
+def test_an_engine_is_told_how_many_devices_it_spans(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And options that exclude each other are refused before one starts."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    wanted = dataclasses.replace(options(tiny_bundle, tmp_path), devices="all", tensor_parallel=2)
+    specs = run.wanted_engines(check(wanted))
+    assert [spec.tensor_parallel for spec in specs] == [2, 2]
+    for change, said in (
+        ({"tensor_parallel": 3}, "num_attention_heads|GPUs"),
+        ({"draft_tokens": 4}, "exclude"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check(dataclasses.replace(wanted, **change))  # type: ignore[arg-type]
