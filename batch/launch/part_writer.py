@@ -6,6 +6,7 @@ leftovers.
 """
 
 import hashlib
+import os
 import secrets
 import time
 from collections import Counter
@@ -47,8 +48,9 @@ class PartWriter:
         self.unit = unit
         self._folder, self._schema, self._answers, self._prefix = folder, schema, answers, prefix
         self._committed = committed
-        self._shards = kept_shards(folder, unit)
-        for path in set(_found(folder, unit)) - set(self._shards):
+        found = _found(folder, unit)
+        self._shards = _whole(found, unit)
+        for path in found[len(self._shards) :]:
             path.unlink()  # one that stays could be taken for the next of another cut
         self.rows = sum(pq.read_metadata(path).num_rows for path in self._shards)
         self._clear()
@@ -84,7 +86,7 @@ class PartWriter:
         """Write the part, whose bytes depend on its rows alone; returns with its receipt, for the `job` (its
         fingerprint), the tally of the rows that were not kept before. Raises `StorageError`.
         """
-        table = pa.Table.from_batches(self._batches, self._schema)
+        table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
         tally, ids, attempt = self._tally_of(table), IdDigest(), secrets.token_hex(8)
         name = part_name(self.unit.index, attempt)
 
@@ -129,8 +131,12 @@ class PartWriter:
 
 def kept_shards(folder: Path, unit: Unit) -> list[Path]:
     """The shards of a unit that are whole, up to the first that is missing or damaged."""
+    return _whole(_found(folder, unit), unit)
+
+
+def _whole(found: list[Path], unit: Unit) -> list[Path]:
     kept: list[Path] = []
-    for path in _found(folder, unit):
+    for path in found:
         data = path.read_bytes()
         if path.name != f"{unit.index:05d}-{len(kept):05d}-{_digest(data)}.parquet":
             break
@@ -149,7 +155,9 @@ def kept_tally(receipts: Receipts, units: Iterable[Unit], folder: Path) -> Tally
 
 
 def _found(folder: Path, unit: Unit) -> list[Path]:
-    return sorted(folder.glob(f"{unit.index:05d}-*-*.parquet"))
+    start = f"{unit.index:05d}-"  # not a glob: the folder holds the parts of all other units
+    names = [name for name in os.listdir(folder) if name.startswith(start) and name.count("-") == 2]
+    return [folder / name for name in sorted(names) if name.endswith(".parquet")]
 
 
 def _digest(data: bytes | pa.Buffer) -> str:

@@ -235,8 +235,10 @@ def _temporary(location: Location) -> tuple[Location, int]:
     name = f"{stem}{secrets.token_hex(8)}.partial"
     temporary = Location(location.filesystem, f"{folder}{slash}{name}", f"{name} for {location.name}")
     try:
-        for left in Path(folder or "/").glob(f"{stem}*.partial"):
-            _remove_unlocked(left)
+        # not a glob, which is slow where a run keeps thousands of parts
+        for left in os.listdir(folder or "/"):
+            if left.startswith(stem) and left.endswith(".partial"):
+                _remove_unlocked(Path(folder or "/", left))
         mode = stat.S_IMODE(os.stat(location.path).st_mode) if location.exists() else None
         made = os.open(temporary.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode or 0o666)
         fcntl.flock(made, fcntl.LOCK_EX)

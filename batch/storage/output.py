@@ -15,16 +15,17 @@ from batch.contract.fields import LIST, HasFields
 from batch.errors import ContractError, InputError, StorageError
 from batch.storage.footer import AnnotatingSink
 from batch.storage.hashing import IdDigest
-from batch.storage.location import Location
+from batch.storage.location import Location, reason
 from batch.storage.manifest import Proof, remove_manifest
-from batch.storage.parquet import ParquetSource
-from batch.storage.schema import as_read
+from batch.storage.parquet import FAILURES, LOCAL_BUFFER, REMOTE_BUFFER, ParquetSource
+from batch.storage.schema import as_read, conformed
 from batch.storage.sizes import row_bytes
 from batch.storage.store import store_at
 from batch.storage.unify import ANNOTATIONS, carried_metadata
 
 ROW_GROUP = 16_384  # rows in a row group of the output, and
 GROUP_BYTES = 32 << 20  # bytes of strings, whichever comes first
+BATCH_ROWS = 4096  # rows of a shard that are decoded at once
 # Page checksums: without them half of all bit flips in a zstd file read back as wrong data without an error.
 WRITING = {"compression": "zstd", "write_page_checksum": True, "version": "2.6"}
 # by the name that a contract's field gives it
@@ -202,12 +203,24 @@ def shard_rows(shards: Iterable[Location | Path], schema: pa.Schema) -> Iterator
     for shard in shards:
         location = shard if isinstance(shard, Location) else Location.of(shard)
         try:
-            source = ParquetSource.open(location)
-            if source.schema.names != schema.names:
-                raise InputError(f"{location.name} has other columns than the output")
-            yield from source.batches(schema=schema)
-        except InputError as error:
-            raise StorageError(f"a shard is damaged: {error}; run again, it is redone") from error
+            yield from _own_batches(location, schema)
+        except FAILURES as error:
+            what = f"a shard is damaged: {location.name}: {reason(error)}"
+            raise StorageError(f"{what}; run again, it is redone") from error
+
+
+def _own_batches(location: Location, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of a file that :func:`write_rows` or :func:`encode_shard` made: `GROUP_BYTES` or what a run
+    holds bounds its groups, so unlike in others' files nothing has to be found out before they are decoded.
+    """
+    with location.open() as handle:
+        buffer = LOCAL_BUFFER if location.local else REMOTE_BUFFER
+        file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True)
+        if file.schema_arrow.names != schema.names:
+            raise ValueError("it has other columns than the output")
+        for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
+            arrays = [conformed(batch.column(field.name), field.type) for field in schema]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:

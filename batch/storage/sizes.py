@@ -77,7 +77,8 @@ def _zeros(column: pa.Array) -> Int64s:
 
 
 def _filled(lengths: pa.Array, missing: int) -> Int64s:
-    filled: Int64s = pc.fill_null(lengths.cast(pa.int64()), missing).to_numpy(zero_copy_only=False)
+    whole = lengths.cast(pa.int64())
+    filled: Int64s = (pc.fill_null(whole, missing) if whole.null_count else whole).to_numpy()
     return filled
 
 
