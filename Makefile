@@ -75,13 +75,17 @@ faults: setup ## kills, signals and I/O errors over a run's life, memory of --wa
 	$(BIN)/python -m tests.faults.signal_storm --signals 200
 	$(BIN)/python -m tests.faults.io_storm
 	$(BIN)/python -m tests.faults.watch_memory --files 2000
+	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
+	$(BIN)/python -m tests.faults.engine_storm --kills 20
 
-bench: setup ## batch-route beside its peers, three rounds (about an hour), a warm engine, 2,000,000 rows of file work
+ROUNDS ?= 3
+bench: setup ## batch-route beside its peers, three rounds (about an hour; ROUNDS=1: 20 minutes), a warm engine, 2,000,000 rows of file work
 	@$(PIP) -r .ci/bench.lock
 	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
-	$(BIN)/python -m tests.bench.throughput
+	$(BIN)/python -m tests.bench.throughput --rounds $(ROUNDS)
 	$(BIN)/python -m tests.bench.warm
 	$(BIN)/python -m tests.bench.backlog
+	$(BIN)/python -m tests.bench.plan
 
 bench-gpu: setup ## the 4B shape with random weights on one GPU: engine variants and fit, under eight minutes on an H200
 	$(BIN)/python -m tests.bench.geometry --geometry qwen3-4b

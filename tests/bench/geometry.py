@@ -1,16 +1,17 @@
 """The engine on a real model's shape with random weights: no download, only a GPU that holds it.
 
     python -m tests.bench.geometry --geometry qwen3-4b --rows 2000      # one GPU
-    python -m tests.bench.geometry --geometry tiny --rows 64            # anywhere, to see that it runs
+    python -m tests.bench.geometry --geometry one-layer --rows 64       # anywhere, to see that it runs
 
-Builds a base of that shape (the shipped tokenizer in a padded vocabulary), a LoRA adapter of rank 16 that acts, and sends
-distinct requests behind the full policy prompt through one engine process a variant: plain guided decoding, drafts,
-other `max_num_seqs`. Random weights answer at random inside the grammar, so texts run to their bound and nothing of them is
-recalled: rates are a lower bound, and ratios speak of the forced tokens. Then `fit` on the same shape, for its speed and peak
-memory. Prints a table and writes results.json.
+Builds a base of that shape with Qwen's vocabulary, whose size is what a grammar's masks cost, a LoRA adapter of rank 16 that
+acts, and sends distinct requests behind the full policy prompt through one engine process a variant: plain guided decoding,
+drafts, other `max_num_seqs`. The layers are random and faint, and the head follows each token of one answer with its next:
+work is that of real weights, token for token, where random ones would spell labels letter by letter and run every text to its
+bound. Then `fit` on the same shape, for its speed and peak memory. Prints a table and writes geometry.json.
 """
 
 import dataclasses
+import itertools
 import json
 import random
 import shutil
@@ -28,15 +29,19 @@ from rich.table import Table
 from batch.adapter.base_model import base_digest
 from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.registry import Registry
+from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.engine.process import EngineProcess
 from batch.scoring.adapters import engine_spec, spec_of
+from tests import qwen
 from tests.conftest import copy_tokenizer
 from train.config import Config
 from train.mini_base.requests import requests
 
 ROOT = Path(__file__).parents[2]
 WARM_ROWS = 64
+VOCABULARY = 151_936  # rows of Qwen3's embedding
+FAINT = 0.02  # of a layer's output
 SHARD = "2GB"
 
 
@@ -46,32 +51,41 @@ def shape(name: str) -> dict[str, Any]:
         found = Config.load(ROOT / "train/qwen3-4b.toml").base.shape
         assert found is not None
         return dataclasses.asdict(found)
-    return {"model_type": "qwen3", "vocab_size": 16384, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True}  # fmt: skip
+    return {"model_type": "qwen3", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # fmt: skip
 
 
 def build(name: str, folder: Path) -> Bundle:
-    """A base with random weights and a bundle for it, both in `folder`."""
+    """A base that writes one answer, and a bundle for it, both in `folder`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    base, mini = folder / "base", ROOT / "data/mini-base"
-    settings = json.loads((mini / "config.json").read_text())
+    base, tokenizer = folder / "base", qwen.build(_made(folder / "tokenizer"))
+    contract = Contract.load(ROOT / "data/contract.toml")
+    renderer = Renderer.load(tokenizer, contract)
     config = Qwen3Config(
-        **shape(name),
-        eos_token_id=settings["eos_token_id"],
-        pad_token_id=settings["pad_token_id"],
+        **{**shape(name), "vocab_size": VOCABULARY, "tie_word_embeddings": False},
+        eos_token_id=renderer.end_of_turn_id,
+        pad_token_id=renderer.pad_id,
         bos_token_id=None,
     )
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
+    with torch.device(device), torch.no_grad():
         model = Qwen3ForCausalLM(config)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(FAINT)
+            layer.mlp.down_proj.weight.mul_(FAINT)
+        embedding, head = model.model.embed_tokens.weight.normal_(), model.lm_head.weight.zero_()
+        row = json.loads((ROOT / "data/v3/train.jsonl").read_text().splitlines()[0])
+        answer = renderer.encode_answer({field.name: row[field.name] for field in contract.fields})
+        for last, following in itertools.pairwise([renderer.suffix_ids[-1], *answer]):
+            head[following] += embedding[last] / embedding[last].norm() / 2
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(base, max_shard_size=SHARD)
-    copy_tokenizer(mini, base)
+    copy_tokenizer(tokenizer, base)
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     peft = get_peft_model(model, LoraConfig(r=16, target_modules=linear, task_type="CAUSAL_LM"))
     for parameter in (p for n, p in peft.named_parameters() if "lora_B" in n):
@@ -83,13 +97,18 @@ def build(name: str, folder: Path) -> Bundle:
     del model, peft
     torch.cuda.empty_cache()
     copy_tokenizer(base, staging)
-    (staging / "contract.json").write_text(Contract.load(ROOT / "data/contract.toml").to_json())
+    (staging / "contract.json").write_text(contract.to_json())
     (staging / "metrics.json").write_text("{}")
     (staging / "calibration.json").write_text('{"calibrated": false}')
     seal_bundle(
         staging, {"base": {"ref": str(base), "revision": None, "sha256": base_digest(base)}, "rank": 16}
     )
     return registry.add(staging)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def variants(gpu: bool) -> dict[str, dict[str, Any]]:
@@ -170,7 +189,9 @@ def fit(base: Path, folder: Path, steps: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--geometry", type=click.Choice(["qwen3-4b", "tiny"]), default="qwen3-4b", show_default=True)
+@click.option(
+    "--geometry", type=click.Choice(["qwen3-4b", "one-layer"]), default="qwen3-4b", show_default=True
+)
 @click.option("--rows", default=2000, show_default=True)
 @click.option("--fit-steps", default=6, show_default=True, help="0 leaves fit out")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("geometry.json"), show_default=True)

@@ -55,13 +55,14 @@ def backlog(path: Path, rows: int, seed: int = 0) -> Path:
     return path
 
 
-def json_schema(contract: Contract) -> dict[str, Any]:
+def json_schema(contract: Contract, reasons: str) -> dict[str, Any]:
     """What the others decode under: their texts have no bounds, which xgrammar 0.2.8 cannot compile."""
-    kinds = {f.name: {"enum": [*f.values]} if f.scored else {"type": "string"} for f in contract.fields}
+    fields = contract.fields if reasons == "all" else contract.scored_fields
+    kinds = {f.name: {"enum": [*f.values]} if f.scored else {"type": "string"} for f in fields}
     return {"type": "object", "properties": kinds, "required": [*kinds], "additionalProperties": False}
 
 
-def make_job(folder: Path, rows: int, dtype: str, threads: int) -> dict[str, Any]:
+def make_job(folder: Path, rows: int, reasons: str, dtype: str, threads: int) -> dict[str, Any]:
     bundle = Bundle.open(Registry().resolve("champion"))
     renderer, contract = bundle.renderer, bundle.contract
     source = backlog(folder / "rows.parquet", rows)
@@ -73,8 +74,9 @@ def make_job(folder: Path, rows: int, dtype: str, threads: int) -> dict[str, Any
         "base": str(bundle.resolve_base(None)),
         "adapter": str(bundle.path),
         "system": contract.system_prompt,
-        "schema": json_schema(contract),
+        "schema": json_schema(contract, reasons),
         "fields": [field.name for field in contract.scored_fields],
+        "reasons": reasons,
         "rank": max(8, bundle.rank),
         "max_tokens": renderer.max_answer_tokens,
         "max_model_len": renderer.max_model_len,
@@ -155,7 +157,15 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def run_ours(job: dict[str, Any], folder: Path, timeout: float) -> dict[str, Any]:
     output = folder / "ours.parquet"
-    options = ["--dtype", job["dtype"], "--threads", str(job["threads"]), "--fresh"]
+    options = [
+        "--dtype",
+        job["dtype"],
+        "--threads",
+        str(job["threads"]),
+        "--reasons",
+        job["reasons"],
+        "--fresh",
+    ]
     command = [str(Path(sys.executable).with_name("batch-route")), job["input"], str(output), *options]
     text, seconds, memory = call(command, folder / "ours.log", timeout)
     if text is None:
@@ -265,6 +275,13 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> None:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--only", default=",".join(ORDER), show_default=True, help="which to run, separated by commas")
 @click.option(
+    "--reasons",
+    type=click.Choice(["all", "none"]),
+    default="all",
+    show_default=True,
+    help="none: the labels alone, of the peers too, but for transformers, which has no grammar to leave them out",
+)
+@click.option(
     "--dtype",
     default=fastest_dtype,
     help="of everyone  [default: bfloat16 where the hardware has it, else float32]",
@@ -278,16 +295,20 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> None:
     show_default=True,
     help="folder for files and results",
 )
-def main(rows: int, rounds: int, only: str, dtype: str, threads: int, timeout: float, out: Path) -> None:
+def main(
+    rows: int, rounds: int, only: str, reasons: str, dtype: str, threads: int, timeout: float, out: Path
+) -> None:
     os.environ["BATCH_ROUTE_BENCH"] = str(os.getpid())
     os.environ["OMP_NUM_THREADS"] = str(threads)
     out.mkdir(parents=True, exist_ok=True)
-    job = make_job(out, rows, dtype, threads)
+    job = make_job(out, rows, reasons, dtype, threads)
     names = [OURS, *(name for name in only.split(",") if name != OURS)]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     starts: dict[str, float | None] = {}
     digest = hashlib.sha256(Path(job["input"]).read_bytes()).hexdigest()[:12]
-    console.print(f"{rows} distinct rows (sha256 {digest}), {rounds} rounds, {dtype}, {threads} threads")
+    console.print(
+        f"{rows} distinct rows (sha256 {digest}), {rounds} rounds, reasons {reasons}, {dtype}, {threads} threads"
+    )
     for number in range(rounds):
         for name in names:
             if name == OURS:

@@ -202,10 +202,10 @@ def test_one_accident_convicts_nobody(tiny_bundle: Bundle, faults: Any) -> None:
 
 def engines() -> list[int]:
     """Process ids of this process's engines."""
-    children = map(int, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+    threads = Path(f"/proc/{os.getpid()}/task").glob("*/children")  # each has those that it started
     return [
         pid
-        for pid in children
+        for pid in (int(pid) for children in threads for pid in children.read_text().split())
         if b"engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(pid)
     ]
 
