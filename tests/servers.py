@@ -128,7 +128,7 @@ class Weed(Server):
             *(f"-{name}={port}" for name, port in zip(ports, self._others, strict=True)),
             *(f"-s3.port={self.port}", f"-s3.port.grpc={free_port()}", "-s3.config=s3.json"),
             *("-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
-            *("-volume.max=100", "-master.volumeSizeLimitMB=64", "-s3.iam=false"),
+            *("-volume.max=1000", "-master.volumeSizeLimitMB=64", "-s3.iam=false"),
         ]  # fmt: skip
 
     def make(self, bucket: str) -> None:

@@ -29,6 +29,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ IN_FLIGHT = 2  # units with an actor
 STARTS = 8  # actors in a row that may die while they start
 PATIENCE = 24 * 3600  # seconds without a receipt: a unit may take hours, an engine that hangs ends by itself
 TICK = 5.0  # seconds
+REACH = 10.0  # seconds for the cluster to take a connection
 # No reports to its makers; no lines among ours (one warns of what Ray Data itself does); and a call that
 # comes after the end is an error rather than the start of a cluster on this machine.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ENABLE_AUTO_CONNECT": "0"}
@@ -63,21 +65,24 @@ def check_installed() -> None:
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
     """Be the driver of a job on the cluster at `address` (`auto`: the one that runs here). Raises
-    `InputError`.
+    `EngineError` where it does not answer, `InputError`.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        _reach(address)
         with _silence():  # it says on stderr that it will be quiet
             import ray
 
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ImportError, ValueError, RuntimeError) as error:
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        # one that does not answer may be up when the job is run again
+        kind = EngineError if isinstance(error, OSError) else InputError
         what = "no Ray cluster runs here" if address == "auto" else f"cannot reach a Ray cluster at {address}"
         remedy = "start one (ray start --head), or name a node's HOST:PORT with --ray"
-        raise InputError(f"{what}: {reason(error)}; {remedy}") from error
+        raise kind(f"{what}: {reason(error)}; {remedy}") from error
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, handler)
@@ -85,6 +90,15 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Where nothing listens, Ray ends the process itself, after minutes and without a word. Raises
+    `OSError`.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH).close()
 
 
 @contextlib.contextmanager

@@ -19,13 +19,13 @@ from batch.storage.location import Location, reason
 from batch.storage.manifest import Proof, remove_manifest
 from batch.storage.parquet import FAILURES, LOCAL_BUFFER, REMOTE_BUFFER, ParquetSource
 from batch.storage.schema import as_read, conformed
-from batch.storage.sizes import row_bytes
+from batch.storage.sizes import BATCH_BYTES, row_bytes
 from batch.storage.store import store_at
 from batch.storage.unify import ANNOTATIONS, carried_metadata
 
 ROW_GROUP = 16_384  # rows in a row group of the output, and
 GROUP_BYTES = 32 << 20  # bytes of strings, whichever comes first
-BATCH_ROWS = 4096  # rows of a shard that are decoded at once
+BATCH_ROWS = 4096  # rows of a shard that are decoded at once, or `BATCH_BYTES` of them
 # Page checksums: without them half of all bit flips in a zstd file read back as wrong data without an error.
 WRITING = {"compression": "zstd", "write_page_checksum": True, "version": "2.6"}
 # by the name that a contract's field gives it
@@ -218,9 +218,12 @@ def _own_batches(location: Location, schema: pa.Schema) -> Iterator[pa.RecordBat
         file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True)
         if file.schema_arrow.names != schema.names:
             raise ValueError("it has other columns than the output")
-        for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
-            arrays = [conformed(batch.column(field.name), field.type) for field in schema]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        for group in range(file.num_row_groups):  # one at a time: a batch would span several, and their bytes
+            held = file.metadata.row_group(group)
+            size = min(BATCH_ROWS, max(1, held.num_rows * BATCH_BYTES // max(1, held.total_byte_size)))
+            for batch in file.iter_batches(size, row_groups=[group], use_threads=False):
+                arrays = [conformed(batch.column(field.name), field.type) for field in schema]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:

@@ -117,8 +117,8 @@ def test_errors_of_the_texts_own_start_no_engine(tiny_bundle: Bundle, job: tuple
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--limit", "5"], ["another's", "limit"]),
-        (["--dtype", "bfloat16"], ["another's", "dtype"]),
+        (["--limit", "5"], ["another job's", "limit"]),
+        (["--dtype", "bfloat16"], ["another job's", "dtype"]),
     ],
 )
 def test_another_jobs_output_is_refused(
