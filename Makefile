@@ -74,8 +74,8 @@ faults: setup ## kills, signals and I/O errors over a run's life, memory of --wa
 	$(BIN)/python -m tests.faults.kill_storm --kills 25 --to store-folder
 	$(BIN)/python -m tests.faults.signal_storm --signals 200
 	$(BIN)/python -m tests.faults.io_storm
-	$(BIN)/python -m tests.faults.watch_memory --files 2000
 	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
+	$(BIN)/python -m tests.faults.watch_memory --files 2000
 	$(BIN)/python -m tests.faults.engine_storm --kills 20
 
 ROUNDS ?= 3

@@ -2,8 +2,7 @@
 
 First one engine answers the backlog undisturbed. Then two share it, and at moments drawn from a seeded generator one of them
 is killed, be it at work or at its start, until there were enough kills; a run that ends with exit code 75 is resumed. What
-gets through must be the undisturbed output, in float32 to the byte, so every row is there once with its labels. Shown to
-fail with a `give_back` that forgets the units of an engine that is lost.
+gets through must be the undisturbed output, in float32 to the byte, so every row is there once with its labels.
 """
 
 import argparse
