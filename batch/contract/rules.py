@@ -97,6 +97,8 @@ class Rule:
 
     def mentioned(self, request: str) -> bool:
         """Whether `request` holds one of the `mentions`, not negated, in its own sense."""
+        if not self._mention.search(request):
+            return False  # most requests: nothing else of them is read
         plain = self.negation.plain(request)
         named = self._mention.finditer(self._homonym.sub(self._cross_out, request))
         return any(not self.negation.denies(plain, *match.span()) for match in named)
