@@ -8,13 +8,22 @@ from typing import Any
 import click
 
 from batch import __version__
-from batch.cli_errors import CommandWithOthers, ErrorCommand, LocalPath, Name, Number
-from batch.cli_shards import SHARD, commit, end, logged, shard
+from batch.cli_errors import CommandWithOthers, ErrorCommand, Name, Number
+from batch.cli_shards import (
+    PATH,
+    SHARD,
+    commit,
+    end,
+    log_json_option,
+    logged,
+    max_error_rate_option,
+    report_option,
+    shard,
+)
 from batch.completion import adapters
 from batch.errors import one_line
 
 MOST_PATIENCE = 1e7  # seconds; the kernel counts microseconds
-PATH = LocalPath()
 
 
 def size(text: str) -> int:
@@ -118,10 +127,7 @@ def show(output: str, count: int) -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Check everything that needs no engine; print rows, tokens, time."
 )
-@click.option(
-    "--max-error-rate", metavar="F", type=Number(0, 1), default=0.01, show_default=True,
-    help="Exit with 3 if more of the rows are errors.",
-)  # fmt: skip
+@max_error_rate_option
 @click.option(
     "--retry-errors", is_flag=True, help="Run again only the rows in error of this job's finished output."
 )
@@ -132,11 +138,11 @@ def show(output: str, count: int) -> None:
     show_default=True,
     help="Rows that get their free text: all, those that a person reads, or none. Labels are the same.",
 )
-@click.option("--report", metavar="PATH", type=PATH, help="Write an HTML report of the finished output.")
+@report_option
 @click.option(
     "--metrics", metavar="PATH", type=PATH, help="Write a Prometheus textfile, also for a failed run."
 )
-@click.option("--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there.")
+@log_json_option
 @click.option(
     "--watch",
     is_flag=True,

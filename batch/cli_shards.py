@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from batch.cli_errors import ErrorCommand, Number
+from batch.cli_errors import ErrorCommand, LocalPath, Number
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line, ours
 
 
@@ -30,6 +30,19 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # older click has none
 
 
 SHARD = Shard()
+PATH = LocalPath()
+
+# what a run and `commit` take alike
+max_error_rate_option = click.option(
+    "--max-error-rate", metavar="F", type=Number(0, 1), default=0.01, show_default=True,
+    help="Exit with 3 if more of the rows are errors.",
+)  # fmt: skip
+report_option = click.option(
+    "--report", metavar="PATH", type=PATH, help="Write an HTML report of the finished output."
+)
+log_json_option = click.option(
+    "--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there."
+)
 
 
 @click.command(cls=ErrorCommand)
@@ -37,23 +50,13 @@ SHARD = Shard()
 @click.option(
     "--work-dir",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder for unfinished work, as the shards were given it.  [default: beside OUTPUT]",
 )
-@click.option(
-    "--max-error-rate", metavar="F", type=Number(0, 1), default=0.01, show_default=True,
-    help="Exit with 3 if more of the rows are errors.",
-)  # fmt: skip
-@click.option(
-    "--report",
-    metavar="PATH",
-    type=click.Path(path_type=Path),
-    help="Write an HTML report of the finished output.",
-)
-@click.option(
-    "--metrics", metavar="PATH", type=click.Path(path_type=Path), help="Write a Prometheus textfile."
-)
-@click.option("--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there.")
+@max_error_rate_option
+@report_option
+@click.option("--metrics", metavar="PATH", type=PATH, help="Write a Prometheus textfile.")
+@log_json_option
 def commit(
     output: str,
     work_dir: Path | None,

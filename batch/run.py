@@ -58,7 +58,8 @@ def run(
             if options.retry_errors:
                 raise InputError("--retry-errors has few rows to score: leave out --ray")
         job = check(options, registry)
-        observer.checked(job.backlog, plan_of(job))
+        plan = plan_of(job)
+        observer.checked(job.backlog, plan)
         source = source_of(job)
         name = fingerprint(source.facts)
         if manifest := source.finished():
@@ -69,7 +70,6 @@ def run(
             if work.other:
                 changed = changes(work.other, source.facts)
                 observer.emit("other job set aside", level="warning", changes=changed)
-            plan = plan_of(job)
             receipts = Receipts.open(store_of(options, work, name), plan.units, name)
             tally = kept_tally(receipts, plan.units, work.shards)
             observer.resumed(tally, source.asks, source.repeats, receipts.engine)

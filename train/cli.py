@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "fit": Entry("fit", "fit", "Train the adapter that CONFIG describes."),
-    "plan": Entry("fit", "plan", "Print what CONFIG will train, without loading a model."),
+    "plan": Entry("plan", "plan", "Print what CONFIG will train, without loading a model."),
     "base": Entry("base", "base", "Make a base model from a GGUF file, or `smollm2`."),
     "eval": Entry("evaluate", "evaluate", "Judge adapters and baselines on labelled requests."),
     "diagnose": Entry("diagnose", "diagnose", "Say why ADAPTER is wrong where it is wrong."),

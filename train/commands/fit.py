@@ -1,4 +1,4 @@
-"""`batch-train fit` and `plan`: train an adapter, or say what training it would take."""
+"""`batch-train fit`: train an adapter."""
 
 import functools
 from pathlib import Path
@@ -11,7 +11,6 @@ from train.commands.options import PATH, SHARE
 from train.config import Config
 from train.doctor import sound
 from train.fit import qlora
-from train.fit.plan import make_plan, tables
 
 
 @click.command()
@@ -36,16 +35,3 @@ def fit(config: Path, target_error: float | None) -> None:
     trained = qlora.fit(recipe, adapters, PlainConsole(stderr=True), examine)
     names = ", ".join(alias for alias, digest in adapters.aliases().items() if digest == trained.digest)
     click.echo(f"{trained.path}  ({names})")
-
-
-@click.command()
-@click.argument("config", type=PATH)
-def plan(config: Path) -> None:
-    """Print what CONFIG will train, without loading a model.
-
-    Parameters, steps, tokens, memory. Downloads nothing.
-    """
-    recipe = Config.load(config)
-    console = PlainConsole()
-    for table in tables(make_plan(recipe), recipe):
-        console.print(table)
