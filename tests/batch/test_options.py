@@ -39,6 +39,16 @@ def test_a_value_that_no_run_could_follow(option: str, value: str, why: str, tmp
     assert line.startswith(f"Error: Invalid value for '{option}'") and why in line
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [("--work-dir", "", "is a variable unset?"), ("--report", "s3://bucket/r.html", "is a URI")],
+)
+def test_commit_refuses_them_too(option: str, value: str, why: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["commit", str(tmp_path / "out.parquet"), option, value])
+    assert done.exit_code == 2 and not list(tmp_path.iterdir())
+    assert f"Invalid value for '{option}'" in done.stderr and why in done.stderr
+
+
 @pytest.mark.parametrize("output", ["/", "/..", "//", "a\0.parquet", "", " "])
 @pytest.mark.parametrize("rehearse", [False, True])
 def test_an_output_that_can_be_none(output: str, rehearse: bool) -> None:
