@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from batch.job import Job
-from batch.launch import worker
+from batch.launch.worker import Rows
 from batch.retry import Retry
 from batch.scoring.scorer import Chunk
 from batch.storage.manifest import finished
@@ -14,7 +14,7 @@ from batch.storage.manifest import finished
 FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
 
 
-class Source(worker.Source, Protocol):
+class Source(Rows, Protocol):
     """The rows of a job, and what is known of them before."""
 
     facts: dict[str, Any]  # what must be the same for a later run to resume this one

@@ -59,6 +59,7 @@ CHAIN = {
     "batch": (
         "errors",
         "events",
+        "parent",
         "contract",
         "storage",
         "adapter",

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -21,6 +20,7 @@ from typing import Any
 from batch.engine import AdapterSpec, Asked, Completion, EngineSpec
 from batch.engine.worker import Usage
 from batch.errors import ENDING, AdapterError, EngineError
+from batch.parent import own_id
 
 STOP_SECONDS = 5
 PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
@@ -45,12 +45,11 @@ class EngineProcess:
         # context would be broken. Not `multiprocessing` either: it runs the caller's script again, which
         # would need a main guard.
         self._conn, child = multiprocessing.Pipe()
-        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         with _signals_wait():  # the child inherits that until it can ignore them
             # without a name: it is gone with who holds it, however that died
             self._log = tempfile.TemporaryFile()  # noqa: SIM115
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), str(child.fileno()), str(parent)],
+                [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), str(child.fileno()), str(own_id())],
                 pass_fds=[child.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,

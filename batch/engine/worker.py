@@ -1,7 +1,6 @@
 """Inside the engine's process: takes work off the pipe, steps the engine, sends back what is finished."""
 
 import contextlib
-import ctypes
 import os
 import queue
 import signal
@@ -14,8 +13,8 @@ from typing import Any, NamedTuple
 
 from batch.engine import Asked, Engine, EngineSpec, build
 from batch.errors import ENDING, AdapterError, BatchRouteError, EngineError, ours
+from batch.parent import tie_to
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
 # requests that the engine is given at most, in multiples of what it runs at once; the others wait here
 AHEAD = 1.5
 
@@ -28,12 +27,8 @@ class Usage(NamedTuple):
 
 
 def serve(descriptor: str, parent: str) -> None:
-    """Body of the engine process, given the number of its end of the pipe and its parent's id.
-
-    The parent's id is 0 where a thread started it: the kernel would take the thread's end for the parent's.
-    """
-    if parent != "0":
-        _tie_to(int(parent))
+    """Body of the engine process, given the number of its end of the pipe and its parent's id."""
+    tie_to(int(parent))
     for number in ENDING:  # Ctrl-C and a service's stop reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -107,11 +102,3 @@ def work(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine: 
         steps += 1
         if done:
             conn.send(("done", (done, Usage(steps, idle))))
-
-
-def _tie_to(parent: int) -> None:
-    """Die with the parent, however it dies: an engine left behind would keep the GPU."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)

@@ -24,7 +24,7 @@ from batch.storage.receipts import Receipts
 from batch.storage.units import Cursor, Unit
 
 
-class Source(Protocol):
+class Rows(Protocol):
     """The rows of a job, in order."""
 
     def batches(self, start: int) -> Iterator[pa.RecordBatch]:
@@ -40,7 +40,7 @@ class Task:
 
     adapters: Adapters
     backlog: Backlog
-    source: Source
+    source: Rows
     schema: pa.Schema  # of the output, with its metadata
     id_column: str
     prefix: str

@@ -12,7 +12,6 @@ take, says nothing about the file: run again.
 
 import atexit
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -26,8 +25,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from batch.errors import BatchRouteError, InputError, StorageError, ours
+from batch.parent import own_id, tie_to
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
 MEMORY = 768 << 20  # bytes of data that the child may hold
 ROOM = 512 << 20  # bytes of addresses that its program takes besides
 REACH = 10.0  # seconds to the first word of a store, once the child has begun to ask it
@@ -52,8 +51,7 @@ class _Child:
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": paths, "ARROW_DEFAULT_MEMORY_POOL": "system"}
-        tied = threading.current_thread() is threading.main_thread()
-        given = (str(theirs.fileno()), str(os.getpid()), str(int(tied)))
+        given = (str(theirs.fileno()), str(own_id()))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "batch.storage.guard", *given],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
@@ -173,14 +171,9 @@ def stop(at_once: bool = False) -> None:
 atexit.register(stop)
 
 
-def _serve(conn: Connection, parent: int, tied: bool) -> None:
-    """The child's life: one call after another, until the parent is gone. `tied`: it dies with the parent at
-    once; where a thread started it, the kernel would take the thread's end for the parent's.
-    """
-    if tied:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return
+def _serve(conn: Connection, parent: int) -> None:
+    """The child's life: one call after another, until the parent is gone."""
+    tie_to(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if hard < 0 else min(MEMORY, hard), hard))
@@ -209,4 +202,4 @@ if __name__ == "__main__":
     # the module of this name is another than `__main__`: `note` is asked for there
     from batch.storage import guard
 
-    guard._serve(Connection(int(sys.argv[1])), int(sys.argv[2]), sys.argv[3] == "1")
+    guard._serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
