@@ -15,7 +15,6 @@ from batch.adapter.files import read_json
 from batch.adapter.fits import check_fits
 from batch.adapter.peft_checks import highest_rank, lint
 from batch.adapter.registry import Registry
-from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
@@ -23,8 +22,9 @@ from batch.scoring.adapters import engine_spec, spec_of
 from train.doctor.proof import REQUESTS, ServingProof, prove
 from train.doctor.served import answers
 from train.files import write_json
-from train.fit.base_checks import check_base
+from train.fit.base_checks import checked_renderer
 from train.fit.calibrate import raw
+from train.fit.shape import check_weights
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -39,8 +39,8 @@ def import_folder(
         )
     modules = lint(folder)
     base = resolve_base(base_ref, revision)
-    renderer = Renderer.load(base, contract)
-    check_base(base, renderer)
+    renderer = checked_renderer(base, contract)
+    check_weights(base)
     check_fits(folder, modules, base)
     said = read_json(folder / "adapter_config.json", "a PEFT adapter").get("base_model_name_or_path")
     staging = registry.staging()

@@ -25,7 +25,8 @@ from train.config import Config
 from train.doctor import doctor
 from train.doctor.proof import REQUESTS, prove
 from train.doctor.served import answers
-from train.fit import inputs, qlora
+from train.fit import qlora
+from train.fit.inputs import prepare
 from train.fit.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ def test_a_family_goes_through_fit_doctor_and_engine(
     config, registry = recipe(base, tmp_path), Registry(tmp_path / "adapters")
     began = time.monotonic()
     assert make_plan(config).trainable > 0
-    bundle = qlora.fit(config, registry, Console(file=io.StringIO()))
+    bundle = qlora.fit(prepare(config), registry, Console(file=io.StringIO()))
     spec = dataclasses.replace(engine_spec(base, [bundle]), dtype="float32", max_num_seqs=16)
     with Supervisor(spec) as engine:
         engine.load(adapter := spec_of(bundle))
@@ -78,7 +79,7 @@ def test_a_family_goes_through_fit_doctor_and_engine(
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.refused])
 def test_a_family_that_is_not_served_is_refused_by_plan_and_fit(name: str, tmp_path: Path) -> None:
     config = recipe(base_model(FAMILIES[name], tmp_path / "base"), tmp_path)
-    for refuse in (make_plan, inputs.prepare):
+    for refuse in (make_plan, prepare):
         with pytest.raises(AdapterError, match=FAMILIES[name].refused or "") as refused:
             refuse(config)
         assert refused.value.exit_code == 2
@@ -112,7 +113,7 @@ def test_a_base_is_refused_before_the_training(
     base = shutil.copytree(tiny_base, tmp_path / "base")
     changed(base, **values)
     config = recipe(base, tmp_path)
-    for refuse in (make_plan, inputs.prepare):
+    for refuse in (make_plan, prepare):
         with pytest.raises(AdapterError, match=message):
             refuse(config)
 
@@ -130,6 +131,6 @@ def test_a_token_beyond_the_embedding_is_refused(tiny_base: Path, tmp_path: Path
     if name == "eos_token":
         template = (base / "chat_template.jinja").read_text()
         (base / "chat_template.jinja").write_text(template.replace("<|im_end|>", "[NEW]"))
-    for refuse in (make_plan, inputs.prepare):
+    for refuse in (make_plan, prepare):
         with pytest.raises(AdapterError, match="has a token 1024, its embedding only 1024 rows"):
             refuse(recipe(base, tmp_path))

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +142,39 @@ def test_a_row_of_too_many_tokens_is_refused_in_whatever_split(
     refused(
         path, command, r"rows\.jsonl:1: the request has \d+ tokens, the contract accepts 1024", monkeypatch
     )
+
+
+HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "vllm"}
+PROGRAM = f"""
+import sys
+from train.cli import main
+try:
+    main()
+finally:
+    print("loaded", *{HEAVY} & {{name.split(".")[0] for name in sys.modules}})
+"""
+
+
+@pytest.mark.parametrize("case", ["GPTQ", "no architecture", "few positions", "a torn file", "WordPiece"])
+@pytest.mark.parametrize("command", ["plan", "fit"])
+def test_what_the_files_tell_is_refused_without_torch(
+    tiny_base: Path, tmp_path: Path, command: str, case: str
+) -> None:
+    """As a process of its own: to import what trains takes longer than to check everything."""
+    change, message = CASES[case]
+    change(base := shutil.copytree(tiny_base, tmp_path / "base"))
+    refused_without_torch(recipe(base, tmp_path).path, command, message)
+
+
+@pytest.mark.parametrize("command", ["plan", "fit"])
+def test_rows_are_refused_without_torch(tiny_base: Path, tmp_path: Path, command: str) -> None:
+    path = recipe(tiny_base, tmp_path).path
+    path.write_text(path.read_text().replace("v1/validation.jsonl", "v1/train.jsonl"))
+    refused_without_torch(path, command, "ids are unique over all splits")
+
+
+def refused_without_torch(path: Path, command: str, message: str) -> None:
+    line = [sys.executable, "-c", PROGRAM, command, str(path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert done.stdout.split() == ["loaded"]

@@ -9,8 +9,7 @@ from batch.adapter.registry import Registry
 from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, SHARE
 from train.config import Config
-from train.doctor import sound
-from train.fit import qlora
+from train.fit.inputs import prepare
 
 
 @click.command()
@@ -30,8 +29,13 @@ def fit(config: Path, target_error: float | None) -> None:
     recipe = Config.load(config)
     if target_error:
         recipe = recipe.with_target_error(target_error)
+    inputs = prepare(recipe)
+    # What trains and checks takes ten seconds to import: what is refused, is refused before that.
+    from train.doctor import sound
+    from train.fit import qlora
+
     adapters = Registry()
     examine = functools.partial(sound, recipe.find(recipe.data.train), PlainConsole())
-    trained = qlora.fit(recipe, adapters, PlainConsole(stderr=True), examine)
+    trained = qlora.fit(inputs, adapters, PlainConsole(stderr=True), examine)
     names = ", ".join(alias for alias, digest in adapters.aliases().items() if digest == trained.digest)
     click.echo(f"{trained.path}  ({names})")

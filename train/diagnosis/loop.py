@@ -18,7 +18,8 @@ from train.config import Config
 from train.diagnosis.diagnose import BOUND, Bias, Diagnosis
 from train.doctor import sound
 from train.evaluation.evaluate import Evaluation, compare
-from train.fit import inputs, qlora
+from train.fit import qlora
+from train.fit.inputs import prepare
 
 ENOUGH = 20  # rows without a mention, for a condition to be judged by itself
 
@@ -33,14 +34,15 @@ def fit_versions(
     """
     bundles = []
     for name, recipe in recipes.items():
-        wanted = as_json(inputs.prepare(recipe).facts)
+        inputs = prepare(recipe)
+        wanted = as_json(inputs.facts)
         same = (
             b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items())
         )
         bundle = next(same, None)
         console.print(f"{name}: {'fitted already' if bundle else f'fitting {recipe.path}'}")
         checks = functools.partial(sound, recipe.find(recipe.data.train), console) if doctor else None
-        bundle = bundle or qlora.fit(recipe, registry, console, checks)
+        bundle = bundle or qlora.fit(inputs, registry, console, checks)
         registry.set_alias(name, bundle.digest)
         bundles.append(bundle)
     return bundles

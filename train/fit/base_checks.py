@@ -1,6 +1,4 @@
-"""What can be told of a base model before it is loaded: whether `fit` can train on it, and vLLM serve the
-result.
-"""
+"""What a base model's files tell without torch: whether `fit` can train on it, and vLLM serve the result."""
 
 import importlib.util
 import math
@@ -9,16 +7,18 @@ from typing import Any
 
 from batch.adapter.base_model import check_holds
 from batch.adapter.files import BYTES, largest_values, read_json, read_tensors
-from batch.adapter.fits import canonical, linear_shapes
-from batch.adapter.peft_checks import TOWERS
 from batch.adapter.renderer import Renderer
+from batch.contract.contract import Contract
 from batch.engine.architectures import takes_adapters
 from batch.errors import AdapterError
-from train.fit.shape import base_on_meta
 
 
-def check_base(folder: Path, renderer: Renderer) -> None:
-    """Refuse a base that would fail after the training, or not at all and be wrong. Raises `AdapterError`."""
+def checked_renderer(folder: Path, contract: Contract) -> Renderer:
+    """The base's renderer. A base that would fail after the training, or not at all and be wrong, is refused.
+
+    Raises `AdapterError`.
+    """
+    renderer = Renderer.load(folder, contract)
     config = read_json(folder / "config.json", "a model folder")
     if config.get("quantization_config"):
         raise AdapterError(
@@ -28,8 +28,7 @@ def check_base(folder: Path, renderer: Renderer) -> None:
     if config.get("vision_config") and importlib.util.find_spec("torchvision") is None:
         raise AdapterError(
             f"{folder}: also sees, and vLLM needs torchvision to serve it, which the CPU packages go "
-            "without; use the "
-            "family's text-only model, or a machine with a GPU"
+            "without; use the family's text-only model, or a machine with a GPU"
         )
     if not config.get("architectures"):
         raise AdapterError(
@@ -39,35 +38,10 @@ def check_base(folder: Path, renderer: Renderer) -> None:
         if takes_adapters(str(architecture)) is False:
             raise AdapterError(
                 f"{folder}: vLLM serves no LoRA adapter on {architecture}; choose a base of another "
-                "family, such as "
-                "Qwen, Llama, Mistral, Gemma or Phi 3"
+                "family, such as Qwen, Llama, Mistral, Gemma or Phi 3"
             )
     check_holds(folder, renderer)
-    _check_weights(folder)
-
-
-def _check_weights(folder: Path) -> None:
-    """The weights must be those of the model in `config.json`: transformers makes up what is missing."""
-    stored = linear_shapes(folder)
-    model = base_on_meta(folder)
-    wanted = {
-        canonical(name.removesuffix(".weight")): tuple(weight.shape)
-        for name, weight in model.named_parameters()
-        if name.endswith(".weight") and weight.dim() == 2 and TOWERS.isdisjoint(name.split("."))
-    }
-    if wanted.keys().isdisjoint(stored):  # written under other names, which transformers translates
-        return
-    for name, shape in wanted.items():
-        if name not in stored:
-            raise AdapterError(
-                f"{folder}: has no weights of {name}, which the model of its config.json has; "
-                "copy the folder again"
-            )
-        if stored[name] != shape:
-            raise AdapterError(
-                f"{folder}: {name} is of shape {list(stored[name])}, in the model of its config.json it is "
-                f"{list(shape)}; copy the folder again"
-            )
+    return renderer
 
 
 def check_finite(folder: Path) -> None:

@@ -14,7 +14,7 @@ from batch.contract.contract import Contract
 from train.config import Config
 from train.dataset import Row, check_splits, file_facts, load_rows
 from train.examples import check_lengths
-from train.fit.base_checks import check_base, check_finite
+from train.fit.base_checks import check_finite, checked_renderer
 from train.fit.card import license_of
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers")
@@ -53,9 +53,11 @@ def prepare(config: Config) -> Inputs:
     """Load and check all inputs, before any model is loaded."""
     contract = Contract.load(config.find(config.data.contract))
     base = resolve_base(config.base.model, config.base.revision, near=config.path)
-    renderer = Renderer.load(base, contract)
-    check_base(base, renderer)
+    renderer = checked_renderer(base, contract)
     splits = load_splits(config, contract, renderer)
+    from train.fit.shape import check_weights  # torch, after all that can be refused without it
+
+    check_weights(base)
     check_finite(base)  # last: it reads all weights
     references = config.data.splits()
     facts = {

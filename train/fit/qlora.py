@@ -1,6 +1,6 @@
-"""`fit`: a recipe and labelled requests → a sealed adapter bundle in the registry.
+"""`fit`: a recipe's inputs → a sealed adapter bundle in the registry.
 
-    prepare → train (or resume) → write the bundle → calibrate its scores → register
+    inputs, checked → train (or resume) → write the bundle → calibrate its scores → register
 
 Training reads the token ids that serving will send (`batch.adapter.renderer.Renderer`), learns the answer and
 its end of turn only, and never cuts a row. A run that was interrupted is found again by the fingerprint of
@@ -34,14 +34,13 @@ from batch.adapter.registry import Registry
 from batch.engine.patches import patch
 from batch.errors import AdapterError, ConfigError, OutputLockedError
 from batch.reporting.console import PlainConsole
-from train.config import Config
 from train.examples import count_tokens, encode
 from train.files import write_json
 from train.fit.calibrate import raw
 from train.fit.calibrated import calibrate_folder, summary
 from train.fit.card import model_card
 from train.fit.checkpoints import failures, last_checkpoint
-from train.fit.inputs import Inputs, prepare
+from train.fit.inputs import Inputs
 from train.fit.loss_chart import draw_loss
 from train.fit.model import compute_dtype, count_parameters, load_quantised, save_adapter
 from train.fit.packing import Collator
@@ -50,7 +49,7 @@ from train.fit.serving import choose_served_base
 
 
 def fit(
-    config: Config,
+    inputs: Inputs,
     registry: Registry | None = None,
     console: Console | None = None,
     examine: Callable[[Bundle], bool] | None = None,
@@ -60,11 +59,11 @@ def fit(
     One that `examine` does not find sound raises `AdapterError` when it has become `latest`, and is not made
     the champion.
 
-    Raises `ConfigError`, `ContractError`, `DatasetError`, `AdapterError` (2), `OutputLockedError` (4).
+    Raises `ConfigError` and `AdapterError` (2), `OutputLockedError` (4).
     """
     registry = registry or Registry()
     console = console or PlainConsole(stderr=True)
-    inputs = prepare(config)
+    config = inputs.config
     if inputs.renderer.style.folded:
         console.print("the base's chat template has no system turn: the instructions go into the user's")
     with _run_folder(registry, inputs.fingerprint) as run:

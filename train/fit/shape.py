@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from batch.adapter.fits import canonical, linear_shapes
+from batch.adapter.peft_checks import TOWERS
 from batch.errors import AdapterError, ConfigError
 from train.config import Shape
 
@@ -32,3 +34,30 @@ def base_on_meta(shape: Shape | Path) -> PreTrainedModel:
         if isinstance(shape, Path):
             raise AdapterError(f"{shape}: config.json {said}") from error
         raise ConfigError(f"[base] shape {said}") from error
+
+
+def check_weights(folder: Path) -> None:
+    """The weights must be those of the model in `config.json`: transformers makes up what is missing.
+
+    Raises `AdapterError`, also for a `config.json` of no model that transformers has.
+    """
+    stored = linear_shapes(folder)
+    model = base_on_meta(folder)
+    wanted = {
+        canonical(name.removesuffix(".weight")): tuple(weight.shape)
+        for name, weight in model.named_parameters()
+        if name.endswith(".weight") and weight.dim() == 2 and TOWERS.isdisjoint(name.split("."))
+    }
+    if wanted.keys().isdisjoint(stored):  # written under other names, which transformers translates
+        return
+    for name, shape in wanted.items():
+        if name not in stored:
+            raise AdapterError(
+                f"{folder}: has no weights of {name}, which the model of its config.json has; "
+                "copy the folder again"
+            )
+        if stored[name] != shape:
+            raise AdapterError(
+                f"{folder}: {name} is of shape {list(stored[name])}, in the model of its config.json it is "
+                f"{list(shape)}; copy the folder again"
+            )

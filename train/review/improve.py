@@ -20,6 +20,7 @@ from train.dataset import Row, load_rows
 from train.doctor import sound
 from train.evaluation.ask import judge
 from train.evaluation.tables import show_measures
+from train.fit.inputs import prepare
 from train.fit.qlora import fit
 from train.likeness import Likeness
 from train.release.gates import GateData, gates
@@ -80,12 +81,13 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
     """Fit, print it beside the champion on the recipe's test rows and `against`, promote it if it passes the
     gates.
 
-    Raises what :func:`train.fit.qlora.fit` raises, and `AdapterError` at a gate that is not passed.
+    Raises what `prepare` and `fit` raise, and `AdapterError` at a gate that is not passed.
     """
     registry = Registry()
     champion = registry.aliases().get("champion")
     rows = config.find(config.data.train)
-    bundle = fit(config, registry, PlainConsole(stderr=True), functools.partial(sound, rows, console))
+    inputs = prepare(config)
+    bundle = fit(inputs, registry, PlainConsole(stderr=True), functools.partial(sound, rows, console))
     named = [config.find(config.data.test)] if config.data.test else []
     datasets = [*named, *against]
     if champion and champion != bundle.digest and datasets:

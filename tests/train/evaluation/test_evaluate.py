@@ -22,6 +22,7 @@ from train.evaluation.statistics import Proportion
 from train.evaluation.tables import as_json, measures_table, show
 from train.files import write_json
 from train.fit import qlora
+from train.fit.inputs import prepare
 
 ROOT = Path(__file__).parents[3]
 
@@ -156,7 +157,7 @@ def test_two_adapters_are_compared_row_by_row(bias: Evaluation, rows: list[Row],
 @pytest.fixture(scope="module")
 def registry(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
     registry = Registry(tmp_path_factory.mktemp("registry") / "adapters")
-    qlora.fit(recipe(tiny_base, tmp_path_factory.mktemp("recipe")), registry, SILENT)
+    qlora.fit(prepare(recipe(tiny_base, tmp_path_factory.mktemp("recipe"))), registry, SILENT)
     return registry
 
 

@@ -20,8 +20,9 @@ from batch.errors import AdapterError, ConfigError, OutputLockedError
 from train.config import Config, Quantisation
 from train.dataset import load_rows
 from train.examples import encode
-from train.fit import inputs, qlora
+from train.fit import qlora
 from train.fit.checkpoints import last_checkpoint
+from train.fit.inputs import prepare
 from train.fit.model import load_quantised
 
 ROOT = Path(__file__).parents[3]
@@ -62,7 +63,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 @pytest.fixture(scope="module")
 def bundle(tiny_base: Path, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return qlora.fit(recipe(tiny_base, tmp_path_factory.mktemp("recipe")), registry, SILENT)
+    return qlora.fit(prepare(recipe(tiny_base, tmp_path_factory.mktemp("recipe"))), registry, SILENT)
 
 
 def test_the_mask_is_the_answer_and_its_end_of_turn(tiny_base: Path, contract: Contract) -> None:
@@ -80,7 +81,7 @@ def test_the_mask_is_the_answer_and_its_end_of_turn(tiny_base: Path, contract: C
 
 def test_packing_and_the_trainer_keep_every_label(tiny_base: Path, tmp_path: Path) -> None:
     """What a row's last token sees of the pack is that row, label by label."""
-    wanted = inputs.prepare(recipe(tiny_base, tmp_path))
+    wanted = prepare(recipe(tiny_base, tmp_path))
     trainer = qlora.build_trainer(wanted, tmp_path / "run", SILENT)
     examples = encode(wanted.splits["train"], wanted.renderer)
     batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
@@ -150,7 +151,7 @@ def test_plain_lora_trains_on_the_base_as_it_is(tiny_base: Path, tmp_path: Path)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert not any(isinstance(module, Linear4bit) for module in model.modules())
     assert len(trained) == 2 * 7 * 2 and all(".lora_" in name for name in trained)
-    made = qlora.fit(plain, Registry(tmp_path / "adapters"), SILENT)
+    made = qlora.fit(prepare(plain), Registry(tmp_path / "adapters"), SILENT)
     assert made.resolve_base() == tiny_base and "in full precision" in (made.path / "card.md").read_text()
 
 
@@ -193,7 +194,7 @@ def test_an_interrupted_fit_resumes_to_the_same_adapter(
 
     monkeypatch.setattr(qlora, "build_trainer", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        qlora.fit(config, registry, SILENT)
+        qlora.fit(prepare(config), registry, SILENT)
     monkeypatch.undo()
     (run,) = (registry.root / ".runs").iterdir()
     assert last_checkpoint(run, SILENT) == run / "checkpoint-4"
@@ -201,7 +202,7 @@ def test_an_interrupted_fit_resumes_to_the_same_adapter(
     torn.mkdir()
     (torn / "adapter_model.safetensors").write_bytes(b"half")
     console = Console(record=True, file=io.StringIO())
-    resumed = qlora.fit(config, registry, console)
+    resumed = qlora.fit(prepare(config), registry, console)
     assert "resuming after step 4 of 6" in console.export_text()
     assert resumed.digest == bundle.digest
 
@@ -221,10 +222,10 @@ def test_early_stopping_and_divergence(tiny_base: Path, tmp_path: Path) -> None:
         "warmup": 0.9,
     }
     config = recipe(tiny_base, tmp_path, max_steps=40, eval_every=1, early_stopping_patience=2, **still)
-    metrics = json.loads((qlora.fit(config, registry, SILENT).path / "metrics.json").read_text())
+    metrics = json.loads((qlora.fit(prepare(config), registry, SILENT).path / "metrics.json").read_text())
     assert metrics["steps"] == metrics["best"]["step"] + 2 < 10
     with pytest.raises(ConfigError, match=r"diverged.*lower \[training\] learning_rate"):
-        qlora.fit(recipe(tiny_base, tmp_path, learning_rate=1e30), registry, SILENT)
+        qlora.fit(prepare(recipe(tiny_base, tmp_path, learning_rate=1e30)), registry, SILENT)
 
 
 def test_a_base_with_remote_code_is_refused(tiny_base: Path, tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_a_base_with_remote_code_is_refused(tiny_base: Path, tmp_path: Path) -> 
         json.dumps({**content, "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
     )
     with pytest.raises(AdapterError, match="remote code"):
-        inputs.prepare(recipe(copy, tmp_path))
+        prepare(recipe(copy, tmp_path))
 
 
 def test_a_step_that_overflowed_has_no_loss() -> None:
