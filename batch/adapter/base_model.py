@@ -1,6 +1,5 @@
 """The base model that an adapter stands on: where its folder is, and whether it is the one trained on."""
 
-import functools
 import os
 import re
 from collections.abc import Mapping
@@ -8,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from batch.adapter.digests import known_digest
 from batch.adapter.files import no_remote_code, read_json
 from batch.adapter.fits import linear_shapes
 from batch.adapter.made import bases_root, in_a_process, make
 from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
 from batch.errors import AdapterError, InputError, PositionsError
-from batch.storage.location import bundle_digest, file_digest
+from batch.storage.location import bundle_digest
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")  # canonical names
@@ -38,7 +38,7 @@ def resolve_base(ref: str, revision: str | None = None, near: Path | None = None
     """
     if found := local_folder(ref, near):
         file = _gguf(found)
-        return _checked_base(converted(file, bases_root() / file_digest(file)) if file else found)
+        return _checked_base(converted(file, bases_root() / known_digest(file)) if file else found)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref) or ref.startswith("."):
         raise AdapterError(f"no base model at {ref}; give a model folder or a hub id with --base-model")
     from huggingface_hub import snapshot_download
@@ -139,21 +139,8 @@ def positions(config: Mapping[str, Any]) -> int | None:
 
 
 def base_digest(folder: Path) -> str:
-    """sha256 over a base model's config and weights; a file that has not changed is read once a process.
-
-    Eight gigabytes take seconds, and `--watch` asks for every file that arrives.
-    """
+    """sha256 over a base model's config and weights; a file that has not changed is read once."""
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     with ThreadPoolExecutor() as pool:  # hashing lets go of the GIL
-        digests = pool.map(_digest, files)
+        digests = pool.map(known_digest, files)
         return bundle_digest({file.name: digest for file, digest in zip(files, digests, strict=True)})
-
-
-def _digest(file: Path) -> str:
-    status = file.stat()
-    return _digest_of(file.resolve(), status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@functools.lru_cache(1024)
-def _digest_of(file: Path, size: int, changed_ns: int, inode: int) -> str:
-    return file_digest(file)
