@@ -59,9 +59,8 @@ def _rows(path: Path, contract: Contract) -> Iterator[tuple[int, Mapping[str, An
 def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
+        delimiter = delimiter_of(file.readline())
         file.seek(0)
-        delimiter = max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each), [])))
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
             raise DatasetError(f"{path}:1: a column is duplicated; rename one")
@@ -71,6 +70,11 @@ def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     f"{path}:{reader.line_num}: does not have as many cells as the header; correct the row"
                 )
             yield reader.line_num, row
+
+
+def delimiter_of(header: str) -> str:
+    """The delimiter that cuts a table's first line into the most names."""
+    return max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each), [])))
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

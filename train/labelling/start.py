@@ -15,8 +15,9 @@ from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
 from batch.errors import InputError, nearest
 from batch.storage.location import reason
-from train.dataset import Row, near_duplicates
-from train.likeness import words
+from train.dataset import Row
+from train.likeness import Likeness, compared, signs
+from train.tables import delimiter_of
 
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 SYSTEM = """
@@ -79,7 +80,7 @@ def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
     rows, left_out, seen = [], Counter[str](), set[tuple[str, ...]]()
     for number, line in enumerate(table.iter_rows(named=True), start=1):
         text, labels = line[text_column] or "", {name: line[name] for name in label_columns}
-        wording = tuple(words(text))
+        wording = tuple(signs(text))
         if not text.strip() or not all(labels.values()):
             left_out["without a text or a label"] += 1
         elif wording in seen:
@@ -105,8 +106,10 @@ def read_texts(path: Path, columns: Sequence[str]) -> pl.DataFrame:
         elif suffix in (".jsonl", ".ndjson"):
             table = pl.read_ndjson(path, infer_schema_length=None)
         else:
-            table = pl.read_csv(path, infer_schema=False, separator="\t" if suffix == ".tsv" else ",")
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            with path.open(encoding="utf-8-sig") as file:
+                delimiter = delimiter_of(file.readline())
+            table = pl.read_csv(path, infer_schema=False, separator=delimiter)
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         why = reason(error) if isinstance(error, OSError) else str(error).split("\n")[0]
         raise InputError(f"{path}: cannot be read: {why}; give CSV, TSV, JSONL or Parquet") from error
     for name in columns:
@@ -138,18 +141,21 @@ def _said(name: str) -> str:
 
 def split(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """By the text's hash, labels in proportion; rows that are nearly alike stay in one split."""
-    first: dict[str, str] = {row.id: row.id for row in rows}  # a row of the same group, down to its first
+    first = list(range(len(rows)))  # for each row one of its group, down to the group's first
 
-    def find(name: str) -> str:
-        while first[name] != name:
-            name = first[name]
-        return name
+    def find(number: int) -> int:
+        while first[number] != number:
+            number = first[number]
+        return number
 
-    for row, twin, _ in near_duplicates(rows):
-        first[find(row.id)] = find(twin.id)
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(find(row.id), []).append(row)
+    known = Likeness(row.request for row in rows)
+    for number, row in enumerate(compared(rows)):
+        for twin, _ in known.near(row.request):  # all of them: two that are unlike may have a third in common
+            first[find(twin)] = find(number)
+        known.add(row.request)
+    groups: dict[int, list[Row]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(find(number), []).append(row)
     parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
     by_label: dict[str, list[list[Row]]] = {}
     for group in groups.values():

@@ -71,6 +71,42 @@ def test_rows_nearly_alike_stay_in_one_split(tmp_path: Path) -> None:
     assert all(len(rows) >= 4 for rows in splits.values())
 
 
+def test_two_rows_that_are_like_a_third_stay_with_it(tmp_path: Path) -> None:
+    """Each third text is like the two before it, and those are not like each other."""
+    texts = []
+    for i in range(40):
+        words = [f"w{(i * 31 + j * j) % 997}" for j in range(24)]
+        left, right = [f"l{i}x{j}" for j in range(12)], [f"r{i}x{j}" for j in range(12)]
+        texts += [" ".join([*left, *words]), " ".join([*words, *right]), " ".join(words)]
+    path = tmp_path / "rows.csv"
+    pl.DataFrame({"request": texts, "label": ["a", "a", "a", "b", "b", "b"] * 20}).write_csv(path)
+    code, said = run(path, "--label-column", "label", "--out", tmp_path / "task")
+    assert code == 0, said
+    contract = Contract.load(tmp_path / "task/contract.toml")
+    check_splits(
+        {
+            name: load_rows(tmp_path / f"task/{name}.jsonl", contract)
+            for name in ("train", "validation", "test")
+        }
+    )
+
+
+def test_texts_that_differ_in_a_sign_are_both_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    texts = [*TEXTS, "a course in C++", "a course in C#", "sales +5 %", "sales -5 %"]
+    table = pl.DataFrame({"request": texts, "label": [*LABELS, *LABELS[:4]]})
+    path.write_bytes(b"\xef\xbb\xbf" + table.write_csv(separator=";").encode())
+    code, said = run(path, "--label-column", "label", "--out", tmp_path / "task")
+    assert code == 0 and "already there" not in said, said
+    contract = Contract.load(tmp_path / "task/contract.toml")
+    rows = [
+        row
+        for name in ("train", "validation", "test")
+        for row in load_rows(tmp_path / f"task/{name}.jsonl", contract)
+    ]
+    assert sorted(row.request for row in rows) == sorted(texts)
+
+
 def test_what_cannot_be_learnt_from_is_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pl.DataFrame(
