@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import ROOT
 from tests.train.test_families import recipe
 from train.cli import main
+from train.fit.base_checks import text_models
 
 SECONDS = 10  # of processor time, the template's process included
 Change = Callable[[Path], object]
@@ -148,6 +149,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "vl
 PROGRAM = f"""
 import sys
 from train.cli import main
+from train.fit.base_checks import text_models
 try:
     main()
 finally:
@@ -155,7 +157,17 @@ finally:
 """
 
 
-@pytest.mark.parametrize("case", ["GPTQ", "no architecture", "few positions", "a torn file", "WordPiece"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a kind that transformers does not know",
+        "an encoder and a decoder",
+        "GPTQ",
+        "few positions",
+        "a torn file",
+        "WordPiece",
+    ],
+)
 @pytest.mark.parametrize("command", ["plan", "fit"])
 def test_what_the_files_tell_is_refused_without_torch(
     tiny_base: Path, tmp_path: Path, command: str, case: str
@@ -178,3 +190,9 @@ def refused_without_torch(path: Path, command: str, message: str) -> None:
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
     assert done.stdout.split() == ["loaded"]
+
+
+def test_the_models_read_in_the_source_are_those_that_transformers_takes() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert text_models() == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

@@ -1,5 +1,7 @@
 """What a base model's files tell without torch: whether `fit` can train on it, and vLLM serve the result."""
 
+import ast
+import functools
 import importlib.util
 import math
 from pathlib import Path
@@ -11,6 +13,8 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.engine.architectures import takes_adapters
 from batch.errors import AdapterError
+
+CAUSAL_MODELS = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 
 
 def checked_renderer(folder: Path, contract: Contract) -> Renderer:
@@ -24,6 +28,12 @@ def checked_renderer(folder: Path, contract: Contract) -> Renderer:
         raise AdapterError(
             f"{folder}: is quantised already ({_method(config)}); give the model in full precision, fit "
             "quantises it"
+        )
+    kind = str(config.get("model_type"))
+    if (known := text_models()) and kind not in known:
+        raise AdapterError(
+            f"{folder}: config.json is of no model that answers in text: the installed transformers has no "
+            f"causal language model of type {kind!r}; use a standard architecture"
         )
     if config.get("vision_config") and importlib.util.find_spec("torchvision") is None:
         raise AdapterError(
@@ -42,6 +52,23 @@ def checked_renderer(folder: Path, contract: Contract) -> Renderer:
             )
     check_holds(folder, renderer)
     return renderer
+
+
+@functools.cache
+def text_models() -> frozenset[str]:
+    """The model types that `AutoModelForCausalLM` takes, read in its source; none where that cannot be.
+
+    To import it takes longer than all other checks together.
+    """
+    found = importlib.util.find_spec("transformers")
+    if found is None or found.origin is None:
+        return frozenset()
+    source = Path(found.origin).parent / "models/auto/modeling_auto.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body if source.is_file() else ():
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == CAUSAL_MODELS:
+            pairs = (each.elts[0] for each in ast.walk(node.value) if isinstance(each, ast.Tuple))
+            return frozenset(str(name.value) for name in pairs if isinstance(name, ast.Constant))
+    return frozenset()
 
 
 def check_finite(folder: Path) -> None:

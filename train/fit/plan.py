@@ -50,13 +50,13 @@ def make_plan(config: Config) -> FitPlan:
         base = None
     renderer = checked_renderer(base, contract) if base else None
     rows = load_splits(config, contract, renderer)["train"]
-    # torch, after all that can be refused without it
-    from train.fit.memory import estimate_memory
-    from train.fit.model import count_parameters, on_meta
-    from train.fit.shape import check_weights
-
     if base:
+        from train.fit.shape import check_weights  # torch, after all that can be refused without it
+
         check_weights(base)
+    from train.fit.memory import estimate_memory  # PEFT and bitsandbytes, to count
+    from train.fit.model import count_parameters, on_meta
+
     model = on_meta(base or config.base.shape, config.lora)  # type: ignore[arg-type]
     counts = count_parameters(model)
     if renderer:
