@@ -81,31 +81,16 @@ class Tfidf(Majority):
         self._model: Pipeline | None = None
         if len(self.classes) > 1:
             numbers = [self.classes.index(value) for value in values]
-            with warnings.catch_warnings():  # many labels do not make it a regression problem
-                warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-                self._model = self.pipeline(texts).fit(list(texts), numbers)
+            self._model = _fitted(self.pipeline(texts), list(texts), numbers)
 
     def pipeline(self, texts: Sequence[str]) -> Pipeline:
-        """The vectoriser and the classifier, unfitted. Where no text has a word of two letters, signs count:
-        emoji, digits, symbols.
-        """
-        wordless = not any(re.search(r"\w\w", text) for text in texts)
-        by = {"tokenizer": signs, "token_pattern": None} if wordless else {}
-        return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **by), _classifier())
+        """The vectoriser and the classifier, unfitted."""
+        return make_pipeline(vectoriser(texts), _classifier())
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
         if self._model is None:
             return super().predict(texts)
         return [self.classes[number] for number in self._model.predict(list(texts))]
-
-    def probabilities(self, texts: Sequence[str]) -> list[dict[Any, float]]:
-        """Of each text, the probability of each value that the training rows show."""
-        if self._model is None:
-            return [{self._value: 1.0} for _ in texts]
-        return [
-            dict(zip(self.classes, line, strict=True))
-            for line in self._model.predict_proba(list(texts)).tolist()
-        ]
 
 
 class Embedding(Tfidf):
@@ -126,9 +111,33 @@ BASELINES: Mapping[str, type[Majority]] = {
 }
 
 
+def vectoriser(texts: Sequence[str], most: int | None = None) -> TfidfVectorizer:
+    """TF-IDF of words and word pairs, the `most` frequent ones, unfitted. Where no text has a word of two
+    letters, signs count: emoji, digits, symbols.
+    """
+    wordless = not any(re.search(r"\w\w", text) for text in texts)
+    by = {"tokenizer": signs, "token_pattern": None} if wordless else {}
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=most, **by)
+
+
 def _classifier() -> LogisticRegression:
     """The classes weigh the same however rare: small sets are uneven."""
     return LogisticRegression(C=10.0, max_iter=1000, class_weight="balanced")
+
+
+def probabilities(vectors: Any, values: Sequence[Any], judged: Any) -> list[dict[Any, float]]:
+    """Of each vector in `judged` (a row of a matrix), the probability of each value that the others show."""
+    known = list(dict.fromkeys(values))
+    if len(known) == 1:
+        return [{known[0]: 1.0}] * judged.shape[0]
+    model = _fitted(_classifier(), vectors, [known.index(value) for value in values])
+    return [dict(zip(known, line, strict=True)) for line in model.predict_proba(judged).tolist()]
+
+
+def _fitted(model: Any, inputs: Any, numbers: Sequence[int]) -> Any:
+    with warnings.catch_warnings():  # many labels do not make it a regression problem
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        return model.fit(inputs, numbers)
 
 
 class Baseline:

@@ -3,6 +3,7 @@ hints.
 """
 
 import dataclasses
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ from batch.contract.contract import Contract
 from batch.contract.fields import as_text
 from batch.errors import DatasetError
 from train.dataset import Row, near_duplicates, read_rows
-from train.evaluation.baselines import Tfidf
+from train.evaluation.baselines import probabilities, vectoriser
 from train.evaluation.cross_validation import folds
 from train.likeness import NEAR_DUPLICATE
 
 FOLDS = 5
 RARE = 3  # a value in fewer rows than this is hardly learnt
+# What a fold's model learns from at most: a hint needs no better one, and 10,000 rows would take minutes.
+ROWS, WORDS = 1500, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +102,17 @@ def label_errors(rows: Sequence[Row], contract: Contract) -> list[Finding]:
     """
     if len(rows) < 2 * FOLDS:
         return []
+    texts = [row.request for row in rows]
+    vectors = vectoriser(texts, WORDS).fit_transform(texts)  # once: how common words are tells no label
     parts = folds(rows, contract, FOLDS)
     suspects: list[tuple[float, Finding]] = []
     for field in contract.scored_fields:
         own = [row.answer[field.name] for row in rows]
         chances: list[dict[object, float]] = [{} for _ in rows]
         for learn, judged in parts:
-            model = Tfidf([rows[i].request for i in learn], [own[i] for i in learn])
-            for i, line in zip(judged, model.probabilities([rows[i].request for i in judged]), strict=True):
+            some = learn[:: math.ceil(len(learn) / ROWS)]
+            seen = probabilities(vectors[some], [own[i] for i in some], vectors[judged])
+            for i, line in zip(judged, seen, strict=True):
                 chances[i] = line
         threshold = {
             v: sum(c.get(v, 0.0) for c, o in zip(chances, own, strict=True) if o == v) / own.count(v)
