@@ -1,4 +1,6 @@
-"""`--ray`: a job's units scored by a cluster's actors. Every node sees the input and the job's folder."""
+"""`--ray`: a job's units scored by a cluster's actors. Every node sees the input, and the job's folder or the
+output's object store.
+"""
 
 import contextlib
 import dataclasses
@@ -21,9 +23,9 @@ from batch.reporting.tally import Tally
 from batch.run import plan_of, start_engines, task_of
 from batch.scoring.router import Counts
 from batch.source import Unscored
-from batch.storage.location import is_local
+from batch.storage.folder import job_store, plan_store
+from batch.storage.location import Location, is_local
 from batch.storage.receipts import Receipts
-from batch.storage.store import LocalStore
 from batch.storage.workdir import ANSWERS, SHARDS, changes, fingerprint
 from batch.storage.written_plan import WrittenPlan
 
@@ -38,7 +40,7 @@ def score_on_cluster(job: Job, receipts: Receipts, observer: Observer) -> None:
     Raises `InstallationError`, `InputError`, `EngineError`, `StorageError`; a rerun resumes.
     """
     plan = plan_of(job)
-    plan.write(receipts.store)
+    plan.write(plan_store(job.options.output, work_dir_of(job.options)))
     counts = Counts()
     while receipts.missing:
         _one_pool(job, plan, receipts, counts, observer)
@@ -79,10 +81,10 @@ def _one_pool(job: Job, plan: WrittenPlan, receipts: Receipts, counts: Counts, o
 def engine_here(options: Options, digest: str, fetch: Callable[[], Files]) -> Iterator[Here]:
     """In an actor: its part of the job, checked against the plan that is written down, and its engine."""
     path = work_dir_of(options)
-    store = LocalStore(path)
-    written = WrittenPlan.read(store)
+    written = WrittenPlan.read(plan_store(options.output, path))
     if written is None:
-        raise InputError(f"a node of the cluster does not see {path}; put OUTPUT where all nodes see it")
+        what = f"a node of the cluster does not see the plan of {Location.of(options.output).name}"
+        raise InputError(f"{what}; put OUTPUT where all nodes see it")
     options = dataclasses.replace(options, adapter=_adapter_here(options.adapter, digest, fetch))
     job = check(options, written=written)
     if differing := changes(written.facts, plan_of(job).facts):
@@ -93,7 +95,9 @@ def engine_here(options: Options, digest: str, fetch: Callable[[], Files]) -> It
         shards, answers = Path(scratch, SHARDS), Path(scratch, ANSWERS)
         shards.mkdir()
         task = task_of(job, written, Unscored(job), shards, answers)
-        yield Here(task, Receipts(store, written.units, fingerprint(written.facts)), engines[0])
+        name = fingerprint(written.facts)
+        store = job_store(options.output, path if is_local(options.output) else Path(scratch), name)
+        yield Here(task, Receipts(store, written.units, name), engines[0])
 
 
 def _for_nodes(job: Job, size: ray.Size) -> Options:

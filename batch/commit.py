@@ -7,18 +7,20 @@ only the input, which must still be what was read.
 from pathlib import Path
 
 from batch.contract.json_text import as_json
-from batch.errors import InputError, UnfinishedError, signals_raise
+from batch.errors import InputError, StorageError, UnfinishedError, signals_raise
 from batch.launch.part_writer import kept_tally
 from batch.publish import publish
 from batch.reporting.observer import Observer
 from batch.reporting.summary import Summary
 from batch.storage import folder
 from batch.storage.backlog import Backlog
+from batch.storage.folder import job_store, plan_store
+from batch.storage.location import Location, is_local
 from batch.storage.lock import lock_output
 from batch.storage.manifest import finished, manifest_location, manifest_version, part_names, read_manifest
-from batch.storage.places import shared_only
+from batch.storage.places import check_store
 from batch.storage.receipts import Receipts
-from batch.storage.store import LocalStore
+from batch.storage.store import Store
 from batch.storage.workdir import WorkDir, changes, fingerprint, work_dir
 from batch.storage.written_plan import WrittenPlan
 
@@ -30,12 +32,13 @@ def commit(output: str, within: Path | None, max_error_rate: float, observer: Ob
     nothing to publish, and what a run raises.
     """
     path = work_dir(output, within)
-    written = WrittenPlan.read(LocalStore(path))
-    source, adapter = (written.source, written.facts["adapter"]) if written else ("", "")
+    plans = plan_store(output, path)
+    source, adapter = _of(plans)
     told = observer.around(source, output, adapter, max_error_rate)
     with told, lock_output(output), signals_raise():
-        shared_only(output)
-        plan = WrittenPlan.read(LocalStore(path))
+        if not is_local(output):
+            check_store(Location.of(output))
+        plan = WrittenPlan.read(plans)
         manifest, replaces = read_manifest(manifest_location(output)), manifest_version(output)
         if manifest and finished(output, plan.facts if plan else manifest["job"]):
             folder.seal(output, part_names(manifest), fingerprint(manifest["job"]))
@@ -46,7 +49,8 @@ def commit(output: str, within: Path | None, max_error_rate: float, observer: Ob
         with WorkDir.open(path, plan.facts) as work:
             backlog = unchanged_input(plan)
             observer.checked(backlog, plan)
-            receipts = Receipts.open(LocalStore(work.path), plan.units, fingerprint(plan.facts))
+            name = fingerprint(plan.facts)
+            receipts = Receipts.open(job_store(output, work.path, name), plan.units, name)
             tally = kept_tally(receipts, plan.units, work.shards)
             observer.resumed(tally, plan.rows, False, receipts.engine)
             if missing := receipts.missing:
@@ -55,6 +59,15 @@ def commit(output: str, within: Path | None, max_error_rate: float, observer: Ob
             publish(output, plan, receipts, observer, replaces)
             work.finish()
         return observer.summary
+
+
+def _of(plans: Store) -> tuple[str, str]:
+    """Input and adapter of the planned job; nothing where the plan cannot be read, which is told later."""
+    try:
+        written = WrittenPlan.read(plans)
+    except StorageError:
+        written = None
+    return (written.source, written.facts["adapter"]) if written else ("", "")
 
 
 def unchanged_input(plan: WrittenPlan) -> Backlog:

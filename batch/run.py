@@ -29,11 +29,10 @@ from batch.storage import folder
 from batch.storage.location import is_local
 from batch.storage.lock import lock_output
 from batch.storage.manifest import part_names
-from batch.storage.places import shared_only
 from batch.storage.receipts import Receipts
-from batch.storage.store import LocalStore, Store, store_at
+from batch.storage.store import Store
 from batch.storage.units import Plan
-from batch.storage.workdir import ANSWERS, WorkDir, changes, fingerprint
+from batch.storage.workdir import ANSWERS, ATTEMPTS, RECEIPTS, WorkDir, changes, fingerprint
 from batch.storage.written_plan import WrittenPlan
 
 EnginesFor = Callable[[Job], AbstractContextManager[Sequence[Supervisor]]]
@@ -53,10 +52,8 @@ def run(
     observer = observer or Observer()
     told = observer.around(options.input, options.output, options.adapter, options.max_error_rate)
     with told, lock_output(options.output), signals_raise(), deadline(options.deadline):
-        if options.ray is not None:
-            shared_only(options.output)
-            if options.retry_errors:
-                raise InputError("--retry-errors has few rows to score: leave out --ray")
+        if options.ray is not None and options.retry_errors:
+            raise InputError("--retry-errors has few rows to score: leave out --ray")
         job = check(options, registry)
         plan = plan_of(job)
         observer.checked(job.backlog, plan)
@@ -89,15 +86,11 @@ def run(
 
 
 def store_of(options: Options, work: WorkDir, name: str) -> Store:
-    """Where the parts and receipts of the job with the fingerprint `name` lie: in the output's object store,
-    or else with the rest of the unfinished work.
-    """
-    if is_local(options.output):
-        return LocalStore(work.path)
-    store = store_at(folder.parts_folder(options.output, name), work.path)
+    """Where the parts and receipts of the job with the fingerprint `name` lie; none with `--fresh`."""
+    store = folder.job_store(options.output, work.path, name)
     if options.fresh:
-        for receipt in store.names("receipts"):
-            store.remove(receipt)  # parts may still be the output's
+        for done in (*store.names(RECEIPTS), *store.names(ATTEMPTS)):
+            store.remove(done)  # parts may still be the output's
     return store
 
 

@@ -1,6 +1,7 @@
 """`--shard I/N`: units I, I + N, … of a job that others score the rest of, at the same time or another.
 
-Each leaves parts and receipts in the job's folder, which they share; `batch.commit` makes them the output.
+Each leaves parts and receipts where all of them find those: in the job's folder on a disk that they share, or
+in the output's object store. `batch.commit` makes them the output.
 """
 
 import contextlib
@@ -17,12 +18,11 @@ from batch.launch.part_writer import kept_tally
 from batch.reporting.observer import Observer
 from batch.run import plan_of, start_engines, task_of
 from batch.source import Unscored
+from batch.storage.folder import job_store, plan_store
 from batch.storage.location import refused_or_failed
 from batch.storage.lock import Lock, lock_output
-from batch.storage.places import shared_only
 from batch.storage.receipts import RECEIPT, Receipts
-from batch.storage.store import LocalStore
-from batch.storage.workdir import WorkDir, fingerprint, job_in
+from batch.storage.workdir import RECEIPTS, WorkDir, fingerprint, job_in
 from batch.storage.written_plan import WrittenPlan
 
 PLANNING = 4 * 3600.0  # seconds for another shard to read the whole of INPUT once, before it writes the plan
@@ -43,7 +43,6 @@ def score_shard(options: Options, observer: Observer | None = None, registry: Re
     told = observer.around(options.input, options.output, options.adapter, max_error_rate=1.0)
     with (
         told,
-        _refused(options),
         lock_output(options.output, shared=True),
         signals_raise(),
         deadline(options.deadline),
@@ -56,7 +55,8 @@ def score_shard(options: Options, observer: Observer | None = None, registry: Re
         observer.checked(job.backlog, plan)
         wanted = range(index, len(plan.units), count)
         mine = [plan.units[unit] for unit in wanted]
-        receipts = Receipts.open(LocalStore(work.path), plan.units, fingerprint(job.facts), wanted)
+        name = fingerprint(job.facts)
+        receipts = Receipts.open(job_store(options.output, work.path, name), plan.units, name, wanted)
         tally = kept_tally(receipts, mine, work.shards)
         observer.resumed(tally, sum(unit.rows for unit in mine), False, receipts.engine)
         if len(receipts) < len(mine):
@@ -66,14 +66,12 @@ def score_shard(options: Options, observer: Observer | None = None, registry: Re
                 task = task_of(job, plan, Unscored(job), work.shards, Path(answers))
                 local.score(task, receipts, mine, started, observer)
         job.backlog.verify()
-        found = len([name for name in receipts.store.names("receipts") if RECEIPT.fullmatch(name)])
+        found = len([name for name in receipts.store.names(RECEIPTS) if RECEIPT.fullmatch(name)])
         return Left(len(plan.units) - found, len(plan.units))
 
 
-@contextlib.contextmanager
-def _refused(options: Options) -> Iterator[None]:
-    """Refuse what does not go with a shard: `InputError`."""
-    shared_only(options.output)
+def _refuse(options: Options) -> None:
+    """What does not go with a shard: `InputError`."""
     whole = {
         "--fresh": options.fresh,
         "--retry-errors": options.retry_errors,
@@ -82,35 +80,44 @@ def _refused(options: Options) -> Iterator[None]:
     for option, given in whole.items():
         if given:
             raise InputError(f"{option} is for a whole run and does not go with --shard; leave it out")
-    yield
 
 
 @contextlib.contextmanager
 def _joined(options: Options, registry: Registry | None) -> Iterator[tuple[Job, WorkDir | None]]:
     """The checked job and its folder, shared; None where its output is complete. The first shard checks the
-    whole input and writes the plan down; those that come meanwhile wait for it, and no other job takes the
-    folder as long as one lives.
+    whole input and writes the plan down. Those that come meanwhile and see its folder wait for it, and no
+    other job takes that as long as one lives; in a store the plan is of the job whose shard began last.
     """
+    _refuse(options)
     path = work_dir_of(options)
-    store = LocalStore(path)
-    if written := WrittenPlan.read(store):
-        job = check(options, registry, written)
-        with WorkDir.join(path) as work:
-            if job_in(path) == plan_of(job).facts:
-                yield job, work
+    plans = plan_store(options.output, path)
+    written = WrittenPlan.read(plans)
+    job = check(options, registry, written) if written else None
+    work = _folder_of(path, job) if written and job and plan_of(job).facts == written.facts else None
+    if job is None or work is None:
+        with _planning(path):
+            job = job or check(options, registry, WrittenPlan.read(plans))
+            if Unscored(job).finished():
+                yield job, None
                 return
-    with _planning(path):
-        job = check(options, registry, WrittenPlan.read(store))
-        if Unscored(job).finished():
-            yield job, None
-            return
-        plan = plan_of(job)
-        if job_in(path) != plan.facts:
-            WorkDir.open(path, plan.facts).close()
-        work = WorkDir.join(path)
-        plan.write(store)
+            plan = plan_of(job)
+            if job_in(path) != plan.facts:
+                WorkDir.open(path, plan.facts).close()
+            work = WorkDir.join(path)
+            plan.write(plans)
     with work:
         yield job, work
+
+
+def _folder_of(path: Path, job: Job) -> WorkDir | None:
+    """The folder of a job, shared, if it is this job's that this machine has."""
+    if not path.exists():
+        return None
+    work = WorkDir.join(path)
+    if job_in(path) == plan_of(job).facts:
+        return work
+    work.close()
+    return None
 
 
 def _planning(path: Path) -> Lock:

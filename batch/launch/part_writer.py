@@ -78,7 +78,7 @@ class PartWriter:
         self._clear()
         data = encode_shard(with_tally(table, tally))
         path = self._folder / f"{self.unit.index:05d}-{len(self._shards):05d}-{_digest(data)}.parquet"
-        write_file(path, data)
+        write_file(path, data, unique=True)
         self._shards.append(path)
         self._committed(tally)
 

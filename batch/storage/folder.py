@@ -3,7 +3,8 @@ nothing of other jobs is left.
 
     OUT/part-….parquet                  on a file system: the parts under their final names
     OUT/_parts/<fingerprint>/…          in an object store: parts where they were written, and receipts
-    .OUT.parquet.work/<fingerprint>/…   in an object store: the same of a single file, until it is whole
+    OUT/_parts/plan.json                the plan of the job whose shards began last
+    .OUT.parquet.work/…                 in an object store: the same of a single file, until it is whole
 
 The parts of one job have its fingerprint in their names, so they lie beside those of the output that they
 replace until the manifest speaks of them; then the older ones go. In a store receipts stay beside the parts:
@@ -13,22 +14,36 @@ a writer that comes late finds them, and takes back what it wrote.
 import dataclasses
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
-from batch.storage.location import Location, bundle_digest, storage_error
+from batch.storage.location import Location, bundle_digest, is_local, storage_error
 from batch.storage.manifest import OUTPUT_PART, Proof, is_folder
 from batch.storage.receipts import Receipts
-from batch.storage.store import store_at
+from batch.storage.store import LocalStore, Store, store_at
+from batch.storage.workdir import ATTEMPTS, PLAN, RECEIPTS, SHARDS
 
 SUCCESS = "_SUCCESS"
 PARTS = "_parts"
-IN_STORE = re.compile(rf"({PARTS}|\..*\.work)/([0-9a-f]{{64}})/(shards|receipts)/[^/]*")
+KINDS = f"{SHARDS}|{RECEIPTS}|{ATTEMPTS}"
+IN_STORE = re.compile(rf"({PARTS}|\..*\.work)/(?:{re.escape(PLAN)}|([0-9a-f]{{64}})/({KINDS})/[^/]*)")
 
 
-def parts_folder(output: str, fingerprint: str) -> Location:
-    """Where the parts and receipts of a job lie whose output is in an object store."""
+def jobs_folder(output: str) -> Location:
+    """Where unfinished jobs lie whose output is in an object store."""
     location = Location.of(output)
-    within = location.inside(PARTS) if is_folder(output) else location.sibling(".", ".work")
-    return within.inside(fingerprint)
+    return location.inside(PARTS) if is_folder(output) else location.sibling(".", ".work")
+
+
+def plan_store(output: str, work: Path) -> Store:
+    """Where the plan lies of what several processes score: in the output's object store, or else with the
+    rest of the unfinished work, in the folder `work`.
+    """
+    return LocalStore(work) if is_local(output) else store_at(jobs_folder(output), work)
+
+
+def job_store(output: str, work: Path, fingerprint: str) -> Store:
+    """The same of the parts and receipts of a job; then files on their way to the store are in `work`."""
+    return LocalStore(work) if is_local(output) else store_at(jobs_folder(output).inside(fingerprint), work)
 
 
 def publish(

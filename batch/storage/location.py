@@ -203,14 +203,15 @@ def _fsync(path: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(location: Location) -> Iterator[Location]:
+def replacing(location: Location, unique: bool = False) -> Iterator[Location]:
     """Give a temporary location to write a file at; it takes the name of `location` when the block ends
     without an error.
 
-    After an error, `location` is as it was and the temporary file is gone. Raises `StorageError`. In an
-    object store nothing is renamed: see `batch.storage.object_store`.
+    After an error, `location` is as it was and the temporary file is gone. Raises `StorageError`. A `unique`
+    name is one that nobody wrote before: its folder is not searched for what killed writers of it left. In
+    an object store nothing is renamed: see `batch.storage.object_store`.
     """
-    temporary, held = _temporary(location)
+    temporary, held = _temporary(location, unique)
     try:
         yield temporary
         temporary.sync()
@@ -226,7 +227,7 @@ def replacing(location: Location) -> Iterator[Location]:
         os.close(held)
 
 
-def _temporary(location: Location) -> tuple[Location, int]:
+def _temporary(location: Location, unique: bool) -> tuple[Location, int]:
     """A new name beside `location`, and a locked descriptor of the empty file. What killed writers left goes:
     nobody has it locked. Raises `StorageError`.
     """
@@ -235,8 +236,8 @@ def _temporary(location: Location) -> tuple[Location, int]:
     name = f"{stem}{secrets.token_hex(8)}.partial"
     temporary = Location(location.filesystem, f"{folder}{slash}{name}", f"{name} for {location.name}")
     try:
-        # not a glob, which is slow where a run keeps thousands of parts
-        for left in os.listdir(folder or "/"):
+        # not a glob, which is slow where a folder holds thousands of files
+        for left in () if unique else os.listdir(folder or "/"):
             if left.startswith(stem) and left.endswith(".partial"):
                 _remove_unlocked(Path(folder or "/", left))
         mode = stat.S_IMODE(os.stat(location.path).st_mode) if location.exists() else None
@@ -259,8 +260,10 @@ def _remove_unlocked(left: Path) -> None:
             os.close(descriptor)
 
 
-def write_file(location: Location | Path, data: bytes | pa.Buffer) -> None:
-    """Write `data` as a whole file, durably, replacing an older one. Raises `StorageError`."""
+def write_file(location: Location | Path, data: bytes | pa.Buffer, unique: bool = False) -> None:
+    """Write `data` as a whole file, durably, replacing an older one, unless its name is `unique`. Raises
+    `StorageError`.
+    """
     location = location if isinstance(location, Location) else Location.of(location)
     if bucket := location.bucket:
         try:
@@ -268,7 +271,7 @@ def write_file(location: Location | Path, data: bytes | pa.Buffer) -> None:
         except OSError as error:
             raise storage_error(location.name, error) from error
         return
-    with replacing(location) as temporary, temporary.filesystem.open_output_stream(temporary.path) as stream:
+    with replacing(location, unique) as file, file.filesystem.open_output_stream(file.path) as stream:
         stream.write(data)
 
 

@@ -6,16 +6,18 @@ by its bytes, which hold whose they are.
 """
 
 import contextlib
+import dataclasses
 import errno
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import IO, BinaryIO, TypeVar
 
 from batch.errors import StorageError
 from batch.storage.bucket import Bucket
-from batch.storage.location import Location, reason, shown, storage_error
+from batch.storage.location import CHUNK, Location, reason, shown, storage_error
 
 Found = TypeVar("Found")
 TRIES = 5  # of a write that meets others', or no answer
@@ -109,6 +111,25 @@ class ObjectStore:
 
     def location(self, name: str) -> Location:
         return self.root.inside(name)
+
+    @contextlib.contextmanager
+    def at_hand(self, name: str) -> Iterator[Location]:
+        """A copy on this machine, unless it would take more than half of the room that is left."""
+        with tempfile.NamedTemporaryFile(dir=self._scratch, prefix=".", suffix=".partial") as file:
+            copied = self._copy(name, file)
+            here = dataclasses.replace(Location.of(file.name), name=self._name(name))
+            yield here if copied else self.location(name)
+
+    def _copy(self, name: str, file: IO[bytes]) -> bool:
+        try:
+            with self._bucket.open_input_stream(self._path(name)) as source:
+                if 2 * source.size() > shutil.disk_usage(file.name).free:
+                    return False
+                shutil.copyfileobj(source, file, CHUNK)
+        except OSError as error:
+            raise _unread(self._name(name), error) from error
+        file.flush()
+        return True
 
     def remove(self, name: str) -> None:
         try:

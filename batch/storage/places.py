@@ -21,7 +21,7 @@ def check_output(source: str, output: str, folders: Places) -> None:
     input's place: `InputError`.
     """
     if not is_local(output):
-        _check_store(Location.of(output))
+        check_store(Location.of(output))
     elif not is_folder(output):
         check_writable(output, suffix=LONGEST_SUFFIX)
     if is_folder(output):
@@ -31,17 +31,6 @@ def check_output(source: str, output: str, folders: Places) -> None:
         check_folder(folder, f"{what} {printable(str(folder))}", "choose another place")
     _refuse_same({"the input": source, "output": output, **given})
     _refuse_in_input(source, "output", _file_of(output))
-
-
-def shared_only(output: str) -> None:
-    """Refuse an output that several processes cannot work on: in an object store nothing is locked:
-    `InputError`.
-    """
-    if not is_local(output):
-        raise InputError(
-            f"output {Location.of(output).name}: shards and clusters need a file system that all share; "
-            "write there, then copy"
-        )
 
 
 def check_outlets(source: str, output: str, outlets: Places) -> None:
@@ -136,7 +125,7 @@ def parquet_in(folder: Location) -> list[str]:
     return [name for name in store_at(folder).names("") if name.endswith(".parquet") and "/" not in name]
 
 
-def _check_store(location: Location) -> None:
+def check_store(location: Location) -> None:
     """Refuse an output that cannot be written to its store, which a file beside it shows: exit code 2, or 75
     where the store itself fails.
     """

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from batch.contract.json_text import json_line
@@ -22,6 +23,7 @@ from batch.storage.output import prove
 from batch.storage.store import Store
 from batch.storage.units import Plan
 
+AT_ONCE = 16  # receipts that are read: each is three requests to an object store
 RECEIPT = re.compile(r"receipts/(\d{5,})\.json")
 PART = re.compile(r"shards/\d{5,}-[0-9a-f]{16}\.parquet")
 
@@ -68,15 +70,14 @@ class Receipts:
         then no part goes, for its receipt may yet come.
         """
         receipts = cls(store, plan, job)
-        for found in filter(None, map(RECEIPT.fullmatch, store.names("receipts"))):
-            if only is not None and int(found[1]) not in only:
-                continue
-            name = found[0]
-            receipt = receipts._read(name)
-            if receipt and store.intact(receipt.part, receipt.size, receipt.sha256):
-                receipts._done[receipt.unit] = receipt
-            else:
-                store.remove(name)
+        found = list(filter(None, map(RECEIPT.fullmatch, store.names("receipts"))))
+        names = [each[0] for each in found if only is None or int(each[1]) in only]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for name, receipt in zip(names, pool.map(receipts._sound, names), strict=True):
+                if receipt:
+                    receipts._done[receipt.unit] = receipt
+                else:
+                    store.remove(name)
         if only is not None:
             return receipts
         kept = {receipt.part for receipt in receipts}
@@ -105,9 +106,7 @@ class Receipts:
 
     def find(self, unit: int) -> Receipt | None:
         """The receipt of a unit, whoever made it, if its part is there and whole."""
-        if unit not in self._done and (receipt := self._read(receipt_name(unit))):
-            if not self.store.intact(receipt.part, receipt.size, receipt.sha256):
-                return None
+        if unit not in self._done and (receipt := self._sound(receipt_name(unit))):
             self._done[unit] = receipt
         return self._done.get(unit)
 
@@ -164,12 +163,18 @@ class Receipts:
     def _found(self, receipt: Receipt, id_column: str, ids: IdDigest) -> Proof | None:
         """What a part holds; None where its bytes are damaged."""
         try:
-            return prove(self.store.location(receipt.part), id_column, ids)
+            with self.store.at_hand(receipt.part) as part:
+                return prove(part, id_column, ids)
         except StorageError as error:
             refused = error.__cause__
             if isinstance(refused, InputError) and not getattr(refused.__cause__, "errno", None):
                 return None
             raise
+
+    def _sound(self, name: str) -> Receipt | None:
+        """None where it is not a receipt of this job, or speaks of a part that is not there as it says."""
+        receipt = self._read(name)
+        return receipt if receipt and self.store.intact(receipt.part, receipt.size, receipt.sha256) else None
 
     def _read(self, name: str) -> Receipt | None:
         """None where it is not a receipt of a unit of this plan."""

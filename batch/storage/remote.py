@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -27,6 +28,7 @@ PATIENCE = timedelta(seconds=60)  # for which a request is tried again
 FIRST = timedelta(seconds=8)  # instead of either, for what shows whether the store is there
 CONNECT = timedelta(seconds=4)
 STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
+ENDPOINT = re.compile(r"(AWS|AZURE|GOOGLE)_\w*ENDPOINT\w*")
 LOOPBACK = re.compile(r"http://(127\.\d+\.\d+\.\d+|localhost|\[::1\])[:/]")
 CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 
@@ -36,6 +38,7 @@ def client(root: str, first: bool = False) -> "ObjectStore":
     """The store of ``scheme://bucket``. Raises `OSError` where the environment tells no way to it."""
     from obstore.store import from_url
 
+    _check_endpoints()
     patience, silence = (FIRST, FIRST) if first else (PATIENCE, SILENCE)
     with translated():
         return from_url(
@@ -48,6 +51,18 @@ def client(root: str, first: bool = False) -> "ObjectStore":
             },
             retry_config={"max_retries": 3 if first else 10, "retry_timeout": patience},
         )
+
+
+def _check_endpoints() -> None:
+    """The client would end in a panic. Raises `OSError`."""
+    for name in filter(ENDPOINT.fullmatch, os.environ):
+        address = os.environ[name].strip()
+        try:
+            sound = urlsplit(address).scheme in ("http", "https") and urlsplit(address).hostname
+        except ValueError:
+            sound = None
+        if address and not sound:
+            raise OSError(errno.EINVAL, f"${name} is no address of a store; write https://HOST")
 
 
 def _plain_http() -> bool:

@@ -34,7 +34,9 @@ class Store(Protocol):
         """Sorted names in a folder, which need not be there. In an object store also those in its folders."""
 
     def writing(self, name: str) -> contextlib.AbstractContextManager[Location]:
-        """A local file to write, which lies as `name` once the block has ended without an error."""
+        """A local file to write, which lies as `name`, that nothing had before, once the block has ended
+        without an error.
+        """
 
     def assemble(
         self,
@@ -52,6 +54,9 @@ class Store(Protocol):
         """Whether a file is there as it was written, as far as it can be told without a download."""
 
     def location(self, name: str) -> Location: ...
+
+    def at_hand(self, name: str) -> contextlib.AbstractContextManager[Location]:
+        """A file that is to be read more than once, near enough for that."""
 
     def remove(self, name: str) -> None: ...
 
@@ -124,7 +129,7 @@ class LocalStore:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(name, error) from error
-        with replacing(self.location(name)) as temporary:
+        with replacing(self.location(name), unique=True) as temporary:
             yield temporary
 
     def assemble(
@@ -151,6 +156,9 @@ class LocalStore:
 
     def location(self, name: str) -> Location:
         return Location.of(self.root / name)
+
+    def at_hand(self, name: str) -> contextlib.AbstractContextManager[Location]:
+        return contextlib.nullcontext(self.location(name))
 
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)

@@ -47,10 +47,10 @@ class WrittenPlan:
             return None
 
     def write(self, store: Store) -> None:
-        """Raises `StorageError`."""
-        if store.read(PLAN) != self.as_bytes():
-            store.remove(PLAN)
-            store.create(PLAN, self.as_bytes())
+        """In the place of another job's. Raises `StorageError`."""
+        over, data = store.version(PLAN), self.as_bytes()
+        if store.read(PLAN) != data:
+            store.replace(PLAN, data, over)
 
     def ids_of(self, identity: Facts, id_column: str, text_column: str) -> str | None:
         """The digest of all ids of a backlog of this `identity`, if it was read through for this plan."""

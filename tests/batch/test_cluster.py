@@ -1,10 +1,12 @@
 """`--ray` on a real Ray cluster of two nodes with a fake GPU each, whose engines make their answers up.
 
-One cluster for all: a case starts a driver as a program of its own, and something dies.
+One cluster for all: a case starts a driver as a program of its own, and something dies. What two attempts at one unit and a
+late write come to is in `launch/test_actor.py`, which needs no cluster for it.
 """
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -18,10 +20,16 @@ import pytest
 
 from batch.adapter.bundle import Bundle
 from batch.engine.replay import FAULTS
+from batch.storage.location import Location
+from batch.storage.manifest import manifest_location, read_manifest
+from batch.storage.store import store_at
 from tests.batch.test_run import backlog, route
-from tests.batch.test_shard import manifest
+from tests.batch.test_shard import agreed
+from tests.conftest import reaching
 from tests.faults.test_supervision import text
+from tests.servers import Weed
 
+ROWS = 5000  # five units
 PROGRAM = str(Path(sys.executable).with_name("batch-route"))
 # Ray's own: sockets and processes that its helper for tests leaves to the collector
 pytestmark = pytest.mark.filterwarnings(
@@ -36,20 +44,19 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.faults = folder / "faults.json"
-        small = {"object_store_memory": 80 << 20, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **small})
-        self.workers = [self.cluster.add_node(num_cpus=2, num_gpus=1, **small) for _ in range(2)]
+        node = {
+            "num_cpus": 2,
+            "num_gpus": 1,
+            "object_store_memory": 80 << 20,
+            "include_dashboard": False,
+        }
+        self.cluster = Cluster(initialize_head=True, head_node_args=node)
+        self.second = self.cluster.add_node(**node)
 
-    def drive(self, bundle: Bundle, folder: Path, *options: str) -> "subprocess.Popen[str]":
-        line = [
-            PROGRAM,
-            folder / "in.parquet",
-            folder / "out.parquet",
-            "--adapter",
-            bundle.path,
-            "--engine",
-            "replay",
-        ]
+    def drive(
+        self, bundle: Bundle, source: Path, output: str | Path, *options: str
+    ) -> "subprocess.Popen[str]":
+        line = [PROGRAM, source, output, "--adapter", bundle.path, "--engine", "replay"]
         line += ["--ray", self.cluster.address, "--max-num-seqs", "64", *options]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen([*map(str, line)], **pipes)
@@ -70,11 +77,11 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+def nodes(weed: Weed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     folder = tmp_path_factory.mktemp("ray")
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0", "RAY_prestart_worker_first_driver": "0", "RAY_ADDRESS": "",
-        FAULTS: str(folder / "faults.json"),
+        FAULTS: str(folder / "faults.json"), **weed.environment,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
@@ -85,56 +92,114 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         made.cluster.shutdown()
 
 
-def receipts(folder: Path) -> int:
-    return len(list(folder.glob(".out.parquet.work/receipts/*.json")))
+@pytest.fixture(scope="module")
+def local(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run on this machine; its input lies beside it."""
+    folder = tmp_path_factory.mktemp("local")
+    source = backlog(folder / "in.parquet", rows=ROWS)
+    assert route(tiny_bundle, source, folder / "out.parquet", "--max-num-seqs", "64").exit_code == 0
+    return folder / "out.parquet"
 
 
-def wait_for(count: int, folder: Path, driver: "subprocess.Popen[str]") -> None:
-    while receipts(folder) < count:
+def wait_for(count: int, work: str | Path, driver: "subprocess.Popen[str]") -> None:
+    """Until so many units have a receipt in the folder of a job, or below it."""
+    store = store_at(Location.of(work))
+    while (
+        sum("receipts/0" in name for name in store.names("receipts" if isinstance(work, Path) else ""))
+        < count
+    ):
         assert driver.poll() is None, driver.communicate()[0]
         time.sleep(0.05)
 
 
-def is_as_local(bundle: Bundle, folder: Path) -> None:
+def is_as_local(output: str | Path, local: Path) -> None:
     """Byte for byte, and the manifest too but for times and speed."""
-    (folder / "local").mkdir()
-    whole = folder / "local/out.parquet"
-    assert route(bundle, folder / "in.parquet", whole, "--max-num-seqs", "64").exit_code == 0
-    assert (folder / "out.parquet").read_bytes() == whole.read_bytes()
-    assert manifest(folder / "out.parquet") == manifest(whole)
-    assert not list(folder.glob(".out*"))
+    assert Location.of(output).open().read() == local.read_bytes()
+    made, whole = (read_manifest(manifest_location(str(each))) for each in (output, local))
+    assert made and whole and agreed(made) == agreed(whole)
 
 
 def test_a_unit_that_ends_its_actor_becomes_error_rows(
-    nodes: Nodes, tiny_bundle: Bundle, tmp_path: Path
+    nodes: Nodes, tiny_bundle: Bundle, local: Path, tmp_path: Path
 ) -> None:
     """The actor is killed each time that it meets the row: as `os._exit`, with nothing said. The others are exact."""
-    backlog(tmp_path / "in.parquet", rows=4000)
     nodes.tell(tiny_bundle, parent=[text(1500)])
-    driver = nodes.drive(tiny_bundle, tmp_path, "--max-error-rate", "0.2")
+    source, output = local.with_name("in.parquet"), tmp_path / "out.parquet"
+    driver = nodes.drive(tiny_bundle, source, output, "--limit", "3000")
     told = driver.communicate(timeout=120)[0]
     assert driver.returncode == 3, told
-    made = pq.read_table(tmp_path / "out.parquet")
-    assert pc.is_valid(made["error_code"]).to_pylist() == [1024 <= row < 2048 for row in range(4000)]
-    assert route(tiny_bundle, tmp_path / "in.parquet", tmp_path / "one.parquet").exit_code == 0
-    whole = pq.read_table(tmp_path / "one.parquet")
-    assert made.slice(0, 1024).equals(whole.slice(0, 1024)) and made.slice(2048).equals(whole.slice(2048))
+    made, whole = pq.read_table(output), pq.read_table(local)
+    assert pc.is_valid(made["error_code"]).to_pylist() == [1024 <= row < 2048 for row in range(3000)]
+    assert made.slice(0, 1024).equals(whole.slice(0, 1024))
+    assert made.slice(2048).equals(whole.slice(2048, 952))
 
 
-def test_a_killed_driver_is_run_again(nodes: Nodes, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    backlog(tmp_path / "in.parquet", rows=8000)
+def test_a_killed_driver_is_run_again_from_what_lies_in_a_store(
+    nodes: Nodes,
+    weed: Weed,
+    tiny_bundle: Bundle,
+    local: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nodes without a disk in common: plan, parts and receipts are objects, and so is the output."""
+    weed.make("cluster")
+    source, output = local.with_name("in.parquet"), "s3://cluster/out.parquet"
     nodes.tell(tiny_bundle, delay=0.1)
-    driver = nodes.drive(tiny_bundle, tmp_path)
-    wait_for(2, tmp_path, driver)
-    driver.kill()
-    driver.communicate()
-    nodes.tell(tiny_bundle)
-    again = nodes.drive(tiny_bundle, tmp_path)
-    told = again.communicate(timeout=120)[0]
+    with reaching(weed.environment, tmp_path, monkeypatch):
+        driver = nodes.drive(tiny_bundle, source, output)
+        wait_for(1, "s3://cluster/.out.parquet.work", driver)
+        driver.kill()
+        driver.communicate()
+        nodes.tell(tiny_bundle)
+        again = nodes.drive(tiny_bundle, source, output)
+        told = again.communicate(timeout=120)[0]
+        assert again.returncode == 0, told
+        manifest = read_manifest(manifest_location(output))
+        assert manifest and 1024 <= manifest["run"]["resumed_rows"] < ROWS
+        is_as_local(output, local)
+        names = store_at(Location.of("s3://cluster")).names("")
+        assert names == ["out.parquet", "out.parquet.manifest.json"]
+
+
+def test_an_engine_has_its_gpus_on_one_node(
+    nodes: Nodes, tiny_bundle: Bundle, local: Path, tmp_path: Path
+) -> None:
+    """The two that the cluster has lie on two."""
+    output = tmp_path / "out.parquet"
+    driver = nodes.drive(tiny_bundle, local.with_name("in.parquet"), output, "--tensor-parallel", "2")
+    told = driver.communicate(timeout=60)[0]
+    assert driver.returncode == 2 and "no node of the cluster has the 2 CPUs and 2 GPUs" in told, told
+
+
+def test_a_stopped_driver_and_then_a_lost_node_cost_what_was_in_work(
+    nodes: Nodes, tiny_bundle: Bundle, local: Path, tmp_path: Path
+) -> None:
+    """SIGTERM ends it with 143 and the engines with it, though Ray takes that signal for itself. On the rerun a node goes,
+    which is the last case: no other takes its place, so the pool is made anew on what is left."""
+    source, output, work = (
+        local.with_name("in.parquet"),
+        tmp_path / "out.parquet",
+        tmp_path / ".out.parquet.work",
+    )
+    nodes.tell(tiny_bundle, delay=0.2)
+    driver = nodes.drive(tiny_bundle, source, output)
+    wait_for(1, work, driver)
+    driver.send_signal(signal.SIGTERM)
+    told = driver.communicate(timeout=60)[0]
+    assert driver.returncode == 143 and told.strip().endswith("run again to resume"), told
+    deadline = time.monotonic() + 30
+    while (left := nodes.engines()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+    done = len(list(work.glob("receipts/*.json")))
+    again = nodes.drive(tiny_bundle, source, output)
+    wait_for(done + 1, work, again)
+    nodes.cluster.remove_node(nodes.second, allow_graceful=False)
+    told = again.communicate(timeout=180)[0]
     assert again.returncode == 0, told
-    run = json.loads((tmp_path / "out.parquet.manifest.json").read_text())["run"]
-    assert 2048 <= run["resumed_rows"] < 8000
-    is_as_local(tiny_bundle, tmp_path)
+    is_as_local(output, local)
+    assert not list(tmp_path.glob(".out*"))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from batch.job import Options
 from batch.reporting.observer import Observer
 from batch.scoring.router import Counts
 from batch.shard import Left, score_shard
+from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.store import LocalStore
 from batch.storage.workdir import WorkDir
 from batch.storage.written_plan import WrittenPlan
@@ -38,14 +39,18 @@ SPEED = {  # of the manifest's account of a run: times, speed and who did how mu
 }  # fmt: skip
 
 
-def commit(output: Path, *options: str) -> Result:
+def commit(output: str | Path, *options: str) -> Result:
     return CliRunner().invoke(main, ["commit", str(output), *options])
 
 
 def manifest(output: Path) -> dict[str, Any]:
-    """What two ways of doing one job must agree on."""
-    place = output / "manifest.json" if output.is_dir() else Path(f"{output}.manifest.json")
-    told: dict[str, Any] = json.loads(place.read_text())
+    told = read_manifest(manifest_location(str(output)))
+    assert told
+    return agreed(told)
+
+
+def agreed(told: dict[str, Any]) -> dict[str, Any]:
+    """What of their manifests two ways of doing one job must agree on."""
     engine = {
         name: value for name, value in told["run"]["engine"].items() if name not in ("restarts", "usage")
     }

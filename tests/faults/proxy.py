@@ -22,6 +22,7 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = upstream
         self.met: list[str] = []  # the faults that requests met
+        self.sent = 0  # bytes of answers
         self._faults: list[tuple[str, str]] = []
         self._lock = threading.Lock()
 
@@ -72,6 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length or "0")
         self.end_headers()
         if self.command != "HEAD":
+            self.server.sent += len(data)
             self.wfile.write(data)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -21,8 +20,10 @@ from batch.job import Options, check, work_dir_of
 from batch.launch.actor import ATTEMPTS, Told, UnitActor
 from batch.reporting.observer import Observer
 from batch.run import plan_of
-from batch.storage.receipts import Receipts
-from batch.storage.store import LocalStore
+from batch.storage.folder import job_store, plan_store
+from batch.storage.location import Location
+from batch.storage.manifest import is_folder
+from batch.storage.store import store_at
 from batch.storage.workdir import WorkDir, fingerprint
 from batch.verify import verify
 from tests.batch.test_run import backlog, route
@@ -31,14 +32,15 @@ from tests.batch.test_run import backlog, route
 class Cluster:
     """The job that actors work on, and the actors that a test starts."""
 
-    def __init__(self, bundle: Bundle, folder: Path, rows: int) -> None:
-        source = backlog(folder / "in.parquet", rows=rows)
-        self.options = Options(str(source), str(folder / "out.parquet"), str(bundle.path), engine="replay")
+    def __init__(self, bundle: Bundle, folder: Path, rows: int, output: str = "") -> None:
+        source, output = backlog(folder / "in.parquet", rows=rows), output or str(folder / "out.parquet")
+        self.options = Options(str(source), output, str(bundle.path), engine="replay")
         self.digest, self.files = bundle.digest, functools.partial(_files, bundle)
         job = check(self.options)
         self.plan = plan_of(job)
         self.work = WorkDir.open(work_dir_of(self.options), job.facts)
-        self.plan.write(LocalStore(self.work.path))
+        self.plan.write(plan_store(output, self.work.path))
+        self.store = job_store(output, self.work.path, fingerprint(self.plan.facts))
 
     @contextlib.contextmanager
     def actor(self, **changed: object) -> Iterator[UnitActor]:
@@ -47,9 +49,6 @@ class Cluster:
             UnitActor(functools.partial(engine_here, options, self.digest, self.files))
         ) as made:
             yield made
-
-    def receipts(self) -> Receipts:
-        return Receipts.open(LocalStore(self.work.path), self.plan.units, fingerprint(self.plan.facts))
 
 
 def side_by_side(*calls: "functools.partial[Told]") -> list[Told]:
@@ -66,11 +65,7 @@ def test_two_attempts_at_one_unit_leave_one_part(tiny_bundle: Bundle, tmp_path: 
     """And what came in time is the output, whatever is written after the commit."""
     cluster, output = Cluster(tiny_bundle, tmp_path, rows=2000), tmp_path / "out.parquet"
     with cluster.actor() as one, cluster.actor() as other:
-        first, second = side_by_side(functools.partial(one.score, 0), functools.partial(other.score, 0))
-        assert first == second and json.loads(first["receipt"])["rows"] == 1024
-        assert len(os.listdir(cluster.work.shards)) == 1
-        assert json.loads(one.score(0)["receipt"]) == json.loads(first["receipt"])  # not again
-        one.score(1)
+        race(cluster, one, other)
         cluster.work.close()
         commit(str(output), None, 0.0, Observer())
         assert not cluster.work.path.exists()
@@ -82,11 +77,39 @@ def test_two_attempts_at_one_unit_leave_one_part(tiny_bundle: Bundle, tmp_path: 
     assert output.read_bytes() == before and not cluster.work.path.exists()
 
 
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+def test_and_in_an_object_store(name: str, s3_bucket: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    output = f"{s3_bucket}/{name}"
+    cluster, there = Cluster(tiny_bundle, tmp_path, 2000, output), store_at(Location.of(s3_bucket))
+    with cluster.actor() as one, cluster.actor() as other:
+        race(cluster, one, other)
+        cluster.work.close()
+        commit(output, None, 0.0, Observer())
+        before = there.names("")
+        assert json.loads(other.score(1)["receipt"])["rows"] == 976
+    late = set(there.names("")) - set(before)
+    # beside a folder's parts lie their receipts, by which who comes late knows that all is done
+    left = set() if is_folder(name) else {"attempts", "shards", "receipts"}
+    assert {Path(each).parent.name for each in late} == left
+    assert verify(output, cluster.options.input) == 2000
+    assert route(tiny_bundle, tmp_path / "in.parquet", output, "--fresh").exit_code == 0
+    assert len(there.names("")) == len(before)
+
+
+def race(cluster: Cluster, one: UnitActor, other: UnitActor) -> None:
+    """Two actors at unit 0 at once; then one has the rest."""
+    first, second = side_by_side(functools.partial(one.score, 0), functools.partial(other.score, 0))
+    assert first == second and json.loads(first["receipt"])["rows"] == 1024
+    assert len(cluster.store.names("shards")) == 1
+    assert json.loads(one.score(0)["receipt"]) == json.loads(first["receipt"])  # not again
+    one.score(1)
+
+
 def test_after_some_attempts_the_rows_are_errors_and_then_the_job_stops(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     cluster = Cluster(tiny_bundle, tmp_path, rows=2500)
-    store = LocalStore(cluster.work.path)
+    store = cluster.store
     for number in range(ATTEMPTS):
         store.create(f"attempts/00001-{number}", b"")
         store.create(f"attempts/00002-{number}", b"")

@@ -2,6 +2,7 @@
 what to do and give no secret away. Against real servers."""
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batch.errors import (
@@ -22,6 +25,7 @@ from batch.errors import (
 from batch.storage import remote
 from batch.storage.listing import files_of
 from batch.storage.location import Location, shown, write_file
+from batch.storage.output import prove
 from batch.storage.places import check_output
 from batch.storage.store import Store, store_at
 from tests.conftest import reaching
@@ -158,6 +162,9 @@ def test_what_fails_for_good_is_told(
         ({"AWS_ACCESS_KEY_ID": "reader"}, 2, "denies access"),
         ({"AWS_SECRET_ACCESS_KEY": "another-secret"}, 2, "denies access"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 75, "cannot be reached"),
+        ({"AWS_ENDPOINT_URL": "https://name.invalid"}, 75, "cannot be reached"),
+        ({"AWS_ENDPOINT_URL": "store.example:9000"}, 2, "AWS_ENDPOINT_URL is no address"),
+        ({"AWS_ENDPOINT_URL": "http://[half"}, 2, "AWS_ENDPOINT_URL is no address"),
         ({"AWS_ENDPOINT_URL": "http://name.invalid", "AWS_ALLOW_HTTP": "false"}, 2, "plain HTTP"),
     ],
 )
@@ -175,6 +182,20 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(
         with pytest.raises(BatchRouteError) as refused:  # which a reader may read, but there is nothing
             files_of(f"{s3_bucket}/in")
         assert "secret" not in str(refused.value)
+
+
+def test_a_part_is_downloaded_once_for_its_proof(
+    weed: Weed, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxied(weed, tmp_path, monkeypatch) as network:
+        store = in_bucket(s3_bucket)
+        with store.writing("shards/a.parquet") as location:
+            pq.write_table(pa.table({"id": [secrets.token_hex(16) for _ in range(50_000)]}), location.path)
+        network.sent = 0
+        with store.at_hand("shards/a.parquet") as part:
+            found = prove(part)
+        assert found.rows == 50_000 and found.bytes <= network.sent < found.bytes + 1000
+        assert part.name == f"{s3_bucket}/out/shards/a.parquet" and not Path(part.path).exists()
 
 
 def test_a_silent_store_is_not_waited_for(
