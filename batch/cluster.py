@@ -113,12 +113,20 @@ def _for_nodes(job: Job, size: ray.Size) -> Options:
         output=absolute(options.output),
         work_dir=absolute(options.work_dir),
         cache=absolute(options.cache),
-        base_model=absolute(str(job.base)),
+        base_model=absolute(_original_base(job)),
         threads=options.threads or (None if size.gpus else size.cpus),
         devices=None,
         ray=None,
         fresh=False,
     )
+
+
+def _original_base(job: Job) -> str | None:
+    """What a node serves or expands, as `--base-model` takes it; None where the adapter tells it itself."""
+    bundle, named = job.adapters.default, job.options.base_model
+    if bundle.expansion is None:
+        return str(job.base)
+    return str(bundle.original_base(named)) if named else None
 
 
 def _files(bundle: Bundle) -> Files:

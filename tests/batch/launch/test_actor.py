@@ -1,8 +1,10 @@
 """What an actor does with its units, without a cluster: once whoever tries, and nothing after the commit."""
 
 import contextlib
+import dataclasses
 import functools
 import json
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -13,11 +15,12 @@ import pytest
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
-from batch.cluster import _files, engine_here
+from batch.cluster import _files, _for_nodes, engine_here
 from batch.commit import commit
 from batch.errors import AdapterError
 from batch.job import Options, check, work_dir_of
 from batch.launch.actor import ATTEMPTS, Told, UnitActor
+from batch.launch.ray import Size
 from batch.reporting.observer import Observer
 from batch.run import plan_of
 from batch.storage.folder import job_store, plan_store
@@ -37,6 +40,7 @@ class Cluster:
         self.options = Options(str(source), output, str(bundle.path), engine="replay")
         self.digest, self.files = bundle.digest, functools.partial(_files, bundle)
         job = check(self.options)
+        self.sent = _for_nodes(job, Size(actors=1, gpus=0, cpus=2))
         self.plan = plan_of(job)
         self.work = WorkDir.open(work_dir_of(self.options), job.facts)
         self.plan.write(plan_store(output, self.work.path))
@@ -44,7 +48,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def actor(self, **changed: object) -> Iterator[UnitActor]:
-        options = Options(**{**vars(self.options), **changed})  # type: ignore[arg-type]
+        options = Options(**{**vars(self.sent), **changed})  # type: ignore[arg-type]
         with contextlib.closing(
             UnitActor(functools.partial(engine_here, options, self.digest, self.files))
         ) as made:
@@ -131,7 +135,7 @@ def test_after_some_attempts_the_rows_are_errors_and_then_the_job_stops(
 def test_what_an_actor_is_made_with_is_tiny(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """A cluster keeps it for the life of the job, once an actor."""
     cluster = Cluster(tiny_bundle, tmp_path, rows=10)
-    assert len(pickle.dumps(functools.partial(engine_here, cluster.options, cluster.digest))) < 4096
+    assert len(pickle.dumps(functools.partial(engine_here, cluster.sent, cluster.digest))) < 4096
 
 
 def test_a_refusal_is_told_and_not_tried_again(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -141,6 +145,18 @@ def test_a_refusal_is_told_and_not_tried_again(tiny_bundle: Bundle, tmp_path: Pa
         assert told["exit_code"] == 2 and "another job (" in told["message"] and "limit" in told["message"]
     with cluster.actor(output=str(tmp_path / "elsewhere.parquet")) as actor:
         assert "does not see" in actor.score(0)["message"]
+
+
+def test_a_node_serves_the_base_expanded_from_the_weights_of_the_fit(trained: Bundle, tmp_path: Path) -> None:
+    """And is given the original, be it named or not: that is what an adapter is checked against."""
+    cluster = Cluster(trained, tmp_path, rows=10)
+    assert trained.expansion and cluster.sent.base_model is None
+    original = os.path.abspath(trained.original_base())
+    named = check(dataclasses.replace(cluster.options, base_model=original))
+    assert _for_nodes(named, Size(1, 0, 2)).base_model == original
+    for base in (None, original):
+        with cluster.actor(base_model=base) as actor:
+            assert json.loads(actor.score(0)["receipt"])["rows"] == 10
 
 
 def test_an_adapter_is_fetched_to_a_node_that_lacks_it(
