@@ -1,8 +1,8 @@
 """What a cluster costs: `python -m tests.bench.cluster --adapter REF` on Ray nodes of this machine, engines made up.
 
 Each engine waits, as for a GPU, so that a machine of few cores can have several: 64 requests every 0.1 s. Prints the
-throughput of 1, 2 and 4 actors, the driver's processor time a receipt and the rows that are proved a second; then on
-paper what these mean for 8 to 512 GPUs.
+throughput of 1, 2 and 4 actors, the driver's processor time a receipt and the rows that are proved a second, medians of
+some rounds; then on paper what these mean for 8 to 512 GPUs.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from batch.engine.replay import FAULTS
@@ -22,6 +22,7 @@ from batch.storage.units import Plan
 from tests.bench.backlog import ROOT, write_backlog
 
 REQUESTS = 5  # of the store for a unit: two reads (receipt, attempt), three writes (attempt, part, receipt)
+ACTORS = 1, 2, 4
 WAIT, AT_ONCE = 0.1, 64  # seconds a step, requests in it
 
 
@@ -69,7 +70,8 @@ def on_paper(receipt: float, proved: float, rate: float, rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", default="champion")
-    parser.add_argument("--rows", type=int, default=16_384)
+    parser.add_argument("--rows", type=int, default=12_288)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
@@ -91,25 +93,26 @@ def main() -> None:
         write_backlog(source, options.rows)
         write_backlog(small, 1024)
         ray = ["--adapter", options.adapter, "--ray", cluster.address, "--devices"]
-        first = run(small, Path(folder, "small-out.parquet"), 1024, *ray, "1")
-        runs = {}
-        for actors in (1, 2, 4):
-            started = time.monotonic()
-            runs[actors] = run(source, Path(folder, f"{actors}.parquet"), options.rows, *ray, str(actors))
-            print(
-                f"{actors} actors: {runs[actors].rows_per_second:.0f} rows/s, {time.monotonic() - started:.1f} s in all"
-            )
-        same = {Path(folder, f"{actors}.parquet").read_bytes() for actors in runs}
-        print(f"the same bytes: {len(same) == 1}")
+        runs: dict[str, list[Run]] = {}
+        for _ in range(options.rounds):
+            jobs = {f"{count} actors": (source, "out.parquet", count) for count in ACTORS}
+            jobs |= {"a folder": (source, "out", 4), "one unit": (small, "out.parquet", 1)}
+            for name, (backlog, output, count) in jobs.items():
+                rows = 1024 if backlog == small else options.rows
+                done = run(backlog, Path(folder, output), rows, *ray, str(count), "--fresh")
+                runs.setdefault(name, []).append(done)
+                print(f"{name}: {done}", flush=True)
         cluster.shutdown()
-    last = runs[4]
+    of = {name: Run(*map(median, zip(*found, strict=True))) for name, found in runs.items()}
+    for count in ACTORS:
+        print(f"{count} actors: {of[f'{count} actors'].rows_per_second:.0f} rows/s")
+    last, first = of["4 actors"], of["one unit"]
     receipt = (last.driver - first.driver) / (last.units - first.units)
-    proved = options.rows / last.proof
-    print(
-        f"driver {receipt * 1000:.1f} ms of processor time a receipt; {proved:.0f} rows/s proved and assembled"
-    )
+    whole, parts = options.rows / last.proof, options.rows / of["a folder"].proof
+    print(f"driver {receipt * 1000:.1f} ms of processor time a receipt")
+    print(f"{whole:.0f} rows/s assembled and proved, {parts:.0f} rows/s proved as parts of a folder")
     for rate, rows in ((50.0, 10_000_000), (500.0, 100_000_000)):
-        on_paper(receipt, proved, rate, rows)
+        on_paper(receipt, parts, rate, rows)
 
 
 if __name__ == "__main__":
