@@ -48,7 +48,7 @@ def duration(text: str) -> float:
 @click.argument("output")
 @click.argument("input", required=False)
 def verify(output: str, input: str | None) -> None:
-    """Read a finished OUTPUT back and prove it, against INPUT too."""
+    """Read a finished OUTPUT back and verify it; with INPUT also row by row against the input."""
     from batch.verify import verify
 
     rows = verify(output, input)
@@ -153,11 +153,9 @@ def show(output: str, count: int) -> None:
     "--work-dir",
     metavar="DIR",
     type=PATH,
-    help="Folder for unfinished work; outputs may share it.  [default: beside OUTPUT]",
+    help="Folder for unfinished work; outputs may share it.  [default: next to OUTPUT]",
 )
-@click.option(
-    "--cache", metavar="DIR", type=PATH, help="Keep answers here, for texts that return on another night."
-)
+@click.option("--cache", metavar="DIR", type=PATH, help="Keep answers here, for equal texts of later runs.")
 @click.option(
     "--cache-max",
     metavar="SIZE",
@@ -177,12 +175,21 @@ def show(output: str, count: int) -> None:
     help="Restart an engine that has made no progress for this long.",
 )  # fmt: skip
 @click.option(
-    "--max-num-seqs", type=click.IntRange(1, 1 << 16), help="Requests that the engine runs at once."
+    "--max-num-seqs",
+    type=click.IntRange(1, 1 << 16),
+    help="Requests that the engine runs at once.  [default: 256 on a CPU, 512 on a GPU]",
 )
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="The engine's number format."
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="The engine's number format.  "
+    "[default: bfloat16 where the hardware computes in it, else float32 on a CPU, float16 on a GPU]",
 )
-@click.option("--threads", type=click.IntRange(1, 4096), help="CPU threads of an engine.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 4096),
+    help="CPU threads of an engine.  [default: the cores, shared by the engines]",
+)
 @click.option(
     "--devices",
     metavar="N|all|0,1",
@@ -212,7 +219,7 @@ def show(output: str, count: int) -> None:
 @click.option(
     "--draft-tokens",
     type=click.IntRange(0, 16),
-    help="Tokens to draft a step.  [default: 4 on a CPU, none on a GPU]",
+    help="Tokens to draft per step.  [default: 4 on a CPU, none on a GPU]",
 )
 @click.version_option(__version__, prog_name="batch-route")
 @click.option("--engine", hidden=True)  # of `batch.engine.ENGINES`, which a call for help does not load

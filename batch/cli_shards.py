@@ -51,7 +51,7 @@ log_json_option = click.option(
     "--work-dir",
     metavar="DIR",
     type=PATH,
-    help="Folder for unfinished work, as the shards were given it.  [default: beside OUTPUT]",
+    help="Folder for unfinished work, as the shards were given it.  [default: next to OUTPUT]",
 )
 @max_error_rate_option
 @report_option
@@ -65,7 +65,7 @@ def commit(
     metrics: Path | None,
     log_json: bool,
 ) -> None:
-    """Prove what shards have scored for OUTPUT, and publish it.
+    """Verify what shards have scored for OUTPUT, and publish it.
 
     Exit codes: as those of a run; 75 where units are not scored yet, which are named.
     """

@@ -64,7 +64,7 @@ def walk(folder: Path) -> list[str]:
             if missing := differs(line, printed):
                 problems.append(f"{before}: the README shows a line that it did not print: {missing.strip()}")
             continue
-        if line.startswith("export "):
+        if line.startswith(("export ", "unset ")):
             exported = subprocess.run(
                 ["bash", "-c", f"{line}; env -0"], cwd=clone, env=environment, capture_output=True
             )

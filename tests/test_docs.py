@@ -10,8 +10,11 @@ import pytest
 
 from batch.cli import main as batch_route
 from batch.cli_errors import CommandWithOthers
+from batch.engine import ADAPTER_MOVES
 from tests.conftest import ROOT
 from train.cli import main as batch_train
+from train.doctor import served, skew
+from train.doctor.check import NAMES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -51,3 +54,24 @@ def test_examples_are_command_lines_that_parse(page: Path) -> None:
         assert command is not None, (program, words)
         with command.make_context(program, list(words), resilient_parsing=False):
             pass
+
+
+def test_the_doctors_checks_are_listed_with_their_limits() -> None:
+    page = (ROOT / "docs/doctor.md").read_text(encoding="utf-8")
+    table = page.split("| check | what is compared | limit |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    assert [cell[0].strip("`") for cell in cells] == list(NAMES)
+    limits = {name: cell[-1] for name, cell in zip(NAMES, cells, strict=True)}
+    same, other = skew.SAME_WEIGHTS, skew.OTHER_WEIGHTS
+    for figure in (
+        f"{same.agree:.0%}".replace("%", " %"),
+        f"{same.mean:g} on average",
+        f"{same.most:g} at most",
+    ):
+        assert figure in limits["4-bit skew"], figure
+    assert (
+        f"within {skew.TIE:g}" in limits["4-bit skew"]
+        and f"{ADAPTER_MOVES:.4f} nats" in limits["adapter acts"]
+    )
+    assert f"the answers to {served.SAMPLE} training rows" in page and served.LEARNED == 0.5
+    assert (other.agree, other.most) == (same.agree, 1.0) and re.search(rf"{other.mean:g}\s+on average", page)

@@ -38,7 +38,7 @@ def test_each_command_exists_with_its_options(line: str) -> None:
             subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
         )
         return
-    if words[0] in ("export", "python"):
+    if words[0] in ("export", "unset", "python"):
         assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0
         return
     program = PROGRAMS[words[0]]

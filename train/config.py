@@ -46,15 +46,15 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    contract: str
-    train: str
-    validation: str
+    contract: str  # the contract, a TOML file
+    train: str  # labelled rows to train on
+    validation: str  # rows that choose the checkpoint
     test: str | None = None  # never trained on; checked against the other splits for leaks
     calibration: str | None = (
-        None  # rows that scores are calibrated on; the validation rows where there is none
+        None  # rows to calibrate scores on, at least 200; the validation rows where there is none
     )
     likeness: float = (
-        0.6  # from which a request of one split is too like one of another; 1 lets all but equal ones be
+        0.6  # similarity from which rows of two splits are refused as nearly equal; 1 refuses equal ones only
     )
 
     def splits(self) -> dict[str, str]:
@@ -73,33 +73,35 @@ class Lora:
     r: int = 16
     alpha: int = 32  # the update is scaled by alpha / r
     dropout: float = 0.05
-    target: str = "all-linear"  # every linear layer but the output head; vLLM serves all of them
+    target: str = "all-linear"  # the only value: every linear layer but the output head
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantisation:
-    type: str = "nf4"  # nf4 or fp4; none for a base small enough to train on in full precision
-    serve: str = "expanded"  # what of the base serves: the 4-bit weights expanded; original; or as measured
+    type: str = "nf4"  # nf4, fp4, or none: train on the base in full precision
+    # base weights that serve. expanded: the 4-bit weights, dequantised; original: those from before they were
+    # quantised; measured: original if, on 200 calibration rows or more, that is not significantly worse
+    serve: str = "expanded"
     double: bool = True  # quantise the quantisation constants too
-    compute_dtype: str = "auto"  # bfloat16 on a GPU, float32 on a CPU
+    compute_dtype: str = "auto"  # bfloat16, float32, or auto: bfloat16 on a GPU, float32 on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
     epochs: float = 3.0
-    max_steps: int = -1  # overrides epochs where positive
-    batch_size: int = 4
-    gradient_accumulation: int = 1
-    learning_rate: float = 2e-4
+    max_steps: int = -1  # overrides epochs; -1 counts epochs
+    batch_size: int = 4  # rows per forward pass
+    gradient_accumulation: int = 1  # passes per step
+    learning_rate: float = 2e-4  # 5e-3 for data/mini-base
     warmup: float = 0.1  # share of all steps
-    scheduler: str = "linear"
+    scheduler: str = "linear"  # linear, cosine, constant or constant_with_warmup
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # gradients are clipped to it
     gradient_checkpointing: bool = False  # recompute activations: less memory, a fifth slower
     eval_every: int = 10  # steps between validations and checkpoints
     early_stopping_patience: int = 0  # validations without a better loss before stopping; 0 never stops early
     seed: int = 0
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[str, ...] = ()  # any of tensorboard, wandb, mlflow, trackio, each installed separately
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ from train.fit.calibrated import calibrate_bundle, summary
 def calibrate(adapter: str, dataset: Path, target_error: float) -> None:
     """Calibrate ADAPTER's scores on labelled requests.
 
-    The requests are ones that it was not trained on; they also set the threshold for `triage`. The calibrated
-    copy is a bundle of its own and gets the alias `latest`.
+    DATASET holds at least 200 requests that ADAPTER was not trained on; they also set the threshold for
+    `triage`. The calibrated copy is a separate bundle and gets the alias `latest`.
     """
     registry = Registry()
     bundle, content = calibrate_bundle(

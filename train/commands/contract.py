@@ -17,14 +17,23 @@ def contract() -> None:
 
 @contract.command()
 @click.argument("labelled", type=PATH)
-@click.option("--text-column", metavar="NAME", default="request", show_default=True)
-@click.option("--label-column", "label_columns", metavar="NAME", multiple=True, required=True)
+@click.option(
+    "--text-column", metavar="NAME", default="request", show_default=True, help="Column of request texts."
+)
+@click.option(
+    "--label-column",
+    "label_columns",
+    metavar="NAME",
+    multiple=True,
+    required=True,
+    help="Column of labels; may be given more than once.",
+)
 @click.option("--out", type=PATH, help="The folder to make.  [default: LABELLED's name, without its suffix]")
 def init(labelled: Path, text_column: str, label_columns: tuple[str, ...], out: Path | None) -> None:
     """Make a contract, a recipe and splits of LABELLED, a CSV, TSV, JSONL or Parquet file.
 
     Each --label-column becomes a field with the labels that it holds. Eight rows of ten are for training, one
-    for validation and one for the test; rows that are nearly alike stay together, so nothing leaks.
+    for validation and one for the test; nearly equal rows stay together. No row is set aside for calibration.
     """
     folder = out or Path(labelled.stem)
     if folder.exists():

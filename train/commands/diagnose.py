@@ -22,15 +22,15 @@ from train.files import write_json
 @click.option(
     "--train",
     type=PATH,
-    help="The rows that it learned from.  [default: where the bundle's manifest has them]",
+    help="The rows that ADAPTER was trained on.  [default: those that its manifest names]",
 )
 @json_option
 def diagnose(adapters: str, dataset: Path, train: Path | None, json_path: Path | None) -> None:
-    """Say why ADAPTER is wrong where it is wrong.
+    """Explain ADAPTER's mistakes.
 
-    Groups its misses on DATASET, finds words that go with labels in its training rows and which examples
-    these lack, and asks contrast probes, which the contract generates: how often does a label come without
-    the words that its rule wants in the text?
+    Groups ADAPTER's mistakes on DATASET, lists words that go with labels in its training rows and examples
+    that these rows lack, and asks contrast probes generated from the contract: how often is a label answered
+    although the text has none of the words that its rule requires?
     """
     registry, console = Registry(), PlainConsole()
     subjects = [candidate(name.strip(), registry) for name in adapters.split(",") if name.strip()]

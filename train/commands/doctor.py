@@ -15,14 +15,14 @@ from train.files import write_json
 
 @click.command()
 @click.argument("adapter", shell_complete=adapters)
-@click.option("--data", type=PATH, help="The training rows.  [default: where the bundle's manifest has them]")
+@click.option("--data", type=PATH, help="The training rows.  [default: those that its manifest names]")
 @click.option(
     "--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]"
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
-    help="Number format of the engine.  [default: as it serves]",
+    help="Number format of the engine.  [default: that of a run]",
 )
 @json_option
 def doctor(
@@ -30,7 +30,8 @@ def doctor(
 ) -> None:
     """Check that ADAPTER is served as it was trained.
 
-    Twelve checks on the path that serves, a line each; exit 2 where one fails.
+    Twelve checks on the path that serves, one per line; exit 2 if one fails. docs/doctor.md lists what each
+    compares, and its limit.
     """
     folder = Registry().resolve(adapter)
     checks = examine(folder, data, base_model, dtype=dtype)

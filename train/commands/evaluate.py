@@ -33,10 +33,11 @@ from train.files import write_json
 @click.option(
     "--attack",
     is_flag=True,
-    help="Measure instead how often an instruction behind the request flips a label.",
+    help="Measure instead how often a fixed instruction, appended to each request, changes a label.",
 )
 @click.option(
-    "--contract", help="For `base` and --from-scored.  [default: the champion's, else data/contract.toml]"
+    "--contract",
+    help="The contract, for `base` and --from-scored.  [default: the champion's, else data/contract.toml]",
 )
 @click.option(
     "--base-model",
@@ -48,21 +49,23 @@ from train.files import write_json
 @click.option(
     "--from-scored",
     type=PATH,
-    help="Judge this output Parquet by id, without an engine; ADAPTER may be left out.",
+    help="Evaluate this output Parquet by id, without an engine; ADAPTER may be left out.",
 )
-@click.option("--id-column", default="id", show_default=True, help="Its column of ids.")
+@click.option(
+    "--id-column", default="id", show_default=True, help="The column of ids in the --from-scored output."
+)
 @click.option(
     "--cross-validate",
     metavar="K",
     type=click.IntRange(2),
-    help="Judge each row by a model that learned from the other K-1 folds.",
+    help="Evaluate each row by a model trained on the other K-1 folds.",
 )
 def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, **options: Any) -> None:
-    """Judge adapters and baselines on labelled requests.
+    """Evaluate adapters and baselines on labelled requests.
 
     ADAPTER is a bundle directory, a digest, an alias, `base` for the base model without an adapter, or a
     baseline: `majority`, `keywords`, `tfidf`, `embedding`. Adapters answer through the path that serves
-    them. With --cross-validate it is a baseline, or a recipe (.toml) to fit once a fold.
+    them. With --cross-validate ADAPTER is a baseline, or a recipe (.toml) to fit per fold.
     """
     scored = options["from_scored"]
     alone = scored is not None and Path(arguments[0]).is_file() and arguments[0].endswith(".jsonl")

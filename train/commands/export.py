@@ -18,13 +18,15 @@ from train.exporting import DTYPES, export_for_hub, export_merged
 @click.option(
     "--base-model", metavar="REF", help="The base model's folder or hub id.  [default: the bundle's]"
 )
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the merged weights.  [default: the base's]")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="Number format of the merged weights.  [default: the base's]"
+)
 def export(adapter: str, folder: Path, merge: bool, base_model: str | None, dtype: str | None) -> None:
     """Write ADAPTER into FOLDER for a hub or another server.
 
     Without --merge the files are the bundle's, with its card as README.md: upload them as they are, and what
-    is downloaded again is a bundle. With --merge they are a model in safetensors, whose answers to a few
-    requests are compared with those of base and adapter apart.
+    is downloaded again is a bundle. With --merge they are a model in safetensors, whose answers to eight
+    requests are compared with those of base plus adapter.
     """
     bundle = Registry().open(adapter)
     if not merge:

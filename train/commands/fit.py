@@ -23,8 +23,8 @@ from train.fit.inputs import prepare
 def fit(config: Path, target_error: float | None) -> None:
     """Train the adapter that CONFIG describes.
 
-    The doctor looks at the result; an interrupted run is resumed. The new bundle gets the alias `latest`, and
-    `champion` where there is none yet and the doctor finds it sound.
+    Ends with the doctor's checks; an interrupted run is resumed. The new bundle gets the alias `latest`, and
+    `champion` if there is none yet and it passes all checks.
     """
     recipe = Config.load(config)
     if target_error:

@@ -12,18 +12,23 @@ from train.importing import import_folder, proved
 
 @click.command("import")
 @click.argument("folder", type=PATH)
-@click.option("--contract", type=PATH, required=True, help="The contract that it answers.")
+@click.option("--contract", type=PATH, required=True, help="The contract of the adapter's answers.")
 @click.option(
-    "--base", "base_model", metavar="REF", required=True, help="Its base model: a folder or a hub id."
+    "--base",
+    "base_model",
+    metavar="REF",
+    required=True,
+    help="The adapter's base model: a folder or a hub id.",
 )
-@click.option("--revision", help="Commit of a hub id.")
-@click.option("--alias", default="latest", show_default=True, help="A name for it.")
+@click.option("--revision", help="Commit of the base's hub id.")
+@click.option("--alias", default="latest", show_default=True, help="Alias of the bundle.")
 def import_adapter(folder: Path, contract: Path, base_model: str, revision: str | None, alias: str) -> None:
-    """Make a bundle from a PEFT adapter, and prove it.
+    """Make a bundle from a PEFT adapter, and verify it.
 
     FOLDER is what PEFT wrote. It is checked against its base, sealed with the contract and the base's
-    tokenizer, served, and compared with PEFT's own reading of it. What would be served in part is refused
-    (exit 2).
+    tokenizer, served, and its answers are compared with PEFT's. An adapter that would be served in part
+    is refused (exit 2). It has no threshold until `calibrate`, and no record of its training rows, so
+    `promote` needs --force.
     """
     registry = Registry()
     bundle = import_folder(folder, Contract.load(contract), base_model, revision, registry)

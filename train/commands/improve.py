@@ -14,7 +14,10 @@ from train.review.improve import extend, fit_and_compare
 @click.argument("config", type=PATH)
 @click.argument("labels", type=PATH, nargs=-1, required=True)
 @click.option(
-    "--beside", type=PATH, multiple=True, help="Rows that measure: nothing like them is trained on."
+    "--beside",
+    type=PATH,
+    multiple=True,
+    help="Rows for measuring: reviewed rows like them are left out. May be given more than once.",
 )
 @click.option(
     "--out", type=PATH, default=Path("reviewed"), show_default=True, help="Folder of the new training rows."
@@ -25,7 +28,7 @@ def improve(
 ) -> None:
     """Fit CONFIG again with the reviewed rows.
 
-    The new adapter is compared with the champion and promoted through the gates.
+    The new adapter is compared with the champion, and promoted if it passes the gates (see `promote`).
     """
     extended = extend(Config.load(config), labels, out, beside)
     click.echo(

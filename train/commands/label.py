@@ -48,16 +48,16 @@ def told(found: Sequence[Finding]) -> Iterator[str]:
     type=click.FloatRange(0.1, 1),
     default=0.6,
     show_default=True,
-    help="Likeness from which two requests count as nearly the same.",
+    help="Similarity from which two requests count as nearly the same.",
 )
 @json_option
 def lint(datasets: tuple[Path, ...], contract: str, likeness: float, json_path: Path | None) -> None:
-    """Look for what is wrong with labelled requests.
+    """Find mistakes in labelled requests.
 
     Give the splits together, the training rows first.
 
-    Labels that the policy refuses, requests that leak from one split into another (exit 2); requests that are
-    nearly the same, values that are rare, and labels that the other rows contradict (hints).
+    Errors (exit 2): labels that the contract or the policy refuses, requests that leak from one split into
+    another. Hints: requests that are nearly the same, rare values, labels that the other rows contradict.
     """
     found = look(datasets, Contract.load(contract), likeness)
     for line in told(found):
@@ -81,17 +81,17 @@ def lint(datasets: tuple[Path, ...], contract: str, likeness: float, json_path: 
 @click.option("--out", type=PATH, callback=writable, help="Write the rows here.  [default: print them]")
 @click.option(
     "--contract",
-    help="Their contract.  [default: that of the adapter that wrote SCORED, else data/contract.toml]",
+    help="The rows' contract.  [default: that of the adapter that wrote SCORED, else data/contract.toml]",
 )
-@click.option("--id-column", default="id", show_default=True)
-@click.option("--text-column", default="request", show_default=True)
+@click.option("--id-column", default="id", show_default=True, help="Column of unique ids.")
+@click.option("--text-column", default="request", show_default=True, help="Column of request texts.")
 @click.option(
     "--format",
     "kind",
     type=click.Choice(["jsonl", "label-studio"]),
     default="jsonl",
     show_default=True,
-    help="label-studio: tasks for --out FILE.json, and the labelling page beside it as FILE.xml.",
+    help="label-studio: tasks for --out FILE.json, and the labelling page next to it as FILE.xml.",
 )
 def candidates(
     scored: Path,
@@ -106,8 +106,8 @@ def candidates(
     """Choose the rows most worth labelling next.
 
     Reads SCORED, an output of `batch-route`, and writes JSONL to fill in. Low scores, answers that break a
-    rule and requests unlike any labelled one take turns. The model's own answer stands under `suggested`, the
-    reasons under `why`; a row is a dataset row once its nulls are filled in.
+    rule and requests unlike any labelled one take turns. Each row has the model's answer under `suggested`
+    and the reasons under `why`; it is a dataset row once its nulls are filled in.
     """
     studio = kind == "label-studio"
     if studio and (out is None or out.suffix != ".json"):

@@ -27,9 +27,10 @@ from train.files import write_json
 def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> None:
     """Fit versions of the data and show what changed.
 
-    The first DATASET is also diagnosed, with contrast probes. Exit 2 if the last version answers a label
-    without the words that its rule wants, or lost what the first one had right. Each adapter gets its NAME as
-    an alias.
+    The first DATASET is also diagnosed, with contrast probes. Exit 2 if the last version answers a rule's
+    label in more than 5 % of its requests that do not mention the rule's words (of all, or under the first
+    version's worst condition), finds the label in fewer rows that name it than the first version, or is
+    significantly worse in a field on any DATASET (exact McNemar). Each adapter gets its NAME as an alias.
     """
     pairs = [version.strip().partition("=") for version in versions.split(",")]
     if any(not config for _, _, config in pairs) or len({name for name, _, _ in pairs}) < 2:

@@ -24,22 +24,24 @@ from train.release.gates import GateData, gates
 @click.option(
     "--against",
     type=PATH,
-    help="Rows on which it must not be worse than the champion.  [default: its own test split]",
+    help="Rows on which ADAPTER must not be worse than the champion.  [default: ADAPTER's test split]",
 )
 @click.option(
     "--probes",
     type=PATH,
     help="Rows that probe for bias.  [default: data/probes.jsonl where it fits the contract]",
 )
-@click.option("--force", is_flag=True, help="Promote whatever the gates say; the log records it.")
+@click.option("--force", is_flag=True, help="Promote even if a gate fails; the log records it.")
 def promote(
     adapter: str, regression: Path | None, against: Path | None, probes: Path | None, force: bool
 ) -> None:
     """Make ADAPTER the champion if it passes the gates.
 
-    `batch-route` uses the champion where no adapter is named. The gates: the regression set is all right, the
-    doctor finds the adapter sound, it is not worse than the champion, and no label comes without the words
-    that its rule wants. A bundle directory from elsewhere is taken into the registry first.
+    `batch-route` uses the champion where no adapter is named. The gates: every regression row is right in
+    every field; all of the doctor's checks pass; ADAPTER is not significantly worse than the champion
+    (exact McNemar); a label is answered in at most 5 % of the probes that do not mention the words that its
+    rule requires. A gate without data that fits the contract passes and reports that. A bundle directory from
+    elsewhere is copied into the registry first.
     """
     registry = Registry()
     bundle = Bundle.open(registry.resolve(adapter))

@@ -25,15 +25,16 @@ from train.report.html import write_adapter_report
 @click.option(
     "--data",
     type=PATH,
-    help="The training rows, for the doctor.  [default: where the bundle's manifest has them]",
+    help="The training rows, for the doctor.  [default: those that its manifest names]",
 )
 def report(
     adapter: str, datasets: tuple[Path, ...], out: Path, against: str | None, data: Path | None
 ) -> None:
     """Write an HTML report on ADAPTER.
 
-    Doctor, metrics with intervals, confusion, calibration, losses, recipe and data. Judged on each DATASET;
-    without one on the adapter's test split and the fixed sets beside its contract.
+    Doctor, metrics with intervals, confusion, calibration, losses, recipe and data. ADAPTER is evaluated on
+    each DATASET; without one on its test split, and on regression.jsonl, natural.jsonl and probes.jsonl in
+    its contract's folder, as far as they exist.
     """
     write_adapter_report(adapter, Registry(), out, datasets, against, data)
     click.echo(str(out))

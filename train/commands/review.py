@@ -37,7 +37,9 @@ def share(text: str) -> float:
 contract_option = click.option(
     "--contract", help="The labels' contract.  [default: that of the adapter that wrote SCORED]"
 )
-id_option = click.option("--id-column", metavar="NAME", default="id", show_default=True)
+id_option = click.option(
+    "--id-column", metavar="NAME", default="id", show_default=True, help="Column of unique ids."
+)
 prefix_option = click.option("--prefix", metavar="P", default="", help="The --prefix of the run.")
 
 
@@ -63,14 +65,14 @@ prefix_option = click.option("--prefix", metavar="P", default="", help="The --pr
     type=share,
     default="0",
     metavar="SHARE",
-    help="Also a random share of the rows that need no person, such as 2%.",
+    help="Also a random share of the `auto` rows, such as 2%.",
 )
 @click.option(
     "--overlap",
     type=share,
     default="0",
     metavar="SHARE",
-    help="Share that a second reviewer reads blind, such as 10%.",
+    help="Share that a second reviewer reads without the model's answer, such as 10%.",
 )
 @click.option("--only", type=PATH, help="Only the ids in this JSONL file, such as `agreement --out` writes.")
 @click.option(
@@ -78,10 +80,14 @@ prefix_option = click.option("--prefix", metavar="P", default="", help="The --pr
     type=PATH,
     help="Labelled rows to propose facts and texts from.  [default: the adapter's training rows]",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: any free one]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1.  [default: any free one]"
+)
 @contract_option
 @id_option
-@click.option("--text-column", metavar="NAME", default="request", show_default=True)
+@click.option(
+    "--text-column", metavar="NAME", default="request", show_default=True, help="Column of request texts."
+)
 @prefix_option
 def review(
     scored: Path,
@@ -98,7 +104,7 @@ def review(
     text_column: str,
     prefix: str,
 ) -> None:
-    """Decide on a local page what is left to people.
+    """Decide the `human` rows on a local page.
 
     SCORED is an output of `batch-route`. Each decision is saved at once, as a row that `lint` and `fit`
     accept. Stop with Ctrl-C; run it again to go on.
@@ -124,7 +130,7 @@ def review(
 @click.command()
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
-@click.option("--contract", default="data/contract.toml", show_default=True)
+@click.option("--contract", default="data/contract.toml", show_default=True, help="The labels' contract.")
 @click.option(
     "--out", type=PATH, callback=writable, help="Write the disagreements here, for `review --only`."
 )
@@ -156,7 +162,7 @@ def apply_reviews(
 ) -> None:
     """Write people's answers into a copy of SCORED.
 
-    The copy is FINAL; its column `answered_by` says whose each row is.
+    The copy is FINAL; its column `answered_by` names the reviewer of each row, or `model`.
     """
     check_writable(final)
     task = task_of(scored, contract, prefix)
@@ -178,7 +184,7 @@ def apply_reviews(
     "--target-error",
     metavar="F",
     type=Number(0, 1),
-    help="[default: what the adapter's threshold keeps]",
+    help="Share of wrong rows allowed.  [default: that of the adapter's threshold]",
 )
 @click.option("--metrics", type=PATH, callback=writable, help="Write a Prometheus textfile.")
 @contract_option
@@ -194,10 +200,10 @@ def audit(
     id_column: str,
     prefix: str,
 ) -> None:
-    """Count errors among the rows that needed no person.
+    """Count errors among the `auto` rows.
 
-    Exit 3 where there are more than the target allows. Counts the rows that `review --audit` drew, over the
-    outputs of one or more nights.
+    Counts the rows that `review --audit` drew, over the outputs of one or more nights. Exit 3 if more of them
+    are wrong than the target allows; fewer than 20 rows are no statement (exit 0).
     """
     outputs = sorted(scored, key=lambda path: path.stat().st_mtime if path.exists() else 0.0)[
         -(nights or len(scored)) :
