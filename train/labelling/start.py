@@ -35,7 +35,7 @@ contract = "{folder}/contract.toml"
 train = "{folder}/train.jsonl"
 validation = "{folder}/validation.jsonl"
 test = "{folder}/test.jsonl"   # never trained on; only checked for leaks
-# calibration = "{folder}/calibration.jsonl"   # 200 rows or more, or no `triage`; without it, the validation rows
+# calibration = "{folder}/calibration.jsonl"   # 200 rows or more, for `triage`; else the validation rows
 
 [training]
 epochs = {epochs}
