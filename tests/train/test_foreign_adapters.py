@@ -175,7 +175,7 @@ def test_the_command_imports_and_proves(
     folder = foreign(tiny_base, tmp_path / "plain", "x", target_modules=PATHS)
     line = ["import", str(folder), "--contract", str(ROOT / "data/contract.toml"), "--base", str(tiny_base)]
     done = CliRunner().invoke(main, line)
-    assert done.exit_code == 0 and "proved: 8 answers" in done.output, done.output
+    assert done.exit_code == 0 and "verified: 8 answers" in done.output, done.output
     bundle = Bundle.open(Registry().resolve("latest"))
     assert bundle.manifest["imported"] and bundle.lora_modules == tuple(sorted(LEAVES))
     assert {

@@ -40,4 +40,6 @@ def doctor(
     for check in checks:
         click.echo(one_line(str(check)))
     if not all(check.ok for check in checks):
-        raise AdapterError(f"adapter {adapter} is not sound; the lines marked FAIL say what to do")
+        raise AdapterError(
+            f"adapter {adapter} fails the doctor's checks; the lines marked FAIL say what to do"
+        )

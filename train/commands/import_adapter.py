@@ -32,6 +32,6 @@ def import_adapter(folder: Path, contract: Path, base_model: str, revision: str 
     """
     registry = Registry()
     bundle = import_folder(folder, Contract.load(contract), base_model, revision, registry)
-    click.echo(f"proved: {proved(bundle, base_model)}")
+    click.echo(f"verified: {proved(bundle, base_model)}")
     registry.set_alias(alias, bundle.digest)
     click.echo(f"{bundle.path}  ({alias})")

@@ -214,8 +214,7 @@ def audit(
     found = count(outputs, rows, task.contract, target, id_column=id_column, prefix=prefix)
     for night in found.nights:
         click.echo(
-            f"{night.name}: {night.auto} rows without a person, {night.wrong.count} of "
-            f"{night.wrong.of} audited wrong"
+            f"{night.name}: {night.auto} auto rows, {night.wrong.count} of {night.wrong.of} audited wrong"
         )
     click.echo(found.verdict)
     if metrics:

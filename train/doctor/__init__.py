@@ -89,7 +89,7 @@ def _only(failed: str, why: str, so: str) -> list[Check]:
 
 
 def sound(data: Path | None, console: Console, bundle: Bundle) -> bool:
-    """Print a line for each check; whether all are green."""
+    """Print a line for each check; whether all pass."""
     console.print("checking that what was trained is what is served", highlight=False)
     checks = doctor(bundle, data)
     for check in checks:

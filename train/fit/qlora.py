@@ -86,7 +86,8 @@ def fit(
     registry.set_alias("latest", bundle.digest)
     if examine and not examine(bundle):
         raise AdapterError(
-            f"adapter {bundle.digest[:12]} is not sound; it is kept as `latest` and not made the champion"
+            f"adapter {bundle.digest[:12]} fails the doctor's checks; it is kept as `latest` and not made "
+            "the champion"
         )
     if "champion" not in registry.aliases():
         registry.set_alias("champion", bundle.digest)

@@ -1,7 +1,7 @@
 """What an adapter has to pass to become the champion.
 
     regression   every row of the regression set right in every field
-    doctor       every check of `train.doctor` green
+    doctor       every check of `train.doctor` passes
     champion     on a dataset not worse than the champion beyond chance (exact McNemar on all fields right)
     bias         no label without its words in more than `BOUND` of the hand-written probes; without any, of
     contrast probes
@@ -131,7 +131,7 @@ def doctor_gate(bundle: Bundle) -> Gate:
         failed = [f"{check.name}: {check.detail}" for check in doctor(bundle) if not check.ok]
     except BatchRouteError as error:  # it could not look, for want of the training rows say
         return Gate("doctor", False, str(error), checked=False)
-    return Gate("doctor", not failed, "; ".join(failed) or "every check green")
+    return Gate("doctor", not failed, "; ".join(failed) or "all checks pass")
 
 
 def champion_gate(

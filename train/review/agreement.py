@@ -28,7 +28,7 @@ class Agreement:
     high: float | None
 
     def __str__(self) -> str:
-        share = f"{self.field}: {self.same} of {self.of} alike"
+        share = f"{self.field}: {self.same} of {self.of} the same"
         if self.kappa is None:
             return f"{share}, kappa undefined: only one value was used"
         return f"{share}, kappa {self.kappa:.2f}, {self.low:.2f} to {self.high:.2f}"

@@ -48,7 +48,7 @@ class Audit:
         wrong, (low, high) = self.wrong, self.wrong.interval
         if self.holds is None:
             return (
-                f"{wrong.of} audited rows say too little about a target of {self.target:g}; {ENOUGH} "
+                f"{wrong.of} audited rows are too few to test a target of {self.target:g}; {ENOUGH} "
                 "are needed"
             )
         found = f"{wrong.count} of {wrong.of} audited rows wrong: {wrong.share:.3f} ({low:.3f} to {high:.3f})"

@@ -59,7 +59,7 @@ def test_kappa_is_the_textbooks_and_disagreements_are_a_queue(output: Output, tm
     agree = sum(x == y for x, y in zip(a, b, strict=True)) / 60
     chance = sum((a.count(value) / 60) * (b.count(value) / 60) for value in set(a + b))
     line = next(line for line in result.output.splitlines() if line.startswith("risk:"))
-    assert line.startswith(f"risk: 57 of 60 alike, kappa {(agree - chance) / (1 - chance):.2f}, ")
+    assert line.startswith(f"risk: 57 of 60 the same, kappa {(agree - chance) / (1 - chance):.2f}, ")
     low, high = (float(word) for word in line.rsplit(", ", 1)[1].split(" to "))
     assert low < (agree - chance) / (1 - chance) < high <= 1
     assert "3 requests have different labels" in result.output
@@ -145,7 +145,7 @@ def test_rows_that_were_not_drawn_do_not_count_in_the_audit(output: Output, tmp_
     scored = output(60, auto=60)
     labels = decided(tmp_path / "l.jsonl", scored, {"r1"})
     result = invoke("audit", scored, "--labels", labels, *CONTRACT, "--target-error", "0.05")
-    assert result.exit_code == 0 and "0 audited rows say too little" in result.output
+    assert result.exit_code == 0 and "0 audited rows are too few" in result.output
 
 
 def test_reviewed_rows_join_the_training_rows_and_never_what_measures(
