@@ -1,4 +1,4 @@
-# Everything here works on a fresh clone. `make setup` runs first by itself and takes no time once it is done.
+# Everything here works on a fresh clone. `make setup` runs first automatically and takes no time once it is done.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -46,10 +46,10 @@ run: setup ## train an adapter if there is none, route data/requests.parquet to 
 train: setup ## train an adapter: CONFIG=train/qwen3-4b.toml for the 4B model on a GPU
 	$(BIN)/batch-train fit $(CONFIG)
 
-eval: setup ## baselines, base and champion on the test and regression sets, side by side
+eval: setup ## compare baselines, base and champion on the test and regression sets
 	$(BIN)/batch-train eval majority,keywords,tfidf,base,champion data/v1/test.jsonl data/regression.jsonl
 
-loop: setup ## train on v1 and on v2, show side by side the bias and its fix (about four minutes on two cores)
+loop: setup ## train on v1 and on v2, compare the bias with its fix (about four minutes on two cores)
 	$(BIN)/batch-train loop v1=train/mini.toml,v2=train/mini-v2.toml data/probes.jsonl data/v2/test.jsonl data/natural.jsonl data/regression.jsonl
 
 improve: setup ## fit CONFIG again with the rows that people reviewed: LABELS=reviewed.jsonl
@@ -64,7 +64,7 @@ test: setup ## every test, in two processes: most of the time goes to starts of 
 walk: ## every command of the README in a fresh clone with a new home, and what it prints (half an hour)
 	$(PYTHON) -m tests.readme_walk
 
-families: setup ## tiny random bases of every family in docs/bases.md through fit, doctor and engine, beside PEFT
+families: setup ## tiny random bases of every family in docs/bases.md through fit, doctor and engine, compared with PEFT
 	BATCH_ROUTE_FAMILIES=all $(BIN)/python -m pytest tests/train/test_families.py tests/train/test_foreign_adapters.py
 
 faults: setup ## kills, signals and I/O errors over a run's life, memory of --watch; short forms of these run with the tests
@@ -79,7 +79,7 @@ faults: setup ## kills, signals and I/O errors over a run's life, memory of --wa
 	$(BIN)/python -m tests.faults.engine_storm --kills 20
 
 ROUNDS ?= 3
-bench: setup ## batch-route beside its peers, three rounds (about an hour; ROUNDS=1: 20 minutes), a warm engine, 2,000,000 rows of file work
+bench: setup ## batch-route compared with its peers, three rounds (about an hour; ROUNDS=1: 20 minutes), a warm engine, 2,000,000 rows of file work
 	@$(PIP) -r .ci/bench.lock
 	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
 	$(BIN)/python -m tests.bench.throughput --rounds $(ROUNDS)
