@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from batch.adapter.expanded import Expansion
 from batch.contract.contract import Contract
 from batch.engine.expand import expand, load_base
 from batch.errors import AdapterError
-from tests.conftest import make_bundle
+from tests.conftest import ROOT, make_bundle
 from train.config import Quantisation
-from train.fit.serving import choose_served_base
+from train.dataset import Row, load_rows
+from train.evaluation.evaluate import Evaluation, evaluate
+from train.fit.serving import choose_served_base, worse_at
 
 QUIET = Console(file=io.StringIO())
 
@@ -103,6 +106,26 @@ def test_too_few_rows_measure_nothing(tiny_base: Path, contract: Contract, tmp_p
     choose_served_base(folder, tiny_base, measured, [], Console(file=told, width=200))
     assert "0 calibration rows are too few" in told.getvalue()
     assert Bundle.open(folder).expansion is not None
+
+
+class Answer(NamedTuple):
+    answer: dict[str, Any]
+    error_code: None = None
+
+
+def test_the_original_must_be_no_worse_at_any_field(contract: Contract) -> None:
+    """Eight rows lost in one field and eight won in another: all fields together would not tell."""
+    rows = load_rows(ROOT / "data/v2/train.jsonl", contract)[:32]
+
+    def judged(name: str, field: str, value: Any, among: list[Row]) -> Evaluation:
+        wrong = {row.id for row in [row for row in among if row.answer[field] != value][:8]}
+        answers = [Answer({**row.answer, **({field: value} if row.id in wrong else {})}) for row in rows]
+        return evaluate(rows, answers, contract, name, "")
+
+    expanded = judged("expanded", "risk", "low", rows[16:])
+    original = judged("original", "needs_review", False, rows[:16])
+    assert worse_at(expanded, original) == ["needs_review"]
+    assert worse_at(original, expanded) == ["risk"] and worse_at(original, original) == []
 
 
 def test_a_bundle_of_another_version_is_refused(expanded: Bundle) -> None:
