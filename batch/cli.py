@@ -52,8 +52,9 @@ def verify(output: str, input: str | None) -> None:
     from batch.verify import verify
 
     rows = verify(output, input)
-    against = f", row for row those of {one_line(input)}" if input else ""
-    click.echo(f"{one_line(output)}: {rows} rows, whole and as its manifest says{against}")
+    click.echo(f"{one_line(output)}: {rows} rows, whole and as its manifest says")
+    if input:
+        click.echo(f"row for row those of {one_line(input)}")
 
 
 @click.command(cls=ErrorCommand)

@@ -26,7 +26,7 @@ def show_plan(job: Job, console: Console) -> None:
     lengths = [len(ids) for ids in renderer.encode_requests(sample)]
     mean = sum(lengths) / len(lengths) if lengths else 0.0
     fixed = len(renderer.prefix_ids) + len(renderer.suffix_ids)
-    say(f"input      {job.backlog.source}: {job.rows} rows to route, ids unique, every page readable")
+    say(f"input      {job.backlog.source}: {job.rows} rows to route; ids unique, pages readable")
     show_input(job.backlog.schema.names, job.backlog.notes, console)
     for bundle in bundles:
         say(f"adapter    {bundle.digest[:12]} ({bundle.contract.name}) on base {bundle.base['ref']}")
@@ -56,7 +56,7 @@ def _time(job: Job) -> str:
             f"{job.options.output}, and the start-up"
         )
     guesses = ", ".join(f"{_duration(job.rows, rate)} at {rate} rows/s" for rate in RATES)
-    return f"{guesses}, and the start-up; the next time, this machine's own rate is known"
+    return f"{guesses}, and the start-up\n           (the next time, this machine's own rate is known)"
 
 
 def _rate(manifest: dict[str, Any], job: Job) -> float | None:

@@ -201,9 +201,11 @@ def deadline(seconds: float | None) -> Iterator[None]:
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 EXTRAS = {  # of this package, by the module that is missing
-    **dict.fromkeys(("gguf", "psutil", "vllm"), "engine"),
-    **dict.fromkeys(("datasets", "matplotlib", "peft", "scipy", "sklearn", "torch", "trl"), "train"),
+    **dict.fromkeys(("bitsandbytes", "gguf", "psutil", "torch", "transformers", "vllm"), "engine"),
+    **dict.fromkeys(("datasets", "matplotlib", "peft", "scipy", "sklearn", "trl"), "train"),
     **dict.fromkeys(("starlette", "uvicorn"), "review"),
+    "mlflow": "mlflow",
+    "obstore": "stores",
 }
 LASTING = {  # what a rerun would meet again: a person has to change something
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
@@ -225,9 +227,7 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
     if isinstance(error, ModuleNotFoundError):
-        extra = EXTRAS.get((error.name or "").partition(".")[0], "engine,train,review")
-        remedy = f"run `make setup`, or pip install 'batch-route[{extra}]'"
-        return InstallationError(f"the package {error.name} is not installed; {remedy}")
+        return missing(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return StorageError("out of memory; free some, or give the run more, then run again to resume")
     if isinstance(error, ImportError):
@@ -246,6 +246,13 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
     place = f" at {'/'.join(Path(own[-1].filename).parts[-2:])}:{own[-1].lineno}" if own else ""
     what = f"{type(error).__name__}{place}: this is a bug, please report it"
     return StorageError(f"{what}; run again to resume")
+
+
+def missing(error: ModuleNotFoundError, extras: str | None = None) -> InstallationError:
+    """Of a package that is not installed; `extras` bring it, with what else the command needs."""
+    extras = extras or EXTRAS.get((error.name or "").partition(".")[0], "engine,train,review")
+    remedy = f"run `make setup`, or pip install 'batch-route[{extras}]'"
+    return InstallationError(f"the package {error.name} is not installed; {remedy}")
 
 
 def _by_cause(error: BatchRouteError) -> BatchRouteError:

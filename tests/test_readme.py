@@ -111,10 +111,15 @@ def test_the_examples_row_is_a_valid_label(contract: Contract, tmp_path) -> None
 
 
 def test_the_walk_sees_what_is_not_printed() -> None:
-    shown = "│ tier │ 280, 0.90 to 0.96 │\n\nok\n"
-    assert readme_walk.differs(shown, "│ tier   │ 7, 0.1 to 0.2 │\nok\n") is None
-    assert readme_walk.differs(shown, "│ tier │ 280, 0.90 to 0.96 │") == "ok"
-    assert readme_walk.differs(shown, "ok\n│ risk │ 280, 0.90 to 0.96 │") == shown.splitlines()[0]
-    assert readme_walk.commands("```sh\nmake run   # first\n# note\nexport A=$PWD/b\n```\n```text\nno\n```\n") == [
-        "make run", "export A=$PWD/b"
-    ]  # fmt: skip
+    shown = "score    0.749\n\ntriage   auto\n"
+    assert readme_walk.differs("text", shown, "id  7\nscore 0.751\ntriage auto\n") is None
+    assert readme_walk.differs("text", shown, "score 0.80\ntriage auto\n") == "score    0.749"
+    assert readme_walk.differs("text", shown, "triage auto\nscore 0.749\n") == "triage   auto"
+    table = "| right, of 300 | tfidf | champion |\n|---|---|---|\n| tier | 280, 0.90 to 0.96 | **281** |\n"
+    row = "│ tier      │   280/300 │   284/300 │\n│           │ 0.90–0.96 │ 0.91–0.97 │\n"
+    assert readme_walk.differs("table", table, row) is None
+    assert readme_walk.differs("table", table, row.replace("284", "250")) == table.splitlines()[2]
+    assert readme_walk.differs("table", table, row.replace("tier", "risk")) == table.splitlines()[2]
+    page = "```sh\nmake run   # first\n# note\nexport A=$PWD/b\n```\n\n" + table + "\n```text\nno\n```\n"
+    assert readme_walk.commands(page) == ["make run", "export A=$PWD/b"]
+    assert [kind for kind, _ in readme_walk._parts(page)] == ["sh", "sh", "table", "text"]

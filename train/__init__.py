@@ -7,6 +7,7 @@ import os
 
 # Read once, when the libraries are first imported, so they are set before anything else is.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DO_NOT_TRACK", "true")  # MLflow tells its makers of its use
 if os.environ.get("BATCH_ROUTE_ONLINE") != "1":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")

@@ -7,15 +7,19 @@ import click
 
 from batch import __version__
 from batch.cli_errors import ErrorGroup
+from batch.errors import missing
 from batch.events import log_stderr_as_json
 
 
 class Entry(NamedTuple):
-    """Where a command is (module of `train.commands`, name in it), and the first line of its help."""
+    """Where a command is (module of `train.commands`, name in it), the first line of its help, and the
+    extras that bring what it imports.
+    """
 
     module: str
     name: str
     summary: str
+    extras: str = "engine,train"
 
 
 COMMANDS = {
@@ -34,12 +38,14 @@ COMMANDS = {
     "promote": Entry("promote", "promote", "Make ADAPTER the champion if it passes the gates."),
     "rollback": Entry("promote", "rollback", "Undo the last promotion."),
     "contract": Entry("contract", "contract", "Make a contract from labelled data."),
-    "lint": Entry("label", "lint", "Find mistakes in labelled requests."),
-    "candidates": Entry("label", "candidates", "Choose the rows most worth labelling next."),
-    "review": Entry("review", "review", "Decide the `human` rows on a local page."),
-    "agreement": Entry("review", "agreement", "Measure how far two reviewers agree."),
-    "apply-reviews": Entry("review", "apply_reviews", "Write people's answers into a copy of SCORED."),
-    "audit": Entry("review", "audit", "Count errors among the `auto` rows."),
+    "lint": Entry("label", "lint", "Find mistakes in labelled requests.", "train"),
+    "candidates": Entry("label", "candidates", "Choose the rows most worth labelling next.", "train"),
+    "review": Entry("review", "review", "Decide the `human` rows on a local page.", "review"),
+    "agreement": Entry("review", "agreement", "Measure how far two reviewers agree.", "review"),
+    "apply-reviews": Entry(
+        "review", "apply_reviews", "Write people's answers into a copy of SCORED.", "review"
+    ),
+    "audit": Entry("review", "audit", "Count errors among the `auto` rows.", "review"),
     "improve": Entry("improve", "improve", "Fit CONFIG again with the reviewed rows."),
 }
 
@@ -54,9 +60,11 @@ class LazyGroup(ErrorGroup):
         if cmd_name not in COMMANDS:
             return None
         entry = COMMANDS[cmd_name]
-        command: click.Command = getattr(
-            importlib.import_module(f"train.commands.{entry.module}"), entry.name
-        )
+        try:
+            module = importlib.import_module(f"train.commands.{entry.module}")
+        except ModuleNotFoundError as error:
+            raise missing(error, entry.extras) from error
+        command: click.Command = getattr(module, entry.name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from batch.adapter.references import find_upwards
-from batch.errors import ConfigError, nearest
+from batch.errors import EXTRAS, ConfigError, nearest
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -234,8 +234,9 @@ def _check(config: Config) -> None:
     for tracker in training.report_to:
         _among("[training] report_to", tracker, TRACKERS)
         if importlib.util.find_spec(tracker) is None:
+            package = f"'batch-route[{EXTRAS[tracker]}]'" if tracker in EXTRAS else tracker
             raise ConfigError(
-                f"[training] report_to: no {tracker} here; pip install {tracker}, or leave it out"
+                f"[training] report_to: no {tracker} here; pip install {package}, or leave it out"
             )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from batch.errors import one_line
 
@@ -17,6 +18,11 @@ def visible(value: Any) -> Any:
     return one_line(value) if type(value) is str else value
 
 
+def breakable(name: str) -> Markup:
+    """A name that may be broken behind its underscores."""
+    return Markup(str(escape(one_line(name))).replace("_", "_<wbr>"))
+
+
 def render_page(template: Path, filters: Filters | None = None, **values: Any) -> str:
     """The page of `template`, with every value escaped; a name that it is not given is an error."""
     environment = jinja2.Environment(
@@ -27,5 +33,5 @@ def render_page(template: Path, filters: Filters | None = None, **values: Any) -
         undefined=jinja2.StrictUndefined,
         finalize=visible,
     )
-    environment.filters.update(filters or {})
+    environment.filters.update({"breakable": breakable, **(filters or {})})
     return environment.get_template(template.name).render(values)

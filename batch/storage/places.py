@@ -105,8 +105,11 @@ def _check_output_folder(output: str) -> None:
     folder = Path(location.path)
     if location.local and not folder.name:
         raise InputError(f"output {location.name} is the root directory; name a folder or a file in it")
+    if folder.name.endswith(".parquet"):
+        remedy = "leave out the slash for a file, or the .parquet for a folder"
+        raise InputError(f"output {printable(location.name)} would be read as a file; {remedy}")
     if location.local and (not folder.is_dir() or folder.is_symlink()):
-        check_writable(output if not folder.exists() else folder, suffix=".work")
+        check_writable(folder, suffix=".work")
         if folder.exists():
             raise InputError(
                 f"output {location.name} is a file; name a folder, or a file that ends in .parquet"

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,13 @@ def test_dockerfile_lints_clean() -> None:
     for line in re.findall(r"^COPY (?!--)(.+) \S+$", (DOCS / "Dockerfile").read_text(), re.M):
         for name in line.replace("${STACK}", "cuda").split():
             assert (ROOT / name).exists(), name
+
+
+def test_the_image_has_every_package() -> None:
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    for package in {name.partition(".")[0] for name in found["include"]}:
+        assert f"\nCOPY {package} {package}\n" in (DOCS / "Dockerfile").read_text()
+        assert f"\n!{package}\n" in (DOCS / "Dockerfile.dockerignore").read_text()
 
 
 def test_cronjob_has_the_shape_that_kubernetes_takes(cronjob: dict[str, Any]) -> None:

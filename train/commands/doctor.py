@@ -6,10 +6,12 @@ import click
 
 from batch.adapter.registry import Registry
 from batch.completion import adapters
-from batch.errors import AdapterError, one_line
+from batch.errors import AdapterError
+from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, json_option
 from train.doctor import as_json
 from train.doctor import doctor as examine
+from train.doctor.check import show
 from train.files import write_json
 
 
@@ -37,8 +39,7 @@ def doctor(
     checks = examine(folder, data, base_model, dtype=dtype)
     if json_path:
         write_json(json_path, as_json(checks, folder.name))
-    for check in checks:
-        click.echo(one_line(str(check)))
+    show(checks, PlainConsole())
     if not all(check.ok for check in checks):
         raise AdapterError(
             f"adapter {adapter} fails the doctor's checks; the lines marked FAIL say what to do"

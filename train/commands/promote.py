@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,15 @@ from batch.errors import one_line
 from train.commands.options import PATH
 from train.release import promotions
 from train.release.gates import GateData, gates
+
+if TYPE_CHECKING:
+    from train.release.mlflow import ModelRegistry
+
+MLFLOW = click.option(
+    "--mlflow",
+    metavar="URI",
+    help="Register the champion there too: http://HOST:PORT of a tracking server, or file:///FOLDER.",
+)
 
 
 @click.command()
@@ -32,8 +42,14 @@ from train.release.gates import GateData, gates
     help="Rows that probe for bias.  [default: data/probes.jsonl where it fits the contract]",
 )
 @click.option("--force", is_flag=True, help="Promote even if a gate fails; the log records it.")
+@MLFLOW
 def promote(
-    adapter: str, regression: Path | None, against: Path | None, probes: Path | None, force: bool
+    adapter: str,
+    regression: Path | None,
+    against: Path | None,
+    probes: Path | None,
+    force: bool,
+    mlflow: str | None,
 ) -> None:
     """Make ADAPTER the champion if it passes the gates.
 
@@ -45,6 +61,7 @@ def promote(
     """
     registry = Registry()
     bundle = Bundle.open(registry.resolve(adapter))
+    outside = _outside(mlflow)
     if not (registry.root / bundle.digest).exists():
         staging = registry.staging()
         shutil.copytree(bundle.path, staging, dirs_exist_ok=True)
@@ -54,13 +71,28 @@ def promote(
         click.echo(one_line(str(gate)))
     promotions.promote(bundle, registry, passed, force)
     click.echo(f"champion is {bundle.digest}")
+    if outside:
+        click.echo(f"in MLflow it is {outside.register(bundle)}")
 
 
 @click.command()
-def rollback() -> None:
+@MLFLOW
+def rollback(mlflow: str | None) -> None:
     """Undo the last promotion.
 
     The champion before it is the champion again; once more goes one further back.
     """
-    was, now = promotions.roll_back(Registry())
+    registry, outside = Registry(), _outside(mlflow)
+    was, now = promotions.roll_back(registry)
     click.echo(f"champion is {now}, no longer {was}")
+    if outside:
+        click.echo(f"in MLflow it is {outside.register(Bundle.open(registry.resolve(now)))}")
+
+
+def _outside(uri: str | None) -> "ModelRegistry | None":
+    """Before the work: whether it answers."""
+    if uri is None:
+        return None
+    from train.release.mlflow import ModelRegistry  # noqa: PLC0415 — an extra
+
+    return ModelRegistry(uri)

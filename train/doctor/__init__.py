@@ -19,7 +19,7 @@ from batch.errors import AdapterError, PositionsError
 from batch.scoring.adapters import engine_spec, spec_of
 from batch.scoring.router import EngineClient
 from train.doctor import rows, served, skew
-from train.doctor.check import NAMES, Check, judge
+from train.doctor.check import NAMES, Check, judge, show
 from train.doctor.grammar import ServedGrammar
 
 __all__ = ["Check", "as_json", "doctor", "sound"]
@@ -92,8 +92,7 @@ def sound(data: Path | None, console: Console, bundle: Bundle) -> bool:
     """Print a line for each check; whether all pass."""
     console.print("checking that what was trained is what is served", highlight=False)
     checks = doctor(bundle, data)
-    for check in checks:
-        console.print(str(check), highlight=False, markup=False, soft_wrap=True)
+    show(checks, console)
     return all(check.ok for check in checks)
 
 

@@ -91,12 +91,12 @@ class McNemar:
     @property
     def verdict(self) -> str:
         if self.first + self.second == 0:
-            return "not distinguishable: right and wrong on the same cases"
+            return "not significant: right and wrong on the same cases"
         if self.distinguishable:
             return f"the {'first' if self.better == 1 else 'second'} is better"
         if self.cases_to_tell is None:
-            return "not distinguishable: as many one way as the other"
-        return f"not distinguishable; about {self.cases_to_tell} such cases would tell"
+            return "not significant: as many one way as the other"
+        return f"not significant; about {self.cases_to_tell} such cases would tell"
 
     def as_json(self) -> dict[str, Any]:
         counts = {"only_first_right": self.first, "only_second_right": self.second, "of": self.of}

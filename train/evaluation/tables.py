@@ -45,11 +45,12 @@ def measures_table(group: Sequence[Evaluation]) -> Table:
     table.add_column("right, of, 95 % interval")
     for evaluation in group:
         table.add_column(evaluation.adapter, justify="right", no_wrap=True)
-    # an interval below its count: three columns fit into 80 characters
-    between = "\n" if len(group) > 2 else "  "
+    # an interval below its count, and shorter: three and four columns fit into 80 characters
+    between, to = "\n" if len(group) > 2 else "  ", " to " if len(group) < 4 else "–"
 
     def cells(name: str, found: Sequence[Mapping[str, Proportion]]) -> list[str]:
-        return [str(each[name]).replace("  ", between) if name in each else "" for each in found]
+        told = [str(each[name]) if name in each else "" for each in found]
+        return [text.replace("  ", between).replace(" to ", to) for text in told]
 
     for name in dict.fromkeys(name for evaluation in group for name in evaluation.measures):
         # The checks of one row depend on each other, so an interval over them would be too narrow.
@@ -69,29 +70,20 @@ def measures_table(group: Sequence[Evaluation]) -> Table:
 
 
 def comparison_table(pairs: Sequence[Comparison]) -> Table:
-    """A line for each pair on `all fields right`, and on each field in which the two can be told apart."""
+    """Of each pair a line on `all fields right`, and on each field in which the two can be told apart."""
     table = Table(
         title="paired, exact McNemar: rows that only one of the two has right", title_justify="left"
     )
-    for column in ("first", "second", "measure", "only first", "only second", "p", ""):
-        right = column in ("only first", "only second", "p")
-        table.add_column(
-            column,
-            justify="right" if right else "left",
-            overflow="fold" if column in ("measure", "") else "ellipsis",
-        )
+    table.add_column("first : second", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    table.add_column("")
     for pair in pairs:
+        table.add_section()
+        table.add_row(f"{pair.first} : {pair.second}")
         for name, test in pair.tests.items():
             if name == ALL or test.distinguishable:
-                table.add_row(
-                    pair.first,
-                    pair.second,
-                    name,
-                    str(test.first),
-                    str(test.second),
-                    f"{test.p:.3g}",
-                    test.verdict,
-                )
+                table.add_row(f"  {name}", f"{test.first} : {test.second}", f"{test.p:.3g}", test.verdict)
     return table
 
 

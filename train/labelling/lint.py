@@ -82,16 +82,13 @@ def _repeated_ids(rows: Iterable[Row]) -> Iterator[Finding]:
 
 def _balance(path: Path, rows: Sequence[Row], contract: Contract) -> Iterator[Finding]:
     """Of the first file, which is the one that is trained on."""
-    for field in contract.scored_fields:
+    for field in contract.scored_fields if rows else ():
         counts = Counter(value for row in rows for value in field.chosen(row.answer[field.name]))
-        shown = ", ".join(f"{as_text(value)} {counts[value]}" for value in field.values)
-        for value in field.values:
-            if counts[value] < RARE:
-                yield Finding(
-                    "balance",
-                    str(path),
-                    f"{field.name} {as_text(value)!r} is in {counts[value]} rows ({shown}); label more",
-                )
+        if rare := [
+            f"{as_text(value)!r} ({counts[value]})" for value in field.values if counts[value] < RARE
+        ]:
+            told = f"{field.name}: fewer than {RARE} rows have {', '.join(rare)}; label more"
+            yield Finding("balance", str(path), told)
 
 
 def label_errors(rows: Sequence[Row], contract: Contract) -> list[Finding]:

@@ -17,9 +17,9 @@ from tests.train.fit.test_qlora import SILENT, recipe
 from train.cli import main
 from train.dataset import Row, load_rows
 from train.evaluation.ask import candidate, serve
-from train.evaluation.evaluate import Evaluation, compare, evaluate
+from train.evaluation.evaluate import Evaluation, compare, comparisons, evaluate
 from train.evaluation.statistics import Proportion
-from train.evaluation.tables import as_json, measures_table, show
+from train.evaluation.tables import as_json, comparison_table, measures_table, show
 from train.files import write_json
 from train.fit import qlora
 from train.fit.inputs import prepare
@@ -80,9 +80,7 @@ def test_side_by_side_and_json(bias: Evaluation, rows: list[Row], contract: Cont
     show([bias, perfect], console)
     text = console.export_text()
     assert (
-        "not distinguishable; about" in text
-        and "macro-F1 tier" in text
-        and "let through, needs_review" in text
+        "not significant; about" in text and "macro-F1 tier" in text and "let through, needs_review" in text
     )
     assert "3/4  0.30 to 0.95" in text and "4/4  0.51 to 1.00" in text and "19/20" in text
     assert "v1 on test: wrong" in text and "champion on test: wrong" not in text
@@ -96,16 +94,17 @@ def test_side_by_side_and_json(bias: Evaluation, rows: list[Row], contract: Cont
     assert content["evaluations"][0]["misses"][0]["predicted"] == "Databricks app + Salesforce integration"
 
 
-def test_names_stay_whole_where_three_stand_side_by_side(rows: list[Row], contract: Contract) -> None:
-    answers = [Answer(dict(row.answer)) for row in rows]
+@pytest.mark.parametrize("names", [["tfidf", "base", "champion"], ["tfidf", "embedding", "base", "champion"]])
+def test_names_stay_whole_at_80_columns(names: list[str], rows: list[Row], contract: Contract) -> None:
+    gold = [Answer(dict(row.answer)) for row in rows]
+    wrong = [Answer(None, "truncated") for _ in rows]
+    group = [evaluate(rows, wrong if name == "base" else gold, contract, name, "test") for name in names]
     console = Console(file=io.StringIO(), record=True, width=80)
-    console.print(
-        measures_table(
-            [evaluate(rows, answers, contract, name, "test") for name in ("tfidf", "base", "champion")]
-        )
-    )
+    console.print(measures_table(group))
+    console.print(comparison_table(comparisons(group)))
     text = console.export_text()
-    assert "…" not in text and "recommended_platform" in text and "champion" in text
+    assert "…" not in text and "recommended_platform" in text
+    assert "base : champion" in text and "significant" in text and max(map(len, text.splitlines())) <= 80
 
 
 def test_a_request_is_no_markup(rows: list[Row], contract: Contract) -> None:
@@ -149,7 +148,7 @@ def test_two_adapters_are_compared_row_by_row(bias: Evaluation, rows: list[Row],
     perfect = evaluate(rows, [Answer(dict(row.answer)) for row in rows], contract, "v2", "test")
     pair = compare(bias, perfect)
     assert (pair.tests["all fields right"].first, pair.tests["all fields right"].second) == (0, 1)
-    assert pair.tests["tier"].verdict == "not distinguishable: right and wrong on the same cases"
+    assert pair.tests["tier"].verdict == "not significant: right and wrong on the same cases"
     with pytest.raises(ValueError, match="same rows"):
         compare(bias, evaluate(rows[:2], [Answer(None)] * 2, contract, "v2", "test"))
 

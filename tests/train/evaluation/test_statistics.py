@@ -35,7 +35,7 @@ def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
 def test_four_cases_are_too_few_and_it_says_how_many_would_tell() -> None:
     test = McNemar(1, 0, 4)
     assert not test.distinguishable and test.better is None
-    assert test.verdict == f"not distinguishable; about {test.cases_to_tell} such cases would tell"
+    assert test.verdict == f"not significant; about {test.cases_to_tell} such cases would tell"
     assert 24 <= (test.cases_to_tell or 0) <= 40  # six discordant cases of one in four are needed at least
     assert McNemar(8, 0, 40).verdict == "the first is better" and McNemar(0, 8, 40).better == 2
     assert McNemar(0, 0, 40).cases_to_tell is None and "same cases" in McNemar(0, 0, 40).verdict

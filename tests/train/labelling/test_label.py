@@ -65,9 +65,10 @@ def test_each_kind_of_finding(contract: Contract, tmp_path: Path) -> None:
         tmp_path / "rare.jsonl", [row for row in rows if "ServiceNow" not in row["recommended_platform"]]
     )
     assert any(
-        "'Databricks app + ServiceNow integration' is in 0 rows" in each.message
-        for each in lint([rare], contract)
+        "'Databricks app + ServiceNow integration' (0)" in each.message for each in lint([rare], contract)
     )
+    (tmp_path / "backlog.jsonl").write_text('{"id": "1", "request": "no label"}\n')
+    assert {each.kind for each in lint([tmp_path / "backlog.jsonl"], contract)} == {"refused"}
     result = command("lint", train, test, *CONTRACT, "--json", tmp_path / "found.json")
     assert (
         result.exit_code == 2

@@ -1,0 +1,112 @@
+"""`promote --mlflow`: a bundle in a local MLflow's registry, and back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.files import read_json
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from tests.conftest import ROOT, make_bundle
+from train.cli import main
+from train.config import Config
+from train.release.mlflow import ModelRegistry, figures
+from train.release.promotions import promote
+
+
+@pytest.fixture
+def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # else it wants a server
+    return (tmp_path / "mlruns").as_uri()
+
+
+@pytest.fixture
+def client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri, uri)
+
+
+@pytest.fixture
+def registry(
+    tiny_base: Path, contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Registry:
+    """Two adapters, of which the second was promoted last."""
+    registry = Registry(tmp_path / "adapters")
+    for scale in (0.05, 0.06):
+        make_bundle(tiny_base, contract, registry.root, scale)
+    for bundle in registry.list():
+        promote(bundle, registry, [])
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(registry.root))
+    return registry
+
+
+def champion(client: Any, contract: Contract) -> Any:
+    return client.get_model_version_by_alias(contract.name, "champion")
+
+
+def test_a_version_holds_the_bundle_and_its_digest(
+    registry: Registry, uri: str, client: Any, contract: Contract, tmp_path: Path
+) -> None:
+    first, second = registry.list()
+    outside = ModelRegistry(uri)
+    assert outside.register(first) == outside.register(first) == f"{contract.name} version 1"
+    assert outside.register(second) == f"{contract.name} version 2"
+    version = champion(client, contract)
+    assert version.tags == {"digest": second.digest, "contract": contract.name, "base": second.base["ref"]}
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["digest"] == second.digest
+    folder = client.download_artifacts(version.run_id, "bundle", str(tmp_path))
+    assert Bundle.open(folder).digest == second.digest and version.source.endswith("/bundle")
+
+
+def test_a_rollback_moves_mlflows_champion_too(
+    registry: Registry, uri: str, client: Any, contract: Contract
+) -> None:
+    first, second = registry.list()
+    ModelRegistry(uri).register(second)
+    done = CliRunner().invoke(main, ["rollback", "--mlflow", uri])
+    assert done.exit_code == 0 and f"in MLflow it is {contract.name} version 2" in done.output
+    assert champion(client, contract).tags["digest"] == first.digest == registry.aliases()["champion"]
+
+
+def test_a_run_has_the_cards_figures(trained: Bundle, uri: str, client: Any) -> None:
+    ModelRegistry(uri).register(trained)
+    metrics = client.get_run(champion(client, trained.contract).run_id).data.metrics
+    assert metrics == figures(trained)
+    card = (trained.path / "card.md").read_text()
+    assert f"validation loss {metrics['validation_loss']:.4f}" in card
+    assert f"Trainable parameters: {int(metrics['trainable_parameters']):,} of" in card
+    told = read_json(trained.path / "calibration.json", "calibration")
+    for field in told["evidence"]["fields"]:
+        assert f"{metrics[f'ece.{field}']:.3f}" in card and f"{metrics[f'brier.{field}']:.3f}" in card
+
+
+@pytest.mark.parametrize(
+    ("uri", "code", "why"),
+    [
+        ("http://127.0.0.1:9", 75, "promote again when it answers"),
+        ("ftp://models", 2, "give another --mlflow"),
+        ("", 2, "give another --mlflow"),
+        ("file:///proc/nowhere", 2, "give another --mlflow"),
+    ],
+)
+def test_what_does_not_answer_is_told_before_anything_is_promoted(
+    uri: str, code: int, why: str, registry: Registry
+) -> None:
+    before = registry.aliases()["champion"]
+    for words in (["rollback"], ["promote", registry.list()[0].digest, "--force"]):
+        done = CliRunner().invoke(main, [*words, "--mlflow", uri])
+        assert done.exit_code == code and why in done.output, done.output
+        assert done.output.count("\n") == 1 and registry.aliases()["champion"] == before
+
+
+def test_a_fit_may_report_to_it(tmp_path: Path) -> None:
+    from transformers.integrations import is_mlflow_available
+
+    recipe = (ROOT / "train/mini.toml").read_text().replace("report_to = []", 'report_to = ["mlflow"]')
+    (tmp_path / "mini.toml").write_text(recipe)
+    assert Config.load(tmp_path / "mini.toml").training.report_to == ("mlflow",) and is_mlflow_available()
