@@ -19,7 +19,11 @@ from batch.errors import BatchRouteError, InputError, StorageError
 
 EXPERIMENT = "batch-route"
 FOLDER = "bundle"
-RETRIES = "2"  # of a request; MLflow's own seven take minutes to say that nobody answers
+DEFAULTS = {  # of its environment
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own seven take minutes to say that nobody answers
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 PASSING = {"INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE"}  # may go by themselves
 
 
@@ -28,7 +32,7 @@ class ModelRegistry:
 
     def __init__(self, uri: str) -> None:
         """Ask it something, so that what cannot work is refused now. Raises `InputError`, `StorageError`."""
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
+        os.environ.update({name: value for name, value in DEFAULTS.items() if name not in os.environ})
         self._uri = uri
         with self._translated():
             self._client = MlflowClient(uri, uri)
@@ -61,7 +65,8 @@ class ModelRegistry:
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         source = f"{run.artifact_uri}/{FOLDER}"
-        return str(client.create_model_version(name, source, run.run_id, tags=tags).version)
+        made = client.create_model_version(name, source, run.run_id, tags=tags, await_creation_for=0)
+        return str(made.version)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
