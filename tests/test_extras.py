@@ -59,7 +59,9 @@ def tops(needs: Iterable[str]) -> dict[str, Path]:
     """What all that has put into site-packages: files and folders by name."""
     found = dict[str, Path]()
     for each in installed_by(needs).values():
-        names = {line.partition(",")[0].partition("/")[0] for line in (each.read_text("RECORD") or "").splitlines()}
+        names = {
+            line.partition(",")[0].partition("/")[0] for line in (each.read_text("RECORD") or "").splitlines()
+        }
         found |= {name: Path(str(each.locate_file(name))) for name in names - {"..", "__pycache__"}}
     return found
 

@@ -1,5 +1,6 @@
 """The doctor: green on the default adapter, and each of its twelve checks red on a bundle that is broken for it."""
 
+import io
 import json
 import re
 import shutil
@@ -15,11 +16,12 @@ from batch.adapter.base_model import base_digest
 from batch.adapter.bundle import Bundle, seal_bundle
 from batch.engine import Completion, EngineSpec
 from batch.engine.process import EngineProcess
+from batch.reporting.console import PlainConsole
 from tests.conftest import ROOT
 from train.cli import main
 from train.dataset import load_rows
 from train.doctor import Check, doctor
-from train.doctor.check import NAMES
+from train.doctor.check import NAMES, show
 from train.doctor.grammar import ServedGrammar
 from train.doctor.served import Served, stop_problems
 
@@ -64,6 +66,16 @@ def edit_json(name: str, change: Callable[[Any], Any]) -> Callable[[Path, dict[s
 def found(checks: list[Check]) -> dict[str, Check]:
     assert tuple(check.name for check in checks) == NAMES
     return {check.name: check for check in checks}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_check_wraps_beside_its_name_on_a_terminal_and_is_one_line_elsewhere(terminal: bool) -> None:
+    stream = io.StringIO()
+    checks = [Check("4-bit skew", True, "word " * 40), Check("three arms", False, "[bold]\x1b[31m")]
+    show(checks, PlainConsole(file=stream, force_terminal=terminal, color_system=None, width=80))
+    lines = stream.getvalue().splitlines()
+    assert (max(map(len, lines)) <= 80 and len(lines) > 3) if terminal else len(lines) == 2
+    assert lines[0].startswith("ok    4-bit skew") and "[bold]\\x1b[31m" in lines[-1]
 
 
 def test_the_default_adapter_is_sound(trained: Bundle, engine: EngineProcess) -> None:

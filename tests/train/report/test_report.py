@@ -54,7 +54,7 @@ def page(bundle: Bundle, wrong: tuple[int, ...] = (20,), rows: list[Row] | None 
 class Sound(HTMLParser):
     """Fails on anything that is loaded from elsewhere, on scripts, and on tags that are not closed."""
 
-    VOID = frozenset({"meta", "br", "link"})
+    VOID = frozenset({"meta", "br", "link", "wbr"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,6 +95,7 @@ def test_the_page_stands_alone_and_says_what_it_was_given(tiny_bundle: Bundle) -
     assert "11 of 12" in text and "FAIL three arms what was seen of three arms" in text
     assert "natural.jsonl, 191 rows" in text and re.search(r"recommended_platform 1[789]\d/191", text)
     assert "Not calibrated" in text and "191 rows judged here" in text
+    assert "recommended_<wbr>platform" in html and "u200b" not in html
     # intervals, a confusion matrix a field, reliability and risk-coverage
     assert html.count("<svg") == 1 + 4 + 2
 
