@@ -62,7 +62,7 @@ doctor: setup ## twelve checks that the champion is served as it was trained
 test: setup ## every test, in two processes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-walk: ## the README's commands in a fresh clone and what they print (30 min)
+walk: ## the README's commands in a fresh clone, what they print (30 min)
 	$(PYTHON) -m tests.readme_walk
 
 families: setup ## tiny bases of every family in docs/bases.md, beside PEFT
