@@ -95,8 +95,9 @@ def test_a_run_has_the_cards_figures(trained: Bundle, uri: str, client: Any) -> 
     ],
 )
 def test_what_does_not_answer_is_told_before_anything_is_promoted(
-    uri: str, code: int, why: str, registry: Registry
+    uri: str, code: int, why: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     before = registry.aliases()["champion"]
     for words in (["rollback"], ["promote", registry.list()[0].digest, "--force"]):
         done = CliRunner().invoke(main, [*words, "--mlflow", uri])
