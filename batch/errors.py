@@ -202,7 +202,7 @@ _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't star
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 EXTRAS = {  # of this package, by the module that is missing
     **dict.fromkeys(("bitsandbytes", "gguf", "psutil", "torch", "transformers", "vllm"), "engine"),
-    **dict.fromkeys(("datasets", "matplotlib", "peft", "scipy", "sklearn", "trl"), "train"),
+    **dict.fromkeys(("datasets", "matplotlib", "peft", "scipy", "trl"), "train"),
     **dict.fromkeys(("starlette", "uvicorn"), "review"),
     "mlflow": "mlflow",
     "obstore": "stores",
@@ -248,10 +248,12 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
     return StorageError(f"{what}; run again to resume")
 
 
-def missing(error: ModuleNotFoundError, extras: str | None = None) -> InstallationError:
-    """Of a package that is not installed; `extras` bring it, with what else the command needs."""
-    extras = extras or EXTRAS.get((error.name or "").partition(".")[0], "engine,train,review")
-    remedy = f"run `make setup`, or pip install 'batch-route[{extras}]'"
+def missing(error: ModuleNotFoundError, command: str | None = None) -> InstallationError:
+    """Of a package that is not installed: the extra that brings it, or those that its `command` needs."""
+    extra = EXTRAS.get((error.name or "").partition(".")[0])
+    if command and (extra is None or extra in command.split(",")):
+        extra = command
+    remedy = f"run `make setup`, or pip install 'batch-route[{extra or 'engine,train,review'}]'"
     return InstallationError(f"the package {error.name} is not installed; {remedy}")
 
 

@@ -1,14 +1,16 @@
 """`batch-train`: a table of commands. Each lives in `train/commands/` and is imported when it is named."""
 
 import importlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 from batch import __version__
-from batch.cli_errors import ErrorGroup
+from batch.cli_errors import ErrorGroup, translated
 from batch.errors import missing
 from batch.events import log_stderr_as_json
+
+EXTRAS = f"{__name__}.extras"  # of the command that runs, in click's `meta`
 
 
 class Entry(NamedTuple):
@@ -60,12 +62,17 @@ class LazyGroup(ErrorGroup):
         if cmd_name not in COMMANDS:
             return None
         entry = COMMANDS[cmd_name]
-        try:
-            module = importlib.import_module(f"train.commands.{entry.module}")
-        except ModuleNotFoundError as error:
-            raise missing(error, entry.extras) from error
+        ctx.meta[EXTRAS] = entry.extras
+        module = importlib.import_module(f"train.commands.{entry.module}")
         command: click.Command = getattr(module, entry.name)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with translated():
+            try:
+                return click.Group.invoke(self, ctx)
+            except ModuleNotFoundError as error:
+                raise missing(error, ctx.meta.get(EXTRAS)) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
