@@ -1,13 +1,14 @@
 """`promote --mlflow`: a bundle in a local MLflow's registry, and back."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from batch.adapter.bundle import Bundle
-from batch.adapter.files import read_json
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from tests.conftest import ROOT, make_bundle
@@ -80,9 +81,16 @@ def test_a_run_has_the_cards_figures(trained: Bundle, uri: str, client: Any) -> 
     card = (trained.path / "card.md").read_text()
     assert f"validation loss {metrics['validation_loss']:.4f}" in card
     assert f"Trainable parameters: {int(metrics['trainable_parameters']):,} of" in card
-    told = read_json(trained.path / "calibration.json", "calibration")
-    for field in told["evidence"]["fields"]:
-        assert f"{metrics[f'ece.{field}']:.3f}" in card and f"{metrics[f'brier.{field}']:.3f}" in card
+
+
+def test_the_figures_of_calibrated_scores(tmp_path: Path) -> None:
+    fields = {"tier": {"raw": {"ece": 0.5, "brier": 0.5}, "calibrated": {"ece": 0.25, "brier": 0.125}}}
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "calibration.json").write_text(
+        json.dumps({"threshold": 0.75, "evidence": {"fields": fields}})
+    )
+    told = figures(SimpleNamespace(path=tmp_path))  # type: ignore[arg-type]
+    assert told == {"triage_threshold": 0.75, "ece.tier": 0.25, "brier.tier": 0.125}
 
 
 @pytest.mark.parametrize(
