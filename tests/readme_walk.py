@@ -58,7 +58,7 @@ def differs(kind: str, shown: str, printed: str) -> str | None:
 def _alike(kind: str, shown: str, printed: str) -> bool:
     """A table's row is printed in a frame, with the numbers of rows behind a slash and intervals below."""
     if kind == "table":
-        shown, printed = _row(shown, r",.*"), _row(printed, r"/.*")
+        shown, printed = _row(shown, r"[,(].*"), _row(printed, r"/.*")
     (words, figures), (others, found) = map(_figures, (shown, printed))
     return words == others and all(
         abs(a - b) <= OFF * max(1.0, a) for a, b in zip(figures, found, strict=True)
