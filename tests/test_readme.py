@@ -115,7 +115,9 @@ def test_the_walk_sees_what_is_not_printed() -> None:
     assert readme_walk.differs("text", shown, "id  7\nscore 0.751\ntriage auto\n") is None
     assert readme_walk.differs("text", shown, "score 0.80\ntriage auto\n") == "score    0.749"
     assert readme_walk.differs("text", shown, "triage auto\nscore 0.749\n") == "triage   auto"
-    table = "| right, of 300 | tfidf | champion |\n|---|---|---|\n| tier | 280 (0.90–0.96) | **281**, best |\n"
+    table = (
+        "| right, of 300 | tfidf | champion |\n|---|---|---|\n| tier | 280 (0.90–0.96) | **281**, best |\n"
+    )
     row = "│ tier      │   280/300 │   284/300 │\n│           │ 0.90–0.96 │ 0.91–0.97 │\n"
     assert readme_walk.differs("table", table, row) is None
     assert readme_walk.differs("table", table, row.replace("284", "250")) == table.splitlines()[2]
