@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def _one_pool(job: Job, plan: WrittenPlan, receipts: Receipts, counts: Counts, o
             engine_here, _for_nodes(job, size), plan.facts["adapter"], functools.partial(ray.shared, files)
         )
         observer.emit("cluster ready", actors=size.actors, gpus=size.gpus, cpus=size.cpus)
+        since = time.monotonic()  # the first receipt comes with its rows: engines' loading counts as scoring
         for told in ray.receipts(receipts.missing, begin, size):
             if told is None:
                 lost = size.actors - ray.room(*needs).actors
@@ -69,7 +71,7 @@ def _one_pool(job: Job, plan: WrittenPlan, receipts: Receipts, counts: Counts, o
             receipt = receipts.take(told["receipt"])
             if not observer.summary.devices:
                 facts = dict(receipt.engine)
-                observer.engine_ready(0, facts, facts.pop("canary", {}), counts)
+                observer.engine_ready(0, facts, facts.pop("canary", {}), counts, since)
             counts.rows += receipt.rows
             observer.committed(Tally.from_json(receipt.tally))
             observer.progressed()

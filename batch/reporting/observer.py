@@ -120,15 +120,23 @@ class Observer:
         self._asks = asks if repeats else asks - tally.rows
 
     def engine_ready(
-        self, device: int, facts: Mapping[str, Any], canary: Mapping[str, Any], counts: Counts
+        self,
+        device: int,
+        facts: Mapping[str, Any],
+        canary: Mapping[str, Any],
+        counts: Counts,
+        since: float | None = None,
     ) -> None:
-        """`counts` goes on counting what passes through this device's router."""
+        """`counts` goes on counting what passes through this device's router, which it has done `since` then
+        (`time.monotonic()`), by default now.
+        """
+        begun = time.monotonic() if since is None else since
         if not self.summary.devices:
-            self._begun = time.monotonic()
+            self._begun = begun
             self.summary.startup_seconds = self._begun - self._started
             self.summary.engine = {**facts, "canary": canary}
             self.phase("routing")
-        self.summary.devices[device] = Device(counts, time.monotonic())
+        self.summary.devices[device] = Device(counts, begun)
         self.emit("engine ready", index=device, **facts)  # `device` is one of the facts: cpu, cuda
 
     def progressed(self) -> None:

@@ -199,6 +199,8 @@ def test_a_stopped_driver_and_then_a_lost_node_cost_what_was_in_work(
     told = again.communicate(timeout=180)[0]
     assert again.returncode == 0, told
     is_as_local(output, local)
+    speed = json.loads((tmp_path / "out.parquet.manifest.json").read_text())["run"]["rows_per_second"]
+    assert 0 < speed < 2 * 64 / 0.2, "more than the two engines can do"
     assert not list(tmp_path.glob(".out*"))
 
 
