@@ -30,16 +30,14 @@ class Retry:
 
     repeats = True
 
-    def __init__(
-        self, job: Job, manifest: dict[str, Any] | None, sha256: str, asks: int, feed_rows: int
-    ) -> None:
-        self._job, self._manifest, self._sha256, self._feed_rows = job, manifest, sha256, feed_rows
+    def __init__(self, job: Job, manifest: dict[str, Any] | None, sha256: str, asks: int) -> None:
+        self._job, self._manifest, self._sha256 = job, manifest, sha256
         self._inputs = len(job.backlog.schema)  # columns of the input, in front
         self._prefix = job.options.prefix
         self.facts, self.asks = {**job.facts, RETRY_OF: sha256}, asks
 
     @classmethod
-    def of(cls, job: Job, feed_rows: int) -> Self:
+    def of(cls, job: Job) -> Self:
         """Where the output has no manifest, a retry was perhaps stopped between the old one's removal and the
         new one; then its work is complete. Raises `InputError` where neither is so.
         """
@@ -48,7 +46,7 @@ class Retry:
         if manifest is not None:
             errors = manifest["run"]["tally"]["errors"]
             asks = sum(count for code, count in errors.items() if code not in TEXT_ERRORS)
-            return cls(job, manifest, manifest["output"]["sha256"], asks, feed_rows)
+            return cls(job, manifest, manifest["output"]["sha256"], asks)
         live = job_in(work_dir_of(job.options)) or {}
         sha256 = live.pop(RETRY_OF, None)
         if sha256 is None or live != as_json(job.facts):
@@ -56,13 +54,13 @@ class Retry:
                 f"--retry-errors needs the finished output of this same job: {_why(output, job.facts)}; "
                 "run without it"
             )
-        return cls(job, None, sha256, 0, feed_rows)
+        return cls(job, None, sha256, 0)
 
     def finished(self) -> dict[str, Any] | None:
         return None if self.asks else self._manifest
 
-    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
-        """The finished output's rows from `start` on."""
+    def batches(self, start: int, size: int) -> Iterator[pa.RecordBatch]:
+        """The finished output's rows from `start` on, in batches of at most `size` rows."""
         output = Location.of(self._job.options.output)
         if self._manifest is None and output.sha256() != self._sha256:
             raise InputError(
@@ -72,7 +70,7 @@ class Retry:
         for location in output_files(self._job.options.output, self._manifest or {}):
             file = ParquetSource.open(location)
             if start < file.rows:
-                yield from file.batches(start, self._feed_rows, schema=self._job.schema)
+                yield from file.batches(start, size, schema=self._job.schema)
             start = max(0, start - file.rows)
 
     def chunk(self, batch: pa.RecordBatch) -> Chunk:

@@ -11,8 +11,6 @@ from batch.retry import Retry
 from batch.scoring.scorer import Chunk
 from batch.storage.manifest import finished
 
-FEED_ROWS = 256  # rows tokenised and handed to the engine at a time
-
 
 class Source(Rows, Protocol):
     """The rows of a job, and what is known of them before."""
@@ -37,8 +35,8 @@ class Unscored:
         options = self._job.options
         return None if options.fresh else finished(options.output, self.facts)
 
-    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
-        return self._job.backlog.batches(start, FEED_ROWS, stop_row=self._job.rows)
+    def batches(self, start: int, size: int) -> Iterator[pa.RecordBatch]:
+        return self._job.backlog.batches(start, size, stop_row=self._job.rows)
 
     def chunk(self, batch: pa.RecordBatch) -> Chunk:
         return Chunk(batch)
@@ -46,4 +44,4 @@ class Unscored:
 
 def source_of(job: Job) -> Source:
     """Raises `InputError` where there is no finished output to retry."""
-    return Retry.of(job, FEED_ROWS) if job.options.retry_errors else Unscored(job)
+    return Retry.of(job) if job.options.retry_errors else Unscored(job)

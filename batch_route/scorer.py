@@ -12,7 +12,6 @@ from batch.errors import InputError, nearest
 from batch.scoring.adapters import Adapters, engine_spec
 from batch.scoring.scorer import Chunk, load_first
 from batch.scoring.scorer import Scorer as Scoring
-from batch.source import FEED_ROWS
 from batch.storage.output import output_columns, output_schema
 from batch.storage.schema import is_text
 
@@ -80,9 +79,8 @@ class Scorer:
             self._scorer = Scoring(self._engine, self._adapters, self._engine.facts["max_num_seqs"])
         answers = self._adapters.answers
         schema = output_schema(table.schema, answers, prefix, answers.triage)
-        chunks = (
-            Chunk(_one_chunk(table.slice(start, FEED_ROWS))) for start in range(0, table.num_rows, FEED_ROWS)
-        )
+        size = self._scorer.feed_rows
+        chunks = (Chunk(_one_chunk(table.slice(start, size))) for start in range(0, table.num_rows, size))
         made = [scored.batch for scored in self._scorer.score(chunks, text_column, schema)]
         return pa.Table.from_batches(made, schema)
 

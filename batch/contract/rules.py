@@ -6,13 +6,15 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from batch.contract import validation
 from batch.contract.fields import Field
 from batch.contract.negation import Negation
 from batch.contract.phrases import any_of, phrases
 from batch.errors import ContractError, nearest
+
+Mention = Literal["absent", "denied", "meant"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +97,20 @@ class Rule:
             return self.mentioned(request)
         return all(self.fields[name].within(answer[name], values) for name, values in self.allow.items())
 
-    def mentioned(self, request: str) -> bool:
-        """Whether `request` holds one of the `mentions`, not negated, in its own sense."""
+    def mention(self, request: str) -> Mention:
+        """How `request` speaks of the `mentions`: `denied` where it holds some, and each is negated or a
+        homonym, so that it may have been misread.
+        """
         if not self._mention.search(request):
-            return False  # most requests: nothing else of them is read
+            return "absent"  # most requests: nothing else of them is read
         plain = self.negation.plain(request)
         named = self._mention.finditer(self._homonym.sub(self._cross_out, request))
-        return any(not self.negation.denies(plain, *match.span()) for match in named)
+        meant = any(not self.negation.denies(plain, *match.span()) for match in named)
+        return "meant" if meant else "denied"
 
-    def denied(self, request: str) -> bool:
-        """Whether `request` holds `mentions`, and each is negated or a homonym: it may have been misread."""
-        return bool(self._mention.search(request)) and not self.mentioned(request)
+    def mentioned(self, request: str) -> bool:
+        """Whether `request` holds one of the `mentions`, not negated, in its own sense."""
+        return self.mention(request) == "meant"
 
     def _cross_out(self, homonym: re.Match[str]) -> str:
         """The same length without its words, unless one is written as in `mentions`, so is meant."""

@@ -27,8 +27,8 @@ from batch.storage.units import Cursor, Unit
 class Rows(Protocol):
     """The rows of a job, in order."""
 
-    def batches(self, start: int) -> Iterator[pa.RecordBatch]:
-        """The rows from `start` on. Raises `InputError`, `StorageError`."""
+    def batches(self, start: int, size: int) -> Iterator[pa.RecordBatch]:
+        """The rows from `start` on, at most `size` at a time. Raises `InputError`, `StorageError`."""
 
     def chunk(self, batch: pa.RecordBatch) -> Chunk:
         """The part of such a batch that has to be scored."""
@@ -148,7 +148,8 @@ class Worker:
             self._proved = {**engine.facts, "canary": canary}
             try:
                 while units.more():
-                    for scored in scorer.score(self._chunks(units), task.backlog.text_column, task.schema):
+                    chunks = self._chunks(units, scorer.feed_rows)
+                    for scored in scorer.score(chunks, task.backlog.text_column, task.schema):
                         self._parts[0].add(scored)
                         self._finish(units)
                     self._finish(units)
@@ -158,10 +159,10 @@ class Worker:
                 usage = engine.usage._asdict()
                 self._tell(partial(observer.engine_done, self.device, engine.restarts, usage))
 
-    def _chunks(self, units: Units) -> Iterator[Chunk]:
-        """The rows of unit after unit, as the engine makes room for them."""
+    def _chunks(self, units: Units, size: int) -> Iterator[Chunk]:
+        """The rows of unit after unit, at most `size` at a time, as the engine makes room for them."""
         task = self._task
-        cursor = Cursor(task.source.batches)
+        cursor = Cursor(partial(task.source.batches, size=size))
         answers = task.adapters.answers
         while unit := units.take():
             part = PartWriter(unit, task.shards, task.schema, answers, task.prefix, self._committed)

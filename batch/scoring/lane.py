@@ -127,20 +127,20 @@ class Lane:
         if read is None:
             return ScoredRow(None, None, (), "invalid_output")
         scores = span_scores(read.spans, completion.logprobs)
-        if any(map(math.isnan, scores.values())):  # overflow in the weights: such an answer chose nothing
+        if math.isnan(sum(scores.values())):  # overflow in the weights: such an answer chose nothing
             return ScoredRow(None, None, (), "engine_failure")
-        broken = [rule for rule in read.rules if not rule.allows(read.answer, text)]
-        return ScoredRow(
-            read.answer,
-            scores,
-            tuple(rule.name for rule in broken),
-            label_scores={
-                name: tuple(span_scores(slices, completion.logprobs).values())
-                for name, slices in read.parts.items()
-            }
-            or None,
-            denied=tuple(rule.name for rule in broken if rule.mentions and rule.denied(text)),
-        )
+        violations, denied = list[str](), list[str]()
+        for rule in read.rules:
+            mention = rule.mention(text) if rule.mentions else "absent"
+            if mention != "meant":
+                violations.append(rule.name)
+            if mention == "denied":
+                denied.append(rule.name)
+        label_scores = {
+            name: tuple(span_scores(slices, completion.logprobs).values())
+            for name, slices in read.parts.items()
+        }
+        return ScoredRow(read.answer, scores, tuple(violations), None, label_scores or None, tuple(denied))
 
     def texts_of(
         self, row: ScoredRow, completion: Completion, request_ids: Sequence[int]

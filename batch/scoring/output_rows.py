@@ -2,7 +2,7 @@
 at it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -10,9 +10,9 @@ import pyarrow as pa
 from batch.adapter.bundle import Bundle
 from batch.adapter.calibration import Calibration, Triage, product
 from batch.contract.contract import Contract
-from batch.contract.fields import LIST
+from batch.contract.fields import LIST, Field
 from batch.scoring.adapters import Answers
-from batch.scoring.lane import ScoredRow
+from batch.scoring.lane import ERROR_MESSAGES, ScoredRow
 
 
 class Outcome(NamedTuple):
@@ -79,20 +79,16 @@ def output_batch(
             strict=True,
         ):
             made[index] = each
-    columns: list[list[Any]] = [
-        [(each.answer or {}).get(field.name) for each in made] for field in answers.fields
-    ]
-    columns += [[(each.scores or {}).get(field.name) for each in made] for field in answers.scored_fields]
+    columns = _by_field([each.answer for each in made], answers.fields)
+    columns += _by_field([each.scores for each in made], answers.scored_fields)
     sets = [field.name for field in answers.scored_fields if field.arrow == LIST]
     columns += [[each.label_scores.get(name) for each in made] for name in sets]
-    columns += [[each.score for each in made], ["error" if row.error_code else "ok" for row in rows]]
-    columns += [
-        [row.error_code for row in rows],
-        [row.error for row in rows],
-        [bundle and bundle.digest for bundle in bundles],
-    ]
+    codes = [row.error_code for row in rows]
+    columns += [[each.score for each in made], ["error" if code else "ok" for code in codes], codes]
+    columns += [[code and ERROR_MESSAGES[code] for code in codes]]
+    columns += [[bundle and bundle.digest for bundle in bundles]]
     columns += [[each.triage for each in made]] if answers.triage else []
-    columns += [[(each.model or {}).get(field.name) for each in made] for field in answers.enforced_fields]
+    columns += _by_field([each.model for each in made], answers.enforced_fields)
     columns += (
         [[", ".join(each.applied) if each.applied else None for each in made]]
         if answers.enforce_rules
@@ -101,3 +97,9 @@ def output_batch(
     added = list(schema)[batch.num_columns :]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, added, strict=True)]
     return pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema)
+
+
+def _by_field(values: Sequence[Mapping[str, Any] | None], fields: Sequence[Field]) -> list[list[Any]]:
+    """A column for each field; None where a row has no values, or its contract no such field."""
+    rows = [each or {} for each in values]
+    return [[row.get(field.name) for row in rows] for field in fields]

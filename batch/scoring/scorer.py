@@ -18,7 +18,7 @@ from batch.storage.schema import is_string, plain
 from batch.storage.sizes import ROW_BYTES, row_bytes
 
 WINDOW = 4  # requests with the engine at most, in multiples of what it runs at once: it never waits for more
-
+FEED_ROWS = 256  # of a chunk, or as many as the engine runs at once: fewer would cost more time a row
 
 NONE: Mapping[str, int] = MappingProxyType({})
 
@@ -57,6 +57,7 @@ class Scorer:
         self._lanes = {bundle.digest: lane_of(bundle, adapters.reasons) for bundle in adapters.served}
         self._router = Router(engine, WINDOW * max_num_seqs, on_progress, known)
         self.counts = self._router.counts
+        self.feed_rows = max(FEED_ROWS, max_num_seqs)  # that a chunk should have
 
     def score(self, chunks: Iterable[Chunk], text_column: str, schema: pa.Schema) -> Iterator[Scored]:
         """As many as there are chunks, in their order; `schema` is the output's. Chunks are read ahead, so

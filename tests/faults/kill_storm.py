@@ -156,7 +156,8 @@ class Storm:
         from batch.launch import part_writer
 
         part_writer.SHARD_SECONDS = -1.0  # after each batch
-        run.run(Options(str(self.folder / "in.parquet"), self.target, adapter=self.adapter, engine="replay"))
+        source, few = str(self.folder / "in.parquet"), 64  # at once, so that batches are small
+        run.run(Options(source, self.target, adapter=self.adapter, engine="replay", max_num_seqs=few))
 
     @staticmethod
     def _fork(act: Callable[[], object]) -> int:

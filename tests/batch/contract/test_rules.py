@@ -412,7 +412,7 @@ def test_a_homonym_is_the_rules_own_and_corrects_nothing(contract: Contract) -> 
     for text in ["a box of screws in a box", "the Apple tree app"]:
         assert strict.violations(SALESFORCE, text) == [], text
     (made,) = strict.rules
-    assert made.denied("apple pie") and not made.denied("pie")
+    assert made.mention("apple pie") == "denied" and made.mention("pie") == "absent"
 
 
 @pytest.mark.parametrize("text", ["no Salesforce involved", "Salesforce was retired last year."])
@@ -421,7 +421,7 @@ def test_nothing_is_corrected_on_the_strength_of_a_negation(contract: Contract, 
     strict = enforcing(contract)
     (rule,) = (rule for rule in strict.rules if rule.name == "salesforce_must_be_mentioned")
     violated = strict.violations(SALESFORCE, text)
-    assert violated == [rule.name] and rule.denied(text) and not rule.denied("An app.")
+    assert violated == [rule.name] and rule.mention(text) == "denied" and rule.mention("An app.") == "absent"
     assert strict.enforce(SALESFORCE, violated, [rule.name]) == (SALESFORCE, ())
     row = ScoredRow(dict(SALESFORCE), {"tier": 1.0}, tuple(violated), denied=(rule.name,))
     (made,) = outcomes([row], strict, Calibration({}, threshold=0.1))
