@@ -18,6 +18,7 @@ RESERVED = frozenset(
         *("rules_applied", "decision", "reviewer", "reviewed_at", "suggested", "audit"),
     }
 )
+ENDINGS = ("_score", "_label_scores", "_second", "_second_score", "_model")  # of a field's other columns
 ASCII_TEXT = r"[ -!#-\[\]-~]"  # printable ASCII without the quote and the backslash, so JSON never escapes it
 ANY_TEXT = r'[^"\\\x00-\x1f\x7f-\x9f\ud800-\udfff]'
 
@@ -135,7 +136,7 @@ def check_fields(fields: Sequence[Field]) -> None:
     names = [field.name.lower() for field in fields]  # case tells columns apart for few who read them
     if not fields or len(set(names)) < len(names):
         raise ContractError("a contract needs at least one field, and each name once")
-    made = {f"{name}{ending}": name for name in names for ending in ("_score", "_label_scores", "_model")}
+    made = {f"{name}{ending}": name for name in names for ending in ENDINGS}
     for name in names:
         if name in RESERVED or name in made:
             whose = f"of field {made[name]!r}" if name in made else "of every output or labelled row"

@@ -52,6 +52,11 @@ class Field:
         return (value,)
 
     @property
+    def ranked(self) -> bool:
+        """Whether one of the `values` comes second where another is chosen."""
+        return self.scored and self.arrow != LIST
+
+    @property
     def samples(self) -> tuple[Any, ...]:
         """Legal values that show every choice."""
         return self.values

@@ -32,6 +32,7 @@ class Continued(NamedTuple):
     grammar: str
 
 
+Alternatives = Mapping[int, Sequence[tuple[int, float]]]
 Asked = Sequence[int] | Continued  # ids of a request's text, or a request that goes on
 
 
@@ -40,6 +41,8 @@ class Completion(NamedTuple):
 
     `token_ids` leaves out the end of turn; `logprobs` holds each of their natural log-probabilities after the
     grammar's mask, so log P(token | legal). `cached` counts the prompt tokens taken from the prefix cache.
+    `others` are legal tokens that were likely in the place of one: by its index ``(token, log-probability)``;
+    see `alternatives.py`. None inside a free text or a set.
     """
 
     key: int
@@ -47,6 +50,7 @@ class Completion(NamedTuple):
     logprobs: Sequence[float]
     finish: Literal["stop", "length", "error"]
     cached: int = 0
+    others: Alternatives | None = None
 
 
 @dataclasses.dataclass(frozen=True)

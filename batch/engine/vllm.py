@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from batch.adapter.peft_checks import lint
 from batch.engine import ADAPTER_MOVES, CANARY_ANSWER, AdapterSpec, Asked, Completion, Continued, EngineSpec
-from batch.engine.drafts import AnswerDrafter
+from batch.engine import alternatives as others
+from batch.engine.drafts import AnswerDrafter, AnswerPath
 from batch.engine.patches import idle, installed
 from batch.engine.refusals import refusals
 from batch.errors import AdapterError, EngineError
@@ -60,11 +61,10 @@ class VllmEngine:
     """One `LLMEngine`, driven by add and step so that new requests join while others run."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._requests: dict[str, int] = {}  # key by vLLM's request id
+        self._requests: dict[str, tuple[int, AnswerPath]] = {}  # by vLLM's request id
         self._adapters: dict[str, tuple[AdapterSpec, SamplingParams, LoRARequest | None]] = {}
         self._done: list[Completion] = []  # found, and not yet given out by a step
-        # vLLM keeps weights by this number: one that is used again, be it after a refusal, would serve the
-        # earlier adapter.
+        # vLLM keeps weights by this number: one used again, even after a refusal, serves the earlier ones
         self._lora_ids = itertools.count(1)
         self._max_num_seqs = MACHINE.max_num_seqs(spec.max_num_seqs)
         # the parts of an engine that spans devices are processes, in which no drafter has the paths
@@ -156,7 +156,7 @@ class VllmEngine:
         except (ValueError, VLLMClientError):  # a request that vLLM refuses is that row's problem
             self._done.append(Completion(key, [], [], "error"))
         else:
-            self._requests[str(key)] = key
+            self._requests[str(key)] = key, spec.drafts
 
     def step(self) -> list[Completion]:
         if self._requests:
@@ -176,18 +176,18 @@ class VllmEngine:
         return canary
 
     def _completion(self, output: RequestOutput) -> Completion:
-        key = self._requests.pop(output.request_id)
+        key, path = self._requests.pop(output.request_id)
         answer = output.outputs[0]
         ids = list(answer.token_ids)
-        logprobs = list(answer.logprobs.logprobs)  # type: ignore[union-attr]
+        logprobs, beside = others.read(answer.logprobs, ids, path)
         if answer.finish_reason == "stop":
             del ids[-1:], logprobs[-1:]  # the end of turn
         finish = answer.finish_reason if answer.finish_reason in ("stop", "length") else "error"
-        return Completion(key, ids, logprobs, finish, output.num_cached_tokens or 0)  # type: ignore[arg-type]
+        return Completion(key, ids, logprobs, finish, output.num_cached_tokens or 0, beside)  # type: ignore[arg-type]
 
     def _guided(self, adapter: AdapterSpec) -> SamplingParams:
         grammar = adapter.grammar and vllm_guide.specification(adapter.grammar, adapter.labels)
-        return self._sampling(adapter, grammar, logprobs=0, max_tokens=adapter.max_tokens)
+        return self._sampling(adapter, grammar, logprobs=others.COUNT, max_tokens=adapter.max_tokens)
 
     @functools.lru_cache(64)  # noqa: B019  # lives as long as its process
     def _continuing(self, adapter: str, grammar: str) -> SamplingParams:

@@ -198,7 +198,7 @@ def _chunks(
 
 
 def _entry(row: ScoredRow) -> list[Any]:
-    rare = [row.label_scores, row.denied]
+    rare = [row.label_scores, row.denied, row.seconds]
     return [row.answer, row.scores, row.violations, *(rare if any(rare) else [])]
 
 
@@ -208,11 +208,13 @@ def _row(
     violations: list[str],
     label_scores: dict[str, list[float]] | None = None,
     denied: Sequence[str] = (),
+    seconds: dict[str, list[Any]] | None = None,
 ) -> ScoredRow:
     """JSON has lists where a row has tuples."""
     read = {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}
     parts = {name: tuple(each) for name, each in (label_scores or {}).items()}
-    return ScoredRow(read, scores, tuple(violations), None, parts or None, tuple(denied))
+    second = {name: (value, score) for name, (value, score) in (seconds or {}).items()}
+    return ScoredRow(read, scores, tuple(violations), None, parts or None, tuple(denied), second or None)
 
 
 def _checksum(key: bytes, content: bytes) -> bytes:

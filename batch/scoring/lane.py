@@ -14,6 +14,7 @@ from batch.contract.labels_first import LabelsFirst
 from batch.contract.rules import Rule
 from batch.engine import AdapterSpec, Completion, Continued
 from batch.errors import InvalidAnswer
+from batch.scoring.runner_up import Place, RunnerUp, Second, places
 from batch.scoring.score import span_scores, token_spans
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -53,6 +54,8 @@ class ScoredRow(NamedTuple):
     # for each set of labels, the probability of each label that it holds, given those before it
     label_scores: dict[str, tuple[float, ...]] | None = None
     denied: tuple[str, ...] = ()  # the violations that a negation in the request alone makes
+    # by field, where they are known: the value that came second and its probability
+    seconds: dict[str, Second] | None = None
 
     @property
     def error(self) -> str | None:
@@ -64,6 +67,7 @@ class _Read(NamedTuple):
 
     answer: dict[str, Any]
     spans: dict[str, slice]  # of each scored field's tokens
+    places: dict[str, tuple[Place, ...]]  # of the tokens of each field that has a second value
     parts: dict[str, dict[int, slice]]  # of each label in each set
     # those that speak of such an answer and that it breaks, or may break, by the request's words
     rules: tuple[Rule, ...]
@@ -90,6 +94,11 @@ class Lane:
         self._contract = contract
         self._renderer = renderer
         self._fixed_tokens = len(renderer.prefix_ids) + len(renderer.suffix_ids)
+        self._runners_up = {
+            field.name: RunnerUp(field, contract, renderer)
+            for field in contract.scored_fields
+            if field.ranked
+        }
         # Many requests get the same answer. Not a method: what it kept would hold the lane, and the lane it.
         read = functools.partial(_read_answer, contract, renderer, first)
         self._read = functools.lru_cache(ANSWERS)(read)
@@ -140,7 +149,17 @@ class Lane:
             name: tuple(span_scores(slices, completion.logprobs).values())
             for name, slices in read.parts.items()
         }
-        return ScoredRow(read.answer, scores, tuple(violations), None, label_scores or None, tuple(denied))
+        seconds = self._seconds(read, completion) if completion.others else None
+        return ScoredRow(
+            read.answer, scores, tuple(violations), None, label_scores or None, tuple(denied), seconds
+        )
+
+    def _seconds(self, read: _Read, completion: Completion) -> dict[str, Second]:
+        found = {
+            name: self._runners_up[name].find(read.answer[name], own, completion)
+            for name, own in read.places.items()
+        }
+        return {name: second for name, second in found.items() if second}
 
     def texts_of(
         self, row: ScoredRow, completion: Completion, request_ids: Sequence[int]
@@ -206,4 +225,10 @@ def _read_answer(
     }
     if first:
         answer = {name: value if name in spans else None for name, value in answer.items()}
-    return _Read(answer, token_spans(renderer, token_ids, spans), parts, rules)
+    tokens = token_spans(renderer, token_ids, spans)
+    ranked = {
+        field.name: places(renderer, token_ids, tokens[field.name], spans[field.name][0])
+        for field in contract.scored_fields
+        if field.ranked
+    }
+    return _Read(answer, tokens, ranked, parts, rules)

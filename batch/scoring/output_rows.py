@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from batch.adapter.bundle import Bundle
-from batch.adapter.calibration import Calibration, Triage, product
+from batch.adapter.calibration import EDGE, Calibration, Triage, product
 from batch.contract.contract import Contract
 from batch.contract.fields import LIST, Field
 from batch.scoring.adapters import Answers
 from batch.scoring.lane import ERROR_MESSAGES, ScoredRow
+from batch.scoring.runner_up import Second
 
 
 class Outcome(NamedTuple):
@@ -25,9 +26,11 @@ class Outcome(NamedTuple):
     model: dict[str, Any] | None  # the model's own answer, which an enforced rule may have corrected
     applied: tuple[str, ...] | None  # names of the rules that did
     label_scores: dict[str, tuple[float, ...]]  # raw; see `ScoredRow`
+    seconds: dict[str, Second]  # calibrated
 
 
-NOBODYS = Outcome(None, None, None, "human", None, None, {})
+UNKNOWN = (None, None)
+NOBODYS = Outcome(None, None, None, "human", None, None, {}, {})
 
 
 def outcomes(rows: Sequence[ScoredRow], contract: Contract, calibration: Calibration) -> list[Outcome]:
@@ -54,7 +57,17 @@ def _outcome(
     score = product(scores)
     answer, applied = contract.enforce(model, row.violations, row.denied)
     triage = calibration.triage(score, row.violations)
-    return Outcome(answer, scores, score, triage, model, applied, row.label_scores or {})
+    seconds = {
+        name: _calibrated(second, (row.scores or {})[name], scores[name])
+        for name, second in (row.seconds or {}).items()
+    }
+    return Outcome(answer, scores, score, triage, model, applied, row.label_scores or {}, seconds)
+
+
+def _calibrated(second: Second, raw: float, calibrated: float) -> Second:
+    """Calibration moves probability between the chosen value and all others; their shares of it stay."""
+    value, probability = second
+    return value, (1 - calibrated) * min(1.0, probability / max(1 - raw, EDGE))
 
 
 def output_batch(
@@ -83,6 +96,9 @@ def output_batch(
     columns += _by_field([each.scores for each in made], answers.scored_fields)
     sets = [field.name for field in answers.scored_fields if field.arrow == LIST]
     columns += [[each.label_scores.get(name) for each in made] for name in sets]
+    ranked = [field.name for field in answers.scored_fields if field.ranked]
+    seconds = [[each.seconds.get(name, UNKNOWN) for each in made] for name in ranked]
+    columns += [[second[part] for second in column] for part in (0, 1) for column in seconds]
     codes = [row.error_code for row in rows]
     columns += [[each.score for each in made], ["error" if code else "ok" for code in codes], codes]
     columns += [[code and ERROR_MESSAGES[code] for code in codes]]

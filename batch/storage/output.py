@@ -79,6 +79,9 @@ def _added(answers: HasFields, prefix: str, triage: bool) -> list[pa.Field]:
         for field in answers.scored_fields
         if field.arrow == LIST
     ]
+    ranked = [field.name for field in answers.scored_fields if field.ranked]
+    columns += [(f"{name}_second", kinds[name]) for name in ranked]
+    columns += [(f"{name}_second_score", pa.float32()) for name in ranked]
     columns += [("score", pa.float32())]
     columns += [(name, pa.string()) for name in ("status", "error_code", "error", "adapter")]
     columns += [("triage", pa.string())] if triage else []

@@ -112,7 +112,7 @@ def test_output_is_the_input_and_the_answers(tiny_bundle: Bundle, tmp_path: Path
         assert set(made[field.name].to_pylist()) <= set(field.values)
         assert made.schema.field(f"{field.name}_score").type == pa.float32()
     product = np.prod(
-        [made[name].to_numpy() for name in made.column_names if name.endswith("_score")], axis=0
+        [made[f"{field.name}_score"].to_numpy() for field in tiny_bundle.contract.scored_fields], axis=0
     )
     assert np.abs(product - made["score"].to_numpy()).max() < 1e-6
 

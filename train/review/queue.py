@@ -23,6 +23,9 @@ class Item:
     request: str
     answer: Mapping[str, Any]
     scores: Mapping[str, float]
+    seconds: Mapping[
+        str, tuple[Any, float]
+    ]  # the fields' second values with their probabilities, where known
     adapter: str | None
     why: tuple[str, ...]
     audit: bool = False  # drawn at random from the rows that need no person, to measure them
@@ -75,6 +78,7 @@ def _read(path: Path, contract: Contract, selection: Selection) -> list[dict[str
     prefix, ours = selection.prefix, ["score", "status", "error", "error_code", "adapter", "triage"]
     for field in contract.fields:
         ours += [field.name, f"{field.name}_score", f"{field.name}_model"]
+        ours += [f"{field.name}_second", f"{field.name}_second_score"]
     try:
         scan = pl.scan_parquet(path)
         present = scan.collect_schema().names()
@@ -122,6 +126,11 @@ def _item(line: Mapping[str, Any], contract: Contract, selection: Selection, see
         request=line["request"],
         answer=answer,
         scores=scores,
+        seconds={
+            name: (line[f"{name}_second"], line[f"{name}_second_score"])
+            for name in scores
+            if line.get(f"{name}_second_score") is not None
+        },
         adapter=line.get("adapter"),
         why=tuple(_reasons(line, answer, contract, audit)),
         audit=audit,

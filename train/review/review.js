@@ -90,6 +90,10 @@ function question(q, number) {
     if (!byFacts() && q.name in item.answer && (q.many && !Array.isArray(each.value) ? told.includes(each.value) : same(told, each.value))) {
       choice.append(element("span", { className: "model", textContent: `model, ${percent(item.scores[q.name])}` }));
     }
+    const second = item.seconds[q.name];
+    if (!byFacts() && second && same(second[0], each.value)) {
+      choice.append(element("span", { className: "model", textContent: `second, ${percent(second[1])}` }));
+    }
     return choice;
   });
   const legend = element("legend", {}, q.name.replaceAll("_", " ") + (q.meaning ? " " : ""));
@@ -98,6 +102,12 @@ function question(q, number) {
 }
 
 const percent = (score) => (score === undefined || score === null ? "no score" : (100 * score).toFixed(score > 0.995 ? 1 : 0) + " %");
+
+// The probability of the model's value, and what it held for the next likeliest.
+function odds(name) {
+  const second = item.seconds[name];
+  return percent(item.scores[name]) + (second ? `; second: ${visible(shown(second[0]))}, ${percent(second[1])}` : "");
+}
 
 function textField(field) {
   const area = element("textarea", { rows: 2, name: field.name });
@@ -127,12 +137,12 @@ function outcome() {
 // A field's value by the facts, once they are given, and the model's beside it with its probability.
 function result(field, answer) {
   const told = field.name in item.answer;
-  const model = told ? `${visible(shown(item.answer[field.name]))}, ${percent(item.scores[field.name])}` : "";
+  const model = told ? `${visible(shown(item.answer[field.name]))}, ${odds(field.name)}` : "";
   const term = element("dt", { textContent: field.name.replaceAll("_", " ") });
   if (!answer) return [term, element("dd", { className: "quiet", textContent: "model: " + model })];
   const differs = told && !same(item.answer[field.name], answer[field.name]);
   const value = element("dd", {}, element("strong", { textContent: visible(shown(answer[field.name])) }));
-  if (told) value.append(" ", element("span", { className: differs ? "differs" : "quiet", textContent: differs ? "model: " + model : `as the model, ${percent(item.scores[field.name])}` }));
+  if (told) value.append(" ", element("span", { className: differs ? "differs" : "quiet", textContent: differs ? "model: " + model : `as the model, ${odds(field.name)}` }));
   const meaning = field.values.find((each) => same(each.value, answer[field.name]))?.meaning;
   if (meaning) value.append(element("small", { className: "quiet", textContent: meaning }));
   return [term, value];

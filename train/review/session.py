@@ -108,6 +108,7 @@ class Session:
             "why": ["second reading: the model's answer is hidden"] if blind else list(item.why),
             "answer": {} if blind else item.answer,
             "scores": {} if blind else item.scores,
+            "seconds": {} if blind else item.seconds,
             "facts": None if blind else self._examples.facts(item.answer),
             "decision": mine and {**mine.content, "decision": mine.kind},
             "known": self._log.count(name, self._reviewer),

@@ -527,7 +527,7 @@ def test_an_escalation_of_unknown_values_is_refused(contract: Contract, escalate
     "names",
     [
         ("status",), ("Status",), ("SCORE",), ("error",), ("error_code",), ("adapter",), ("triage",), ("id",), ("request",),
-        ("facts",), ("rules_applied",), ("decision",), ("Reviewer",), ("reviewed_at",), ("suggested",), ("audit",), ("k", "k_score"), ("k_model", "k"), ("risk", "Risk"), ("K", "k_Score"),
+        ("facts",), ("rules_applied",), ("decision",), ("Reviewer",), ("reviewed_at",), ("suggested",), ("audit",), ("k", "k_score"), ("k_model", "k"), ("k", "k_second"), ("k", "K_second_score"), ("risk", "Risk"), ("K", "k_Score"),
     ],
 )  # fmt: skip
 def test_a_field_that_collides_with_a_column_is_refused(names: tuple[str, ...]) -> None:

@@ -23,8 +23,9 @@ from batch.contract.contract import Contract
 from batch.contract.fields import LIST, Field
 from batch.contract.json_text import compact_json
 from batch.engine import Completion, EngineSpec, adapter_spec
+from batch.engine.alternatives import COUNT
 from batch.engine.process import EngineProcess
-from batch.scoring.adapters import spec_of
+from batch.scoring.adapters import lane_of, spec_of
 from batch.scoring.lane import Lane
 from tests.batch.scoring.test_score import field_scores
 from train.config import Quantisation
@@ -86,6 +87,17 @@ class Walker:
                     pending.append((chance * float(np.exp(logprobs[token])), [*ids, int(token)]))
         return found
 
+    def chance(self, before: list[int], ids: list[int], start: int) -> float:
+        """Probability of going on from `before` as the answer `ids` does, up to the end of the value at byte `start`: where
+        only one token is legal that has 1, so the rest of a JSON string that nothing else begins like."""
+        chance, text = 1.0, b""
+        for number in range(len(before), len(ids)):
+            text = b"".join(map(self.renderer.token_bytes, ids[:number]))
+            if text[start:].count(b'"') >= 2 or text[start:].startswith((b"true", b"false")):
+                break
+            chance *= float(np.exp(self.next_logprobs(ids[:number])[ids[number]]))
+        return chance
+
     def next_logprobs(self, ids: list[int]) -> np.ndarray:
         """log P(next token | legal, the answer so far), over the vocabulary."""
         with torch.inference_mode():
@@ -142,6 +154,12 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(
         answer, spans = contract.parse(renderer.decode(ids))
         scores = field_scores(renderer, ids, done[number].logprobs, spans)
         walker = Walker(model, renderer, grammar, renderer.encode_prompt(request), least=0.0)
+        assert done[number].others
+        for index, listed in (done[number].others or {}).items():
+            exact = walker.next_logprobs(ids[:index])
+            likeliest = np.sort(exact[np.isfinite(exact)])[::-1][1:COUNT]
+            assert [logprob for _, logprob in listed] == pytest.approx(likeliest.tolist(), abs=5e-3)
+            assert [exact[token] for token, _ in listed] == pytest.approx(likeliest.tolist(), abs=5e-3)
         for field in contract.scored_fields:
             start, _ = spans[field.name]
             before = before_value(renderer, ids, start)
@@ -158,6 +176,8 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(
             several += len(own) > 1
         row = Lane(adapter, contract, renderer).score(done[number], request)
         assert row.scores == scores
+        for name, (value, second) in (row.seconds or {}).items():
+            assert value != answer[name] and 0 < second <= 1 - scores[name] + 1e-6
         for name, parts in (row.label_scores or {}).items():
             assert len(parts) == len(answer[name]) and all(0 < part <= 1 for part in parts)
             assert math.prod(parts) >= scores[name] * (
@@ -166,7 +186,7 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(
     assert several  # labels that are spelt in more than one way were among them
 
 
-def test_other_spellings_of_a_value_hardly_weigh_after_training(trained: Bundle) -> None:
+def test_other_spellings_hardly_weigh_after_training_and_the_runner_up_is_second(trained: Bundle) -> None:
     """With v1's adapter: what the score leaves out, per field, over rows that it was not trained on."""
     renderer, contract, base = trained.renderer, trained.contract, trained.original_base()
     model = load_trained(base, Quantisation(), trained.path)
@@ -176,19 +196,35 @@ def test_other_spellings_of_a_value_hardly_weigh_after_training(trained: Bundle)
     for request in requests:
         prompt = renderer.encode_prompt(request)
         ids: list[int] = []
+        others = {}
         walker = Walker(model, renderer, grammar, prompt, least=1e-3)
         while not ids or ids[-1] != spec.stop_id:
-            ids.append(int(walker.next_logprobs(ids).argmax()))
+            exact = walker.next_logprobs(ids)
+            ranked = np.argsort(-exact)[:COUNT].tolist()
+            others[len(ids)] = [(token, float(exact[token])) for token in ranked[1:] if exact[token] > -30]
+            ids.append(ranked[0])
         ids.pop()
         answer, spans = contract.parse(renderer.decode(ids))
         logprobs = masked_logprobs(model, prompt, ids, grammar)[range(len(ids)), ids]
         scores = field_scores(renderer, ids, logprobs.tolist(), spans)
+        completion = Completion(0, ids, logprobs.tolist(), "stop", others=others)
+        seconds = lane_of(trained).score(completion, request).seconds or {}
+        assert {"risk", "needs_review"} <= set(seconds)  # whose values begin with tokens of their own
         for field in contract.scored_fields:
             start, _ = spans[field.name]
             before = before_value(renderer, ids, start)
             found = walker.paths(
                 before, start, {value: compact_json(value).encode() for value in field.values}
             )
+            if field.name in seconds:
+                value, second = seconds[field.name]
+                rest = {
+                    other: walker.chance(before, renderer.encode_answer({**answer, field.name: other}), start)
+                    for other in field.values
+                    if other != answer[field.name]
+                }
+                assert value == max(rest, key=lambda other: rest[other])
+                assert second == pytest.approx(rest[value], abs=1e-4)
             total = sum(chance for spellings in found.values() for chance, _ in spellings)
             assert 0.95 < total <= 1 + 1e-6
             own = sum(chance for chance, _ in found[answer[field.name]])

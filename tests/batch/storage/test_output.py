@@ -65,11 +65,14 @@ def test_output_schema(contract: Contract) -> None:
     schema = output_schema(requests().schema, contract)
     assert schema.names == [
         *("id", "request", "tier", "risk", "recommended_platform", "needs_review", "reason"),
-        *("tier_score", "risk_score", "recommended_platform_score", "needs_review_score", "score"),
-        *("status", "error_code", "error", "adapter"),
+        *("tier_score", "risk_score", "recommended_platform_score", "needs_review_score"),
+        *("tier_second", "risk_second", "recommended_platform_second", "needs_review_second"),
+        *("tier_second_score", "risk_second_score", "recommended_platform_second_score"),
+        "needs_review_second_score",
+        *("score", "status", "error_code", "error", "adapter"),
     ]
     assert schema.names[2:] == output_columns(contract)
-    assert schema.field("needs_review").type == pa.bool_()
+    assert schema.field("needs_review").type == pa.bool_() == schema.field("needs_review_second").type
     assert {schema.field(n).type for n in schema.names if n.endswith("score")} == {pa.float32()}
     assert {schema.field(n).type for n in ("tier", "reason", "error", "adapter")} == {pa.string()}
     assert output_columns(contract, "ai_")[0] == "ai_tier"

@@ -202,6 +202,7 @@ def test_who_has_to_look(contract: Contract) -> None:
         None,
         None,
         {},
+        {},
     )
 
 

@@ -32,6 +32,8 @@ def output(tmp_path: Path, contract: Contract) -> Output:
                     "request": text,
                     **{field.name: row[field.name] for field in contract.fields},
                     **scores,
+                    "risk_second": "low" if row["risk"] == "medium" else "medium",
+                    "risk_second_score": 0.08,
                     "score": 0.99 if sure else 0.3 + index / 100_000,
                     "status": "ok",
                     "error_code": None,

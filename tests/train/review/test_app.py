@@ -129,9 +129,14 @@ def test_a_second_reviewer_reads_the_overlap_blind(
     assert left < state["left"] < 40  # what ann left, and some of what she decided
     items = [bo.get("item", id=name) for name in state["next"]]
     blind = [item for item in items if item["blind"]]
-    assert blind and all(
-        not item["answer"] and not item["scores"] and item["facts"] is None for item in blind
-    )
+    hidden = ("answer", "scores", "seconds", "facts")
+    assert blind and all(not item[part] for item in blind for part in hidden)
+
+
+def test_the_runner_up_is_shown_where_it_is_known(output: Output, contract: Contract, tmp_path: Path) -> None:
+    item = Page(output(1), contract, tmp_path / "l.jsonl").get("item", id="r0")
+    other = "low" if item["answer"]["risk"] == "medium" else "medium"
+    assert item["seconds"] == {"risk": [other, 0.08]}
 
 
 def test_another_window_is_told_that_it_is_late(output: Output, contract: Contract, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_118_rows_by_keys_alone(opened: Page, output: Output, contract: Contract
     with Server(output(118), labels, "--reviewer", "ann", "--order", "queue") as server:
         start(opened, server.address)
         expect(opened.locator("#progress")).to_have_text("0 of 118 decided")
+        expect(opened.locator("#outcome")).to_contain_text("; second: ")
         assert answer(opened, contract) == "r0"
         opened.keyboard.press("u")
         expect(opened.locator("#id")).to_have_text("r0")
@@ -264,6 +265,8 @@ def test_sets_numbers_and_null_are_answered_by_keys(opened: Page, tmp_path: Path
             "adapter": "0" * 64,
             "triage": "human",
             **{f"{name}_score": 0.5 for name in ("trades", "severity", "floor")},
+            "severity_second": 3 if row["severity"] == 4 else 4,
+            "severity_second_score": 0.25,
         }
         for row in gold
     ]
@@ -274,6 +277,8 @@ def test_sets_numbers_and_null_are_answered_by_keys(opened: Page, tmp_path: Path
     line = ("--contract", str(tickets / "contract.toml"), "--examples", str(tickets / "train.jsonl"))
     with Server(tmp_path / "out.parquet", labels, "--order", "queue", *line) as server:
         start(opened, server.address)
+        expect(opened.locator("fieldset").nth(1).locator(".model").nth(1)).to_be_visible()
+        expect(opened.locator("fieldset").nth(1)).to_contain_text("second, 25 %")
         for keys in (["2", "1"], ["5"]):  # electrician, then plumber; none of these
             opened.keyboard.press("ArrowUp")
             opened.keyboard.press("ArrowUp")

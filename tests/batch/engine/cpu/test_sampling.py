@@ -14,6 +14,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.structured_output.utils import apply_grammar_bitmask
 
+from batch.engine.alternatives import COUNT
 from batch.engine.cpu import sampling
 
 VOCABULARY = 1000
@@ -75,7 +76,31 @@ def test_chosen_tokens_are_vllms(rows: int, dtype: torch.dtype) -> None:
     assert_same(sampling.GreedySampler()(logits.clone(), metadata()), Sampler()(logits.clone(), metadata()))
 
 
-@pytest.mark.parametrize("changes", [{"max_num_logprobs": 5}, {"max_num_logprobs": None}])
+def alternatives(found: Any, row: int) -> dict[int, float]:
+    """What is listed beside the chosen token, by token."""
+    tensors = found.logprobs_tensors
+    tokens, logprobs = tensors.logprob_token_ids[row].tolist(), tensors.logprobs[row].tolist()
+    listed = zip(tokens[1:], logprobs[1:], strict=True)
+    return {token: logprob for token, logprob in listed if token != tokens[0] and logprob > -80}
+
+
+@pytest.mark.parametrize("rows", [1, 8, 37])
+def test_a_labels_alternatives_are_vllms(rows: int) -> None:
+    logits, asked = masked_logits(rows, torch.float32), metadata(max_num_logprobs=COUNT)
+    ours, theirs = (kind()(logits.clone(), asked) for kind in (sampling.GreedySampler, Sampler))
+    for row in range(rows):
+        assert alternatives(ours, row) == pytest.approx(alternatives(theirs, row), abs=1e-4)
+        assert len(alternatives(ours, row)) == [0, 4, COUNT - 1][row % 3]
+
+
+def test_where_a_text_goes_on_nobody_asks_for_alternatives() -> None:
+    logits = torch.randn(9, sampling.MOST_LEGAL + 1, generator=torch.Generator().manual_seed(5))
+    logits[4, 3:] = float("-inf")
+    _, logprobs = sampling.choose(logits, COUNT)
+    assert logprobs[:, 1:].isfinite().any(dim=1).tolist() == [row == 4 for row in range(9)]
+
+
+@pytest.mark.parametrize("changes", [{"max_num_logprobs": 7}, {"max_num_logprobs": None}])
 def test_other_requests_go_vllms_way(changes: dict[str, Any]) -> None:
     logits = masked_logits(6, torch.float32)
     ours, theirs = (kind()(logits.clone(), metadata(**changes)) for kind in (sampling.GreedySampler, Sampler))
