@@ -94,7 +94,9 @@ def test_the_second_run_on_an_output_is_refused(tiny_bundle: Bundle, tmp_path: P
 def test_signals_keep_what_is_done(tiny_bundle: Bundle, tmp_path: Path, number: signal.Signals) -> None:
     """More than the units that were full is kept. Fails when only full units are committed."""
     source, output = backlog(tmp_path / "in.parquet", rows=30_000), tmp_path / "out.parquet"
-    options = Options(str(source), str(output), adapter=str(tiny_bundle.path), engine="replay")
+    options = Options(
+        str(source), str(output), adapter=str(tiny_bundle.path), engine="replay", max_num_seqs=64
+    )
 
     def send(counts: Counts, total: int) -> None:
         if counts.rows > 20_000:  # more than the router holds back

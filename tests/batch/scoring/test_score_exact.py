@@ -224,7 +224,8 @@ def test_other_spellings_hardly_weigh_after_training_and_the_runner_up_is_second
                     if other != answer[field.name]
                 }
                 assert value == max(rest, key=lambda other: rest[other])
-                assert second == pytest.approx(rest[value], abs=1e-4)
+                # it has the spellings that part from this one behind the deciding token as well
+                assert rest[value] - 1e-6 <= second <= rest[value] + 1e-3
             total = sum(chance for spellings in found.values() for chance, _ in spellings)
             assert 0.95 < total <= 1 + 1e-6
             own = sum(chance for chance, _ in found[answer[field.name]])
