@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -203,6 +204,7 @@ def write_input(path: Path, rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after so long with fewer kills")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--adapter", default="champion")
     parser.add_argument("--to", choices=["file", "folder", "store", "store-folder"], default="file")
@@ -221,7 +223,8 @@ def main() -> None:
         else:
             storm = Storm(folder, options.adapter, options.to)
         storm.reset(old=False)
-        while states.total() < options.kills:
+        end = time.monotonic() + options.seconds
+        while states.total() < options.kills and time.monotonic() < end:
             state = storm.kill(chance)
             if state:
                 states[state] += 1
