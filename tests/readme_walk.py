@@ -21,7 +21,7 @@ KEPT = re.compile(r"PATH|LANG|TERM|.*_proxy|PIP_.*|.*CA_.*|.*CERT.*", re.I)  # o
 LEFT_OUT = {
     "make test": "the suite itself",
     "BATCH_ROUTE_ONLINE=1 make train CONFIG=train/qwen3-4b.toml": "downloads 8 GB and needs a GPU",
-    "batch-route data/requests.parquet routed/ --ray head-node:6379": "needs a Ray cluster",
+    "batch-route data/requests.parquet routed --ray head-node:6379": "needs a Ray cluster",
     "batch-train promote latest": "the gates are for adapters of the shipped task",
 }
 BLOCK = re.compile(r"^```(sh|text)\n(.*?)^```|^(\| right.*?)\n\n", re.S | re.M)

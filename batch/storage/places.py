@@ -68,9 +68,7 @@ def check_writable(output: str | Path, what: str = "output", suffix: str = "") -
     if os.path.isdir(location.path):
         raise InputError(f"{name} is a directory; give the name of a file")
     if os.fspath(output).endswith("/"):
-        raise InputError(
-            f"{name}: that directory does not exist; create it first, or give the name of a file"
-        )
+        raise InputError(f"{name}: that directory does not exist; create it first, or leave out the slash")
     if os.path.exists(location.path) and not os.path.isfile(location.path):
         raise InputError(f"{name} is a device or a pipe; give the name of a file")
     if not os.path.isdir(folder):
@@ -109,7 +107,9 @@ def _check_output_folder(output: str) -> None:
         remedy = "leave out the slash for a file, or the .parquet for a folder"
         raise InputError(f"output {printable(location.name)} would be read as a file; {remedy}")
     if location.local and (not folder.is_dir() or folder.is_symlink()):
-        check_writable(folder, suffix=".work")
+        check_writable(
+            folder if folder.exists() else output, suffix=".work"
+        )  # `new/` is refused, as by cp and mv
         if folder.exists():
             raise InputError(
                 f"output {location.name} is a file; name a folder, or a file that ends in .parquet"
