@@ -54,7 +54,7 @@ def resolve_base(ref: str, revision: str | None = None, near: Path | None = None
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         remedy = (
-            "check the name and the network"
+            "check the name and the network, and that HF_HUB_OFFLINE is not set"
             if online
             else "set BATCH_ROUTE_ONLINE=1 to download it once, or give a folder"
         )

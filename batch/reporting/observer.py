@@ -149,7 +149,7 @@ class Observer:
 
     def committed(self, tally: Tally) -> None:
         self.summary.tally += tally
-        self.emit("shard committed", rows=tally.rows, done_rows=self.summary.tally.rows, of=self._rows)
+        self.emit("rows saved", rows=tally.rows, done_rows=self.summary.tally.rows, of=self._rows)
 
     def engine_done(self, device: int, restarts: int, usage: Mapping[str, Any]) -> None:
         self.summary.devices[device].done(restarts, usage)

@@ -80,7 +80,7 @@ def test_slurm_script(tmp_path: Path) -> None:
     text = script.read_text()
     known = "job-name array ntasks cpus-per-task gpus-per-task mem time requeue open-mode signal"
     assert set(re.findall(r"^#SBATCH --([a-z-]+)", text, re.M)) == set(known.split())
-    for code, requeued in ((0, False), (2, False), (75, True), (143, True)):
+    for code, requeued in ((0, False), (2, False), (4, True), (75, True), (137, True), (143, True)):
         for name, does in {
             "srun": f'echo "$@" > srun.txt; exit {code}',
             "scontrol": "echo $@ > requeued.txt",

@@ -25,13 +25,14 @@ from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "operations.md").read_text()
-RETRIED, FINAL = {75, 130, 143}, {2, 3, 4}
+SIGNALS = {128 + number for number in errors.ENDING}
+FINAL = {2, 3, 4}  # 4 is retried where a lost machine's lock can outlive it
 # The directives that our units use, by section (systemd.unit, .service, .exec, .kill and .timer(5)).
 KNOWN = {
     "Unit": {"Description", "Documentation", "StartLimitIntervalSec", "StartLimitBurst"},
     "Service": {
         "Type", "User", "WorkingDirectory", "ExecStart", "Restart", "RestartSec", "SuccessExitStatus", "RestartPreventExitStatus",
-        "KillMode", "TimeoutStopSec", "TimeoutStartSec", "CacheDirectory", "Environment", "NoNewPrivileges", "PrivateTmp", "ProtectHome",
+        "KillMode", "TimeoutStopSec", "TimeoutStartSec", "CacheDirectory", "CacheDirectoryMode", "Environment", "NoNewPrivileges", "PrivateTmp", "ProtectHome",
         "ProtectSystem", "ReadWritePaths", "UMask", "CapabilityBoundingSet", "LockPersonality", "ProtectClock", "ProtectControlGroups",
         "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "ProtectProc", "RemoveIPC",
         "RestrictAddressFamilies", "RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID", "SystemCallArchitectures",
@@ -99,7 +100,7 @@ def parsed(words: list[str]) -> dict[str, Any]:
 
 def test_service_retries_by_exit_code() -> None:
     service = unit("batch-route.service")["Service"]
-    # Every failure but these is restarted: RETRIED is, unless SuccessExitStatus= were to make one of them a success.
+    # Every failure but these is restarted, unless SuccessExitStatus= were to make one of them a success.
     assert service["Restart"] == "on-failure" and codes(service["RestartPreventExitStatus"]) == FINAL
     assert "SuccessExitStatus" not in service and service["KillMode"] == "mixed"
     options = parsed(shlex.split(service["ExecStart"]))
@@ -133,6 +134,38 @@ def test_kubernetes_own_schema_takes_the_manifests(cronjob: dict[str, Any]) -> N
     cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(cronjob, "1.31", strict=True)
+
+
+def test_the_claims_are_those_that_the_manifests_name(cronjob: dict[str, Any]) -> None:
+    """And the pod that fills them mounts each where the runs do."""
+    objects = list(yaml.safe_load_all((DOCS / "volumes.yaml").read_text()))
+    for each in objects:
+        assert kubernetes_validate.validate(each, "1.31", strict=True) == "1.31"
+    *claims, policy, copying = objects
+    jobs = [
+        cronjob["spec"]["jobTemplate"],
+        *yaml.safe_load_all((DOCS / "indexed-job.yaml").read_text()),
+    ]
+    pods = [job["spec"]["template"]["spec"] for job in jobs]
+    assert {claim["metadata"]["name"] for claim in claims} == set().union(
+        *map(claimed, [*pods, copying["spec"]])
+    )
+    for job in jobs:
+        assert job["spec"]["template"]["metadata"]["labels"] == policy["spec"]["podSelector"]["matchLabels"]
+    assert "labels" not in copying["metadata"], "it may download"
+    assert claimed(copying["spec"]) == claimed(pods[0])
+    assert copying["spec"]["securityContext"] == pods[0]["securityContext"]
+
+
+def claimed(pod: dict[str, Any]) -> dict[str, str]:
+    """Where a pod mounts each claim."""
+    (container,) = pod["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    return {
+        volume["persistentVolumeClaim"]["claimName"]: mounts[volume["name"]]
+        for volume in pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
 
 
 def test_the_pod_needs_no_privilege_and_finds_what_it_needs(cronjob: dict[str, Any]) -> None:
@@ -223,8 +256,8 @@ def test_cronjob_retries_by_exit_code(cronjob: dict[str, Any]) -> None:
             assert on["values"] == sorted(set(on["values"]))
             for code in on["values"]:
                 actions.setdefault(code, rule["action"])  # the first rule that matches decides
-    assert {code for code, action in actions.items() if action == "FailJob"} == FINAL
-    assert {code for code, action in actions.items() if action == "Count"} == RETRIED | {137}
+    assert {code for code, action in actions.items() if action == "FailJob"} == FINAL - {4}
+    assert {code for code, action in actions.items() if action == "Count"} == {4, 75, 130, 137, 143}
 
 
 def test_page_tells_every_exit_code() -> None:
@@ -235,8 +268,8 @@ def test_page_tells_every_exit_code() -> None:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, errors.BatchRouteError)
     }
-    assert set(told) == {0, errors.EXIT_TOO_MANY_ERRORS, 130, 143} | raised
-    assert {code for code, retry in told.items() if retry == "yes"} == RETRIED
+    assert set(told) == {0, errors.EXIT_TOO_MANY_ERRORS, 137} | SIGNALS | raised
+    assert {code for code, retry in told.items() if retry == "yes"} == {75, 137} | SIGNALS
     assert set(ERROR_MESSAGES) - TEXT_ERRORS == set(re.findall(r"`([a-z]+_?[a-z]+)`", table[2]))
 
 
@@ -260,4 +293,10 @@ def test_page_tells_every_metric_and_event(tiny_bundle: Bundle, tmp_path: Path) 
     assert set(re.findall(r"batch_route_\w+", PAGE)) == written
     told = re.findall(r"^\| `([a-z ]+)` \|", PAGE.split("| event | facts |")[1].split("\n\n")[0], re.M)
     seen = {str(line["event"]) for line in events(good.stderr + bad.stderr)}
-    assert set(told) == seen
+    code = "\n".join(path.read_text() for path in (ROOT / "batch").rglob("*.py"))
+    emitted = set(re.findall(r'emit\(\s*"([a-z ]+)"', code))
+    assert set(told) == emitted and seen <= emitted
+    alerts = yaml.safe_load((DOCS / "alerts.yaml").read_text())
+    expressions = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+    named = [set(re.findall(r"batch_route_\w+", each)) for each in expressions]
+    assert all(named) and set().union(*named) <= written

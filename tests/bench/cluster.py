@@ -43,8 +43,8 @@ def run(source: Path, output: Path, rows: int, *options: str) -> Run:
         raise SystemExit(done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     events = [json.loads(each) for each in done.stderr.splitlines() if each.startswith("{")]
-    committed = [stamp(each) for each in events if each["event"] == "shard committed"]
-    behind = rows - next(each["rows"] for each in events if each["event"] == "shard committed")
+    committed = [stamp(each) for each in events if each["event"] == "rows saved"]
+    behind = rows - next(each["rows"] for each in events if each["event"] == "rows saved")
     assembled = next(stamp(each) for each in events if each["event"] == "assembled")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     speed = behind / (committed[-1] - committed[0]) if behind else 0.0

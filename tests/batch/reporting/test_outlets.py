@@ -145,7 +145,7 @@ def test_json_lines(tiny_bundle: Bundle, tmp_path: Path) -> None:
         "start",
         "checked",
         "engine ready",
-        "shard committed",
+        "rows saved",
         "assembled",
         "done",
     ]
