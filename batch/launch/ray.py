@@ -59,7 +59,9 @@ class Size(NamedTuple):
 def check_installed() -> None:
     """Raises `InstallationError`."""
     if importlib.util.find_spec("ray") is None:
-        raise InstallationError("--ray needs the package ray; run: pip install 'batch-route[ray]'")
+        raise InstallationError(
+            "--ray needs the package ray; run `make setup`, or pip install 'batch-route[ray]'"
+        )
 
 
 @contextlib.contextmanager
