@@ -107,9 +107,8 @@ def _check_output_folder(output: str) -> None:
         remedy = "leave out the slash for a file, or the .parquet for a folder"
         raise InputError(f"output {printable(location.name)} would be read as a file; {remedy}")
     if location.local and (not folder.is_dir() or folder.is_symlink()):
-        check_writable(
-            folder if folder.exists() else output, suffix=".work"
-        )  # `new/` is refused, as by cp and mv
+        # `new/` is refused, as cp and mv do: it may be a misspelt folder
+        check_writable(folder if folder.exists() else output, suffix=".work")
         if folder.exists():
             raise InputError(
                 f"output {location.name} is a file; name a folder, or a file that ends in .parquet"
