@@ -49,8 +49,11 @@ class Expansion:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def home(self, bundle: Path) -> Path:
-        """The expanded base's folder, for a bundle (finished or in the making) at this path."""
-        return bases_root(bundle.absolute().parent) / self.key
+        """The expanded base's folder, for a bundle (finished or in the making) at this path: beside its
+        registry or, where that only links to the bundle, beside the one that holds it.
+        """
+        here, there = (bases_root(path.parent) / self.key for path in (bundle.absolute(), bundle.resolve()))
+        return there if there.exists() and not here.exists() else here
 
     def made(self, bundle: Path, original: Path, write: Writer | None = None) -> "Expansion":
         """This with its `sha256`; the folder is there. Raises `AdapterError` where it cannot be made."""

@@ -71,6 +71,15 @@ def test_it_is_made_again_where_it_is_missing_with_the_same_bytes(expanded: Bund
     assert again == home and base_digest(again) == base_digest(home.with_name("moved"))
 
 
+def test_a_registry_of_links_finds_what_lies_beside_the_bundles(expanded: Bundle, tmp_path: Path) -> None:
+    """It was made a second time, which took longer than a run."""
+    link = tmp_path / "elsewhere/registry" / expanded.digest
+    link.parent.mkdir(parents=True)
+    link.symlink_to(expanded.path)
+    assert Bundle.open(link).resolve_base() == expanded.resolve_base()
+    assert not (tmp_path / "elsewhere/bases").exists()
+
+
 def test_other_weights_in_its_place_are_refused(expanded: Bundle) -> None:
     home = expanded.resolve_base()
     weights = load_file(home / "model.safetensors")
