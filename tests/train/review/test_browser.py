@@ -95,6 +95,7 @@ def keys_of(row: dict[str, object], contract: Contract) -> list[str]:
 
 def answer(page: Page, contract: Contract) -> str:
     """Type the facts of the request that is shown, and save; returns its id."""
+    expect(page.locator("#id")).not_to_be_empty()  # it is filled in once the queue has come
     name = page.inner_text("#id")
     row = GOLD[int(name[1:]) % len(GOLD)]
     page.keyboard.press("ArrowUp")
