@@ -15,6 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from threadpoolctl import threadpool_limits
 
 from batch.contract.contract import Contract
 from train.dataset import Row
@@ -135,7 +136,10 @@ def probabilities(vectors: Any, values: Sequence[Any], judged: Any) -> list[dict
 
 
 def _fitted(model: Any, inputs: Any, numbers: Sequence[int]) -> Any:
-    with warnings.catch_warnings():  # many labels do not make it a regression problem
+    # Vectors are small here, and BLAS threads wait for one another: four times the processor time on two
+    # busy cores.
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():
+        # many labels do not make it a regression problem
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         return model.fit(inputs, numbers)
 
