@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from batch import __version__
-from batch.cli_errors import CommandWithOthers, ErrorCommand, Name, Number
+from batch.cli_errors import CommandWithOthers, Name, Number
+from batch.cli_outputs import show, verify
 from batch.cli_shards import (
     PATH,
     SHARD,
@@ -42,40 +43,6 @@ def duration(text: str) -> float:
     if not 0 < seconds <= MOST_PATIENCE:
         raise click.BadParameter(f"{text!r} is not a valid duration; write 90m, 2h or 45s")
     return float(seconds)
-
-
-@click.command(cls=ErrorCommand)
-@click.argument("output")
-@click.argument("input", required=False)
-def verify(output: str, input: str | None) -> None:
-    """Read a finished OUTPUT back and verify it; with INPUT also row by row against the input."""
-    from batch.verify import verify
-
-    rows = verify(output, input)
-    click.echo(f"{one_line(output)}: {rows} rows, whole and as its manifest says")
-    if input:
-        click.echo(f"row for row those of {one_line(input)}")
-
-
-@click.command(cls=ErrorCommand)
-@click.argument("output")
-@click.option(
-    "-n", "count", metavar="N", type=click.IntRange(1), default=3, show_default=True, help="Rows at most."
-)
-def show(output: str, count: int) -> None:
-    """Print a few rows of a finished OUTPUT."""
-    from rich.table import Table
-
-    from batch.reporting.console import PlainConsole
-    from batch.show import show
-
-    for row in show(output, count):
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column()
-        for name, value in row.items():
-            table.add_row(name, value)
-        PlainConsole().print(table, "")
 
 
 @click.command(

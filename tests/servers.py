@@ -2,14 +2,13 @@
 
 import base64
 import contextlib
-import ctypes
+import functools
 import hashlib
 import hmac
 import http.client
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,9 +23,10 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from batch.parent import tie_to
+
 AZURITE = "azurite@3.35.0"
 AZURITE_HOME = Path(sys.prefix, "azurite")  # in .venv: no part of the repository
-PR_SET_PDEATHSIG = 1  # prctl(2)
 SECONDS = 60.0  # for a server to answer
 
 
@@ -48,7 +48,11 @@ class Server:
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                self.command(), stdout=log, stderr=log, cwd=self.folder, preexec_fn=_die_with_the_parent
+                self.command(),
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                preexec_fn=functools.partial(tie_to, os.getpid()),
             )
         deadline = time.monotonic() + SECONDS
         while not self._answers():
@@ -206,10 +210,6 @@ def install_azurite() -> None:
         ]
         subprocess.run([*line, AZURITE], check=True, capture_output=True)
         (AZURITE_HOME / AZURITE).touch()
-
-
-def _die_with_the_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port() -> int:

@@ -71,10 +71,7 @@ class Calibration:
         columns = [[each[name] for each in scores] for name in names]
         for index, name in enumerate(names):
             if curves := self.fields.get(name):
-                if len(curves) == 1:
-                    a, b, c = next(iter(curves.values()))
-                else:
-                    a, b, c = np.array([curves[group(answer[name])] for answer in answers]).T
+                a, b, c = np.array([curves[group(answer[name])] for answer in answers]).T
                 columns[index] = calibrated(np.array(columns[index]), a, b, c).tolist()
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 

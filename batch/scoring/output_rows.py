@@ -12,7 +12,7 @@ from batch.adapter.calibration import EDGE, Calibration, Triage, product
 from batch.contract.contract import Contract
 from batch.contract.fields import LIST, Field
 from batch.scoring.adapters import Answers
-from batch.scoring.lane import ERROR_MESSAGES, ScoredRow
+from batch.scoring.lane import ScoredRow
 from batch.scoring.runner_up import Second
 
 
@@ -101,7 +101,7 @@ def output_batch(
     columns += [[second[part] for second in column] for part in (0, 1) for column in seconds]
     codes = [row.error_code for row in rows]
     columns += [[each.score for each in made], ["error" if code else "ok" for code in codes], codes]
-    columns += [[code and ERROR_MESSAGES[code] for code in codes]]
+    columns += [[row.error for row in rows]]
     columns += [[bundle and bundle.digest for bundle in bundles]]
     columns += [[each.triage for each in made]] if answers.triage else []
     columns += _by_field([each.model for each in made], answers.enforced_fields)
