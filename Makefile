@@ -88,7 +88,7 @@ bench: setup ## batch-route beside its peers (about an hour; ROUNDS=1: 20 minute
 	$(BIN)/python -m tests.bench.backlog
 	$(BIN)/python -m tests.bench.plan
 
-bench-gpu: setup ## the 4B shape with random weights on one GPU (eight minutes)
+bench-gpu: setup ## the 4B shape with random weights on one GPU, beside LLM.generate (half an hour)
 	$(BIN)/python -m tests.bench.geometry --geometry qwen3-4b
 
 check: setup ## lint, format, types, known vulnerabilities of the pinned packages

@@ -161,7 +161,8 @@ def duration(text: str) -> float:
 @click.option(
     "--devices",
     metavar="N|all|0,1",
-    help="GPUs, an engine each; without a GPU, engines that share the cores.  [default: all GPUs, or 1]",
+    help="GPUs, an engine each (0,0: two on one); without a GPU, engines that share the cores.  "
+    "[default: all GPUs, or 1]",
 )
 @click.option(
     "--shard",

@@ -1,11 +1,15 @@
 """What of an engine's settings depends on the machine: number format, memory, sizes of a step.
 
-What a CPU gets was measured (tests/bench/RESULTS.md). What a GPU gets was read in vLLM 0.32 and has not been
-measured on one.
+What a CPU gets was measured (tests/bench/RESULTS.md). What a GPU gets was read in vLLM 0.32; it started and
+ran on an H200 with 0.26, where nothing else was tried beside it.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +17,7 @@ import psutil
 import torch
 
 from batch.engine import EngineSpec
-from batch.errors import InstallationError
+from batch.errors import InputError, InstallationError
 
 GIB = 1 << 30
 GPU_SHARE = 0.92  # of a GPU's memory at most, and
@@ -53,7 +57,12 @@ class Machine:
 
     def dtype(self, wanted: str | None) -> str:
         """A CPU that has to make bfloat16 up is four times as fast in float32; a GPU that has none is given
-        float16."""
+        float16. Raises `InputError` for float32 on a GPU: vLLM's kernels for adapters there have none.
+        """
+        if self.gpu and wanted == "float32":
+            raise InputError(
+                "--dtype float32: on a GPU vLLM computes adapters in bfloat16 or float16; choose one of them"
+            )
         return wanted or ("bfloat16" if self.bfloat16 else "float16" if self.gpu else "float32")
 
     def max_num_seqs(self, wanted: int | None) -> int:
@@ -69,7 +78,7 @@ class Machine:
         # With drafts a step must have room for every request's.
         room = max_num_seqs * (draft_tokens + 1)
         if self.gpu:
-            share = min(GPU_SHARE, (self.free - GPU_SPARE) / self.total)
+            share = min(GPU_SHARE / spec.sharing, (self.free - GPU_SPARE) / self.total)
             return {
                 "max_num_batched_tokens": max(GPU_STEP_TOKENS, room),
                 "gpu_memory_utilization": int(share * 1000) / 1000,
@@ -91,6 +100,21 @@ class Machine:
         size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         token = config["num_hidden_layers"] * heads * size * 2 * 4  # keys and values, float32
         return int(min(token * spec.max_model_len * (max_num_seqs + 1), self.free // 4))
+
+
+@contextlib.contextmanager
+def turn(spec: EngineSpec) -> Iterator[Machine]:
+    """This machine, while no other engine on the same GPU starts: an engine takes memory by what it finds
+    free, and finds out what its own steps need by how much less that is after one.
+    """
+    if spec.sharing == 1:
+        yield Machine.found()
+        return
+    folder = Path(os.environ["VLLM_CACHE_ROOT"])  # given to each of them, see `placements`
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "starting.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Machine.found()
 
 
 def base_config(spec: EngineSpec) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from batch.errors import AdapterError, BatchRouteError, EngineError
 
@@ -23,4 +25,8 @@ def refusals(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    """What it says; of an `assert` that says nothing, where it stands."""
+    if text := " ".join(str(error).split()):
+        return text[:300]
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(place.filename).name}, line {place.lineno}: {place.line}"

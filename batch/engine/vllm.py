@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # depends on the other rows.
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
-from batch.engine.machine import Machine, base_config
+from batch.engine.machine import Machine, base_config, turn
 
 MACHINE = Machine.found()  # in front of vLLM, which takes half a minute to find that there is no GPU
 
@@ -78,7 +78,7 @@ class VllmEngine:
         vllm_guide.install()
         if spec.threads:
             torch.set_num_threads(spec.threads)
-        with refusals(f"vLLM cannot serve {spec.base}"):
+        with turn(spec) as machine, refusals(f"vLLM cannot serve {spec.base}"):
             self._engine = LLMEngine.from_engine_args(
                 EngineArgs(
                     model=spec.base,
@@ -101,7 +101,7 @@ class VllmEngine:
                     disable_log_stats=True,
                     tensor_parallel_size=spec.tensor_parallel,
                     distributed_executor_backend="uni" if spec.tensor_parallel == 1 else "mp",
-                    **MACHINE.settings(spec, self._max_num_seqs, self._draft_tokens),
+                    **machine.settings(spec, self._max_num_seqs, self._draft_tokens),
                 )
             )
 

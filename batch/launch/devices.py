@@ -16,8 +16,9 @@ def placements(wanted: str | None, threads: int | None, span: int = 1) -> list[d
     and the `environment` that shows it these.
 
     `wanted` is `all`, a number of devices or their numbers (`0,1`); None is every GPU, or one engine where
-    there is none. Without a GPU, several engines share the cores, as do the `span` parts of one. Raises
-    `InputError`.
+    there is none. A GPU named twice (`0,0`) has two engines, which share its memory (`sharing`): the work
+    around a step is one core's, and may take longer than a small base's step. Without a GPU, several engines
+    share the cores, as do the `span` parts of one. Raises `InputError`.
     """
     gpus = visible_gpus()
     if not gpus:
@@ -31,9 +32,11 @@ def placements(wanted: str | None, threads: int | None, span: int = 1) -> list[d
     if wanted is not None and "," in wanted:
         chosen = [part.strip() for part in wanted.split(",") if part.strip()]
         unknown = [part for part in chosen if not part.isdigit() or int(part) >= len(gpus)]
-        if unknown or len(set(chosen)) < len(chosen):
-            what = f"has no GPU {unknown[0]}" if unknown else "names a GPU twice"
-            raise InputError(f"--devices {wanted} {what}; this machine has 0 to {len(gpus) - 1}")
+        if unknown:
+            what = f"has no GPU {unknown[0]}; this machine has 0 to {len(gpus) - 1}"
+            raise InputError(f"--devices {wanted} {what}")
+        if span > 1 and len(set(chosen)) < len(chosen):
+            raise InputError(f"--devices {wanted} names a GPU twice, which --tensor-parallel cannot span")
         gpus = [gpus[int(part)] for part in chosen]
     elif wanted not in (None, "all"):
         gpus = gpus[: _count(wanted, len(gpus), "GPUs")]
@@ -83,18 +86,28 @@ def _bound(cores: list[int], count: int, span: int) -> list[dict[str, str]]:
 
 
 def _apart(environments: list[dict[str, str]], threads: int | None, span: int = 1) -> list[dict[str, Any]]:
-    """Engines that start together must not race for ports, nor write one compiled graph at a time."""
+    """Engines that start together must not race for ports, nor write one compiled graph at a time. Those on
+    one GPU start one after another, and the later ones read what the first has compiled.
+    """
+    gpus = [
+        environment.get("CUDA_VISIBLE_DEVICES", str(index)) for index, environment in enumerate(environments)
+    ]
     if len(environments) > 1:
         root = Path(os.environ.get("VLLM_CACHE_ROOT") or Path.home() / ".cache/vllm")
         environments = [
             {
                 **environment,
                 "VLLM_PORT": str(FIRST_PORT + PORTS * index),
-                "VLLM_CACHE_ROOT": str(root / f"device-{index}"),
+                "VLLM_CACHE_ROOT": str(root / f"device-{gpus.index(gpus[index])}"),
             }
             for index, environment in enumerate(environments)
         ]
     return [
-        {"threads": threads, "tensor_parallel": span, "environment": tuple(each.items())}
-        for each in environments
+        {
+            "threads": threads,
+            "tensor_parallel": span,
+            "sharing": gpus.count(gpu),
+            "environment": tuple(environment.items()),
+        }
+        for gpu, environment in zip(gpus, environments, strict=True)
     ]

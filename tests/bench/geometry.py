@@ -4,21 +4,24 @@
     python -m tests.bench.geometry --geometry one-layer --rows 64       # anywhere, to see that it runs
 
 Builds a base of that shape with Qwen's vocabulary, whose size is what a grammar's masks cost, a LoRA adapter of rank 16 that
-acts, and sends distinct requests behind the full policy prompt through one engine process a variant: plain guided decoding,
-drafts, other `max_num_seqs`. The layers are random and faint, and the head follows each token of one answer with its next:
+acts, and sends distinct requests behind the full policy prompt through one to three engines on the first device, for all fields
+or the labels only, and through plain `LLM.generate`. The layers are random and faint, and the head follows each token of one answer with its next:
 work is that of real weights, token for token, where random ones would spell labels letter by letter and run every text to its
 bound. Then `fit` on the same shape, for its speed and peak memory. Prints a table and writes geometry.json.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from batch.adapter.registry import Registry
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.engine.process import EngineProcess
+from batch.launch.devices import placements, visible_gpus
 from batch.scoring.adapters import engine_spec, spec_of
 from tests import qwen
 from tests.conftest import copy_tokenizer
@@ -79,10 +83,10 @@ def build(name: str, folder: Path) -> Bundle:
             layer.self_attn.o_proj.weight.mul_(FAINT)
             layer.mlp.down_proj.weight.mul_(FAINT)
         embedding, head = model.model.embed_tokens.weight.normal_(), model.lm_head.weight.zero_()
-        row = json.loads((ROOT / "data/v3/train.jsonl").read_text().splitlines()[0])
-        answer = renderer.encode_answer({field.name: row[field.name] for field in contract.fields})
-        for last, following in itertools.pairwise([renderer.suffix_ids[-1], *answer]):
-            head[following] += embedding[last] / embedding[last].norm() / 2
+        answer = _canonical(contract, renderer)
+        for place, (last, following) in enumerate(itertools.pairwise([renderer.suffix_ids[-1], *answer])):
+            # Of a token's followers the last is the likeliest: it is in the text, where no grammar chooses.
+            head[following] += embedding[last] / embedding[last].norm() / 2 * (1 + place / len(answer))
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(base, max_shard_size=SHARD)
     copy_tokenizer(tokenizer, base)
@@ -106,50 +110,121 @@ def build(name: str, folder: Path) -> Bundle:
     return registry.add(staging)
 
 
+def _canonical(contract: Contract, renderer: Renderer) -> list[int]:
+    """The first training answer with a text whose tokens occur once in it: each tells which one follows."""
+    for line in (ROOT / "data/v3/train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        answer = renderer.encode_answer({field.name: row[field.name] for field in contract.fields})
+        opened = max(i for i, token in enumerate(answer) if b'":"' in renderer.token_bytes(token))
+        if all(answer.count(token) == 1 for token in answer[opened + 1 :]):
+            return answer
+    raise LookupError("every training answer repeats a token in its text")
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
 
 
 def variants(gpu: bool) -> dict[str, dict[str, Any]]:
-    """What is compared."""
+    """What is compared: engines on one device, what they are asked, and other fields of their spec."""
     if not gpu:
         return {"plain": {"draft_tokens": 0}, "drafts 8": {"draft_tokens": 8}}
     return {
-        "plain, 512 at once": {"max_num_seqs": 512},
-        "plain, 1024 at once": {"max_num_seqs": 1024},
-        "plain, 256 at once": {"max_num_seqs": 256},
-        "drafts 8, 512 at once": {"max_num_seqs": 512, "draft_tokens": 8},
+        "one engine": {},
+        "two engines": {"engines": 2},
+        "three engines": {"engines": 3},
+        "one engine, labels only": {"reasons": "none"},
+        "two engines, labels only": {"engines": 2, "reasons": "none"},
+        "1,024 at once": {"max_num_seqs": 1024},
+        "drafts 4": {"draft_tokens": 4},
     }
 
 
-def measure(bundle: Bundle, base: Path, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """Rows and tokens a second of one engine, after `WARM_ROWS` rows that nobody counts."""
+def measure(
+    bundle: Bundle, base: Path, texts: list[str], engines: int = 1, reasons: str = "all", **options: Any
+) -> dict[str, Any]:
+    """Rows and tokens a second of engines on the first device, after `WARM_ROWS` rows each that nobody counts."""
     began = time.monotonic()
-    ids = bundle.renderer.encode_requests(texts)
-    adapter = spec_of(bundle)
-    with EngineProcess(engine_spec(base, [bundle], **options)) as engine:
-        engine.load(adapter)
+    ids = list(enumerate(bundle.renderer.encode_requests(texts)))
+    adapter = spec_of(bundle, reasons)
+    with contextlib.ExitStack() as stack:
+        placed = placements(",".join(["0"] * engines) if visible_gpus() else str(engines), None)
+        started = [
+            stack.enter_context(EngineProcess(engine_spec(base, [bundle], **options, **own)))
+            for own in placed
+        ]
+        for engine in started:
+            engine.load(adapter)
         ready = time.monotonic() - began
-        engine.submit(adapter.name, list(enumerate(ids[:WARM_ROWS])))
-        left = min(WARM_ROWS, len(ids))
-        while left:
-            left -= len(engine.poll())
-        steps, started, tokens = engine.usage.steps, time.monotonic(), 0
-        engine.submit(adapter.name, list(enumerate(ids)))
-        left = len(ids)
-        while left:
-            done = engine.poll()
-            left -= len(done)
-            tokens += sum(len(completion.token_ids) for completion in done)
-        seconds = time.monotonic() - started
+
+        def answered(engine: EngineProcess, asked: list[tuple[int, Any]]) -> int:
+            engine.submit(adapter.name, asked)
+            left, tokens = len(asked), 0
+            while left:
+                done = engine.poll()
+                left -= len(done)
+                tokens += sum(len(completion.token_ids) for completion in done)
+            return tokens
+
+        with ThreadPoolExecutor(engines) as pool:
+            list(pool.map(answered, started, [ids[:WARM_ROWS]] * engines))
+            steps, counted = sum(engine.usage.steps for engine in started), time.monotonic()
+            tokens = sum(pool.map(answered, started, [ids[first::engines] for first in range(engines)]))
+            seconds = time.monotonic() - counted
         return {
             "rows/s": len(ids) / seconds,
             "answer tokens/s": tokens / seconds,
-            "steps/row": (engine.usage.steps - steps) / len(ids),
+            "steps/row": (sum(engine.usage.steps for engine in started) - steps) / len(ids),
             "start s": ready,
-            "device": engine.facts["device"],
+            "device": started[0].facts["device"],
         }
+
+
+def peer(bundle: Bundle, base: Path, texts: list[str]) -> dict[str, Any]:
+    """The same rows through plain `LLM.generate`: the same adapter, grammar and log-probabilities."""
+    prompts = [list(bundle.renderer.prompt(ids)) for ids in bundle.renderer.encode_requests(texts)]
+    asked = {
+        "prompts": prompts,
+        "model": str(base),
+        "adapter": str(bundle.path),
+        "length": bundle.renderer.max_model_len,
+        "grammar": bundle.contract.grammar,
+        "tokens": bundle.renderer.max_answer_tokens,
+        "stop": bundle.renderer.end_of_turn_id,
+    }
+    # a process of its own: one that has had an engine does not give its memory back
+    code = (
+        "import json, sys, time\nfrom vllm import LLM, SamplingParams\nfrom vllm.lora.request import LoRARequest\n"
+        "from vllm.sampling_params import StructuredOutputsParams\nasked = json.load(sys.stdin)\n"
+        "llm = LLM(model=asked['model'], enable_lora=True, max_lora_rank=16, max_model_len=asked['length'], dtype='bfloat16')\n"
+        "params = SamplingParams(temperature=0.0, max_tokens=asked['tokens'], logprobs=1, stop_token_ids=[asked['stop']],\n"
+        "    structured_outputs=StructuredOutputsParams(regex=asked['grammar']))\n"
+        "lora = LoRARequest('peer', 1, asked['adapter'])\nprompts = [{'prompt_token_ids': ids} for ids in asked['prompts']]\n"
+        f"llm.generate(prompts[:{WARM_ROWS}], params, lora_request=lora, use_tqdm=False)\nbegan = time.monotonic()\n"
+        "done = llm.generate(prompts, params, lora_request=lora, use_tqdm=False)\nseconds = time.monotonic() - began\n"
+        "tokens = sum(len(each.outputs[0].token_ids) for each in done)\n"
+        "print(json.dumps({'rows/s': len(done) / seconds, 'answer tokens/s': tokens / seconds}))\n"
+    )
+    return _told(
+        subprocess.run(
+            [sys.executable, "-c", code],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            env={"VLLM_REGEX_COMPILATION_TIMEOUT_S": "600", "VLLM_CPU_KVCACHE_SPACE": "2", **os.environ},
+            check=False,
+        )
+    )
+
+
+def _told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What a process printed last, as JSON, or how it failed."""
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    if last.startswith("{"):
+        found: dict[str, Any] = json.loads(last)
+        return found
+    return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
 
 
 def fit(base: Path, folder: Path, steps: int) -> dict[str, Any]:
@@ -180,12 +255,7 @@ def fit(base: Path, folder: Path, steps: int) -> dict[str, Any]:
         cwd=ROOT,
         check=False,
     )
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    return (
-        json.loads(last)
-        if last.startswith("{")
-        else {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
-    )
+    return _told(done)
 
 
 @click.command()
@@ -209,10 +279,11 @@ def main(geometry: str, rows: int, fit_steps: int, out: Path) -> None:
         bundle = build(geometry, folder)
         for name, options in variants(torch.cuda.is_available()).items():
             try:
-                results[name] = measure(bundle, folder / "base", texts, options)
+                results[name] = measure(bundle, folder / "base", texts, **options)
             except Exception as error:  # a variant that this machine cannot run is a result too
                 results[name] = {"error": f"{type(error).__name__}: {error}"[:200]}
             out.write_text(json.dumps(results, indent=2))
+        results["LLM.generate"] = peer(bundle, folder / "base", texts)
         if fit_steps:
             results["fit"] = fit(folder / "base", folder, fit_steps)
             out.write_text(json.dumps(results, indent=2))

@@ -1,14 +1,18 @@
 """What the engine asks of vLLM on machines that this one is not."""
 
+import dataclasses
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from batch.engine import EngineSpec
-from batch.engine.machine import GIB, GPU_GRAPHS, Machine
-from batch.errors import InstallationError
+from batch.engine.machine import GIB, GPU_GRAPHS, Machine, turn
+from batch.errors import InputError, InstallationError
 
 H100 = Machine(gpu=True, bfloat16=True, free=78 * GIB, total=80 * GIB)
 T4 = Machine(gpu=True, bfloat16=False, free=12 * GIB, total=16 * GIB)
@@ -28,7 +32,12 @@ def spec(tmp_path: Path) -> EngineSpec:
 )
 def test_the_number_format_is_one_that_the_machine_has(machine: Machine, dtype: str) -> None:
     assert machine.dtype(None) == dtype
-    assert machine.dtype("float32") == "float32"
+    assert machine.dtype("float16") == "float16"
+    if machine.gpu:  # seen on an H200: an assertion of vLLM's, without a word
+        with pytest.raises(InputError, match=r"--dtype float32: .*bfloat16 or float16"):
+            machine.dtype("float32")
+    else:
+        assert machine.dtype("float32") == "float32"
 
 
 @pytest.mark.parametrize("machine", [H100, T4])
@@ -51,6 +60,35 @@ def test_a_gpus_memory_is_what_is_free_of_it(free: float, spec: EngineSpec) -> N
     share = Machine(True, True, int(free * GIB), 80 * GIB).settings(spec, 512, 0)["gpu_memory_utilization"]
     assert share <= 0.92 and share * 80 <= free - 0.5  # vLLM refuses a share that is not free
     assert share == 0.92 or share * 80 > free - 0.7
+
+
+@pytest.mark.parametrize("sharing", [2, 3])
+def test_engines_on_one_gpu_share_its_memory(sharing: int, spec: EngineSpec) -> None:
+    """Each finds less free than the one before, and takes the same part."""
+    shared, free, total = dataclasses.replace(spec, sharing=sharing), 78 * GIB, 80 * GIB
+    for _ in range(sharing):
+        share = Machine(True, True, free, total).settings(shared, 512, 0)["gpu_memory_utilization"]
+        assert share == int(920 / sharing) / 1000
+        free -= int(share * total)
+    assert free > 4 * GIB
+
+
+def test_engines_on_one_gpu_start_one_after_another(
+    spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    shared = dataclasses.replace(spec, sharing=2)
+    starting = (
+        "import sys, time; from batch.engine import EngineSpec; from batch.engine.machine import turn\n"
+        "with turn(EngineSpec('vllm', '', '', 1, 1, sharing=2)): print(time.monotonic(), flush=True)\n"
+    )
+    with turn(shared) as machine:
+        assert not machine.gpu
+        other = subprocess.Popen([sys.executable, "-c", starting], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.communicate(timeout=6)
+        ended = time.monotonic()
+    assert float(other.communicate(timeout=60)[0]) > ended
 
 
 def test_a_cpus_cache_is_what_the_longest_rows_need(spec: EngineSpec) -> None:

@@ -107,7 +107,7 @@ def test_a_signal_stops_all_and_keeps_what_is_done(tiny_bundle: Bundle, tmp_path
     ("wanted", "gpus", "seen"),
     [
         (None, "", [None]), ("all", "", [None]), (None, "0,1,2", ["0", "1", "2"]), ("2", "4,5,7", ["4", "5"]),
-        ("0,2", "4,5,7", ["4", "7"]), ("all", "3", ["3"]),
+        ("0,2", "4,5,7", ["4", "7"]), ("all", "3", ["3"]), ("0,0,2", "4,5,7", ["4", "4", "7"]),
     ],
 )  # fmt: skip
 def test_which_devices(
@@ -117,16 +117,14 @@ def test_which_devices(
     found = [dict(each["environment"]) for each in placements(wanted, None)]
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in found] == seen
     if len(found) > 1:
-        assert (
-            len({each["VLLM_PORT"] for each in found})
-            == len({each["VLLM_CACHE_ROOT"] for each in found})
-            == len(found)
-        )
+        assert len({each["VLLM_PORT"] for each in found}) == len(found)
+        assert len({each["VLLM_CACHE_ROOT"] for each in found}) == len(set(seen))
+    assert [each["sharing"] for each in placements(wanted, None)] == [seen.count(gpu) for gpu in seen]
 
 
 @pytest.mark.parametrize(
     ("wanted", "gpus"),
-    [("0", ""), ("many", ""), ("0,1", ""), ("999", ""), ("3", "0,1"), ("0,2", "0,1"), ("1,1", "0,1")],
+    [("0", ""), ("many", ""), ("0,1", ""), ("999", ""), ("3", "0,1"), ("0,2", "0,1")],
 )
 def test_devices_that_are_not_there(wanted: str, gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
