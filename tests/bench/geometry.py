@@ -219,11 +219,11 @@ def peer(bundle: Bundle, base: Path, texts: list[str]) -> dict[str, Any]:
 
 
 def _told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What a process printed last, as JSON, or how it failed."""
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    if last.startswith("{"):
-        found: dict[str, Any] = json.loads(last)
-        return found
+    """The JSON that a process printed last, or how it failed."""
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith("{"):
+            found: dict[str, Any] = json.loads(line)
+            return found
     return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
 
 
