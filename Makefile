@@ -15,7 +15,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --no-deps --no
 # Where the exact CPU build of torch is not at hand, it comes from PyTorch's own index of CPU wheels.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup run train eval loop improve doctor test walk faults bench bench-gpu check base smollm2 test-smollm2 v3 clean
+.PHONY: help setup run train eval loop improve doctor test walk families faults bench bench-gpu check base smollm2 test-smollm2 v3 clean
 
 help: ## list these targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14

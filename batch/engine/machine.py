@@ -98,7 +98,8 @@ class Machine:
         config = base_config(spec)
         heads = config.get("num_key_value_heads") or config["num_attention_heads"]
         size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        token = config["num_hidden_layers"] * heads * size * 2 * 4  # keys and values, float32
+        number = 4 if self.dtype(spec.dtype) == "float32" else 2
+        token = config["num_hidden_layers"] * heads * size * 2 * number  # keys and values
         return int(min(token * spec.max_model_len * (max_num_seqs + 1), self.free // 4))
 
 

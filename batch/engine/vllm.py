@@ -28,6 +28,8 @@ os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 from batch.engine.machine import Machine, base_config, turn
 
 MACHINE = Machine.found()  # in front of vLLM, which takes half a minute to find that there is no GPU
+if not MACHINE.gpu:  # the model is not compiled there; one small function was, in three seconds of each start
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import torch
 from vllm import EngineArgs, LLMEngine, SamplingParams

@@ -92,8 +92,10 @@ def test_engines_on_one_gpu_start_one_after_another(
 
 
 def test_a_cpus_cache_is_what_the_longest_rows_need(spec: EngineSpec) -> None:
-    token = 4 * 2 * 64 * 2 * 4
+    token = 4 * 2 * 64 * 2 * 2  # bfloat16
     assert XEON.settings(spec, 256, 0)["kv_cache_memory_bytes"] == token * 1000 * 257
+    exact = dataclasses.replace(spec, dtype="float32")
+    assert XEON.settings(exact, 256, 0)["kv_cache_memory_bytes"] == 2 * token * 1000 * 257
     assert LAPTOP.settings(spec, 4096, 4) == {
         "kv_cache_memory_bytes": 2 * GIB,
         "max_num_batched_tokens": 4096 * 5,
