@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from batch.contract.contract import Contract
-from batch.contract.fields import as_text, group
+from batch.contract.fields import as_text
 from batch.errors import AdapterError
 
 EDGE = 1e-7  # about float32's distance from 1: nearer to 0 or 1 a log-probability says no more
@@ -90,6 +90,11 @@ def _curve(entry: Mapping[str, Any]) -> Curve:
     if not (0 <= a < math.inf and 0 <= b < math.inf and math.isfinite(c)):
         raise ValueError(f"impossible numbers {a}, {b}, {c}")
     return a, b, c
+
+
+def group(value: Any) -> Any:
+    """What a value's scores are calibrated with: all of that value, and of a set all of as many labels."""
+    return len(value) if isinstance(value, tuple) else value
 
 
 def calibrated(score: Any, a: Any, b: Any, c: Any) -> Any:

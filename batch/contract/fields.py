@@ -125,7 +125,7 @@ class Field:
 
     @property
     def groups(self) -> tuple[Any, ...]:
-        """What calibration tells apart, see :func:`group`."""
+        """What calibration tells apart, see :func:`batch.adapter.calibration.group`."""
         return self.values
 
     def under_escalates(self, gold: Any, answered: Any) -> bool:
@@ -167,11 +167,6 @@ class HasFields(Protocol):
     def enforced_fields(self) -> tuple[Field, ...]: ...
     @property
     def enforce_rules(self) -> bool: ...
-
-
-def group(value: Any) -> Any:
-    """What a value's scores are calibrated with: all of that value, and of a set all of as many labels."""
-    return len(value) if isinstance(value, tuple) else value
 
 
 def as_text(value: Any) -> str:

@@ -55,7 +55,8 @@ def _outcome(
     calibration: Calibration,
 ) -> Outcome:
     score = product(scores)
-    answer, applied = contract.enforce(model, row.violations, row.denied)
+    # a rule corrects only what breaks it
+    answer, applied = contract.enforce(model, row.violations, row.denied) if row.violations else (model, ())
     triage = calibration.triage(score, row.violations)
     seconds = {
         name: _calibrated(second, (row.scores or {})[name], scores[name])

@@ -16,9 +16,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import beta
 
-from batch.adapter.calibration import EDGE, Calibration, Curve, product
+from batch.adapter.calibration import EDGE, Calibration, Curve, group, product
 from batch.contract.contract import Contract
-from batch.contract.fields import Field, as_text, group
+from batch.contract.fields import Field, as_text
 from batch.scoring.lane import ScoredRow
 from train.dataset import Row
 

@@ -144,7 +144,7 @@ def test_the_command(trained_registry: Path, trained: Bundle, tmp_path: Path) ->
         "report",
         "champion",
         "data/v1/test.jsonl",
-        "data/natural.jsonl",
+        "data/regression.jsonl",
         "--against",
         "base",
         "--out",
