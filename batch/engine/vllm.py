@@ -106,6 +106,7 @@ class VllmEngine:
                     **machine.settings(spec, self._max_num_seqs, self._draft_tokens),
                 )
             )
+        vllm_guide.fill_in_turn(self._engine)
 
     @property
     def in_flight(self) -> int:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from vllm.v1 import structured_output
@@ -18,6 +20,7 @@ from batch.adapter.vocabulary import Vocabulary
 from batch.engine.automaton import DEAD, Automaton
 from batch.engine.guide import ENDED, Guide, TokenTree
 from batch.engine.patches import patch
+from batch.errors import EngineError
 
 # One automaton an expression; an engine's adapters rarely have more contracts, and a tree is a vocabulary's.
 automaton_of = functools.lru_cache(64)(Automaton)
@@ -35,6 +38,20 @@ def install() -> None:
     """Have vLLM decode by guides. What it would check of each request, `automaton_of` checks at load."""
     patch(structured_output, "XgrammarBackend", GuideBackend, made_for="0.32")
     patch(backend_xgrammar, "validate_xgrammar_grammar", lambda params: None, made_for="0.32")
+
+
+def fill_in_turn(engine: Any) -> None:
+    """Have the masks of a step filled by the thread that waits for them, of an engine within this process.
+
+    vLLM shares more than 128 out to threads, for matchers that work without Python's lock. Copying a kept mask
+    takes a few microseconds with it, so threads only wait for one another.
+    """
+    core = getattr(engine.engine_core, "engine_core", None)
+    if core is not None:
+        manager = core.structured_output_manager
+        if not hasattr(manager, "fill_bitmask_parallel_threshold"):
+            raise EngineError("vLLM is not the pinned release; run `make setup`, which installs it")
+        manager.fill_bitmask_parallel_threshold = sys.maxsize
 
 
 @dataclasses.dataclass
