@@ -16,14 +16,24 @@ from pathlib import Path
 from tests.bench.backlog import ROOT, write_backlog
 
 
-def route(source: Path, output: Path, *options: str) -> float:
-    """Seconds that a run takes, engines' start included."""
-    line = [sys.executable, "-m", "batch", str(source), str(output), "--dtype", "float32", *options]
+def route(source: Path, output: Path, *options: str) -> tuple[float, str]:
+    """Seconds that a run takes, engines' start included, and its events."""
+    line = [
+        sys.executable,
+        "-m",
+        "batch",
+        str(source),
+        str(output),
+        "--dtype",
+        "float32",
+        "--log-json",
+        *options,
+    ]
     began = time.monotonic()
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return time.monotonic() - began
+    return time.monotonic() - began, done.stderr
 
 
 def main() -> None:
@@ -39,7 +49,7 @@ def main() -> None:
         folder = Path(scratch)
         source = folder / "in.parquet"
         write_backlog(source, given.rows)
-        seconds = {"one engine": route(source, folder / "one.parquet", "--adapter", given.adapter)}
+        alone, _ = route(source, folder / "one.parquet", "--adapter", given.adapter)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
         try:
             for _ in range(2):
@@ -54,15 +64,15 @@ def main() -> None:
                 "--adapter",
                 given.adapter,
             )
-            seconds["two on Ray"] = route(source, folder / "ray.parquet", *options)
+            together, told = route(source, folder / "ray.parquet", *options)
         finally:
             cluster.shutdown()
         same = (folder / "one.parquet").read_bytes() == (folder / "ray.parquet").read_bytes()
-        engines = json.loads((folder / "ray.parquet.manifest.json").read_text())["run"]["devices"]
-    for name, each in seconds.items():
-        print(f"{name}: {given.rows} rows in {each:.1f} s")
-    rows = {number: device["rows"] for number, device in engines.items()}
-    print(f"rows by engine: {rows}; the same bytes: {same}")
+    events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    actors = next(event["actors"] for event in events if event["event"] == "cluster ready")
+    print(
+        f"{given.rows} rows: {alone:.1f} s with one engine, {together:.1f} s with {actors} on Ray; the same bytes: {same}"
+    )
     sys.exit(not same)
 
 
