@@ -74,7 +74,7 @@ class EngineSpec:
     seed: int = 0
     draft_tokens: int | None = None  # drafted a step at most (see `drafts.py`); 0 drafts none
     tensor_parallel: int = 1  # devices that it spans, each with a part of every weight
-    sharing: int = 1  # engines on its GPU, each with the same part of its memory
+    sharing: int = 1  # engines on its GPU, each with an equal part of its memory at most
     environment: tuple[tuple[str, str], ...] = ()  # variables of its process: which device it sees
 
 

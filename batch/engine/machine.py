@@ -1,7 +1,7 @@
 """What of an engine's settings depends on the machine: number format, memory, sizes of a step.
 
-What a CPU gets was measured (tests/bench/RESULTS.md). What a GPU gets was read in vLLM 0.32; it started and
-ran on an H200 with 0.26, where nothing else was tried beside it.
+What a CPU gets was measured (tests/bench/RESULTS.md). What a GPU gets was read in vLLM 0.32; with 0.26 it ran
+on an H200, where no other settings were compared with it.
 """
 
 import contextlib
@@ -20,8 +20,10 @@ from batch.engine import EngineSpec
 from batch.errors import InputError, InstallationError
 
 GIB = 1 << 30
-GPU_SHARE = 0.92  # of a GPU's memory at most, and
-GPU_SPARE = GIB // 2  # bytes of what is free left to others: CUDA's own context, another process that grows
+GPU_SHARE = (
+    0.92  # of a GPU's memory at most: CUDA's context and graphs lie outside it, 7 of an H200's 140 GiB
+)
+GPU_SPARE = GIB // 2  # bytes of what is free left to another process that grows
 # Tokens in a step at most. vLLM gives an engine made by hand 2,048, of which a full batch leaves little to
 # new prompts.
 GPU_STEP_TOKENS = 8192
@@ -69,8 +71,8 @@ class Machine:
         return wanted or (512 if self.gpu else 256)
 
     def draft_tokens(self, wanted: int | None) -> int:
-        """None on a GPU: with drafts vLLM takes its older, synchronous model runner and fills masks one by
-        one."""
+        """None on a GPU: with drafts vLLM takes its older, synchronous model runner, and fills a mask for
+        each drafted token."""
         return wanted if wanted is not None else 0 if self.gpu else 4
 
     def settings(self, spec: EngineSpec, max_num_seqs: int, draft_tokens: int) -> dict[str, Any]:
@@ -78,7 +80,8 @@ class Machine:
         # With drafts a step must have room for every request's.
         room = max_num_seqs * (draft_tokens + 1)
         if self.gpu:
-            share = min(GPU_SHARE / spec.sharing, (self.free - GPU_SPARE) / self.total)
+            outside = 1 - GPU_SHARE  # for each of the engines that share it
+            share = min(1 / spec.sharing - outside, (self.free - GPU_SPARE) / self.total)
             return {
                 "max_num_batched_tokens": max(GPU_STEP_TOKENS, room),
                 "gpu_memory_utilization": int(share * 1000) / 1000,
@@ -105,8 +108,8 @@ class Machine:
 
 @contextlib.contextmanager
 def turn(spec: EngineSpec) -> Iterator[Machine]:
-    """This machine, while no other engine on the same GPU starts: an engine takes memory by what it finds
-    free, and finds out what its own steps need by how much less that is after one.
+    """This machine, while no other engine on the same GPU starts: vLLM measures what a step needs by how much
+    less memory is free after a trial of one.
     """
     if spec.sharing == 1:
         yield Machine.found()

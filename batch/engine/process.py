@@ -62,6 +62,7 @@ class EngineProcess:
             self._conn.send(spec)
         self._buffer: list[Completion] = []
         self._patience = patience
+        self._start_patience = patience * spec.sharing  # they start one after another
         self.facts: dict[str, Any] = {}
         self.usage = Usage()
 
@@ -72,7 +73,7 @@ class EngineProcess:
     def start(self) -> None:
         """Wait until the model is loaded. Raises `EngineError`; `AdapterError` for a base that is refused."""
         while not self.facts:
-            if not self._wait(self._patience):
+            if not self._wait(self._start_patience):
                 raise self._hung()
             self._note(*self._receive())
 
@@ -80,6 +81,7 @@ class EngineProcess:
         """Hot-load an adapter: no restart. Returns what its canary showed. Raises `AdapterError` if it does
         not act.
         """
+        self.start()
         self._send(("load", adapter))
         while True:
             if not self._wait(self._patience):

@@ -41,7 +41,7 @@ def install() -> None:
 
 
 def fill_in_turn(engine: Any) -> None:
-    """Have the masks of a step filled by the thread that waits for them, of an engine within this process.
+    """Have the masks of a step filled by the thread that waits for them, where that is one of this process.
 
     vLLM shares more than 128 out to threads, for matchers that work without Python's lock. Copying a kept
     mask takes a few microseconds with it, so threads only wait for one another.

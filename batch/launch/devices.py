@@ -31,13 +31,15 @@ def placements(wanted: str | None, threads: int | None, span: int = 1) -> list[d
         return _apart([{}] * count, threads or _share(count))
     if wanted is not None and "," in wanted:
         chosen = [part.strip() for part in wanted.split(",") if part.strip()]
-        unknown = [part for part in chosen if not part.isdigit() or int(part) >= len(gpus)]
+        unknown = [
+            part for part in chosen if not (part.isascii() and part.isdigit()) or int(part) >= len(gpus)
+        ]
         if unknown:
             what = f"has no GPU {unknown[0]}; this machine has 0 to {len(gpus) - 1}"
             raise InputError(f"--devices {wanted} {what}")
-        if span > 1 and len(set(chosen)) < len(chosen):
-            raise InputError(f"--devices {wanted} names a GPU twice, which --tensor-parallel cannot span")
         gpus = [gpus[int(part)] for part in chosen]
+        if span > 1 and len(set(gpus)) < len(gpus):
+            raise InputError(f"--devices {wanted} names a GPU twice, which --tensor-parallel cannot span")
     elif wanted not in (None, "all"):
         gpus = gpus[: _count(wanted, len(gpus), "GPUs")]
     if len(gpus) % span:

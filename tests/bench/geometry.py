@@ -198,7 +198,7 @@ def peer(bundle: Bundle, base: Path, texts: list[str]) -> dict[str, Any]:
         "import json, sys, time\nfrom vllm import LLM, SamplingParams\nfrom vllm.lora.request import LoRARequest\n"
         "from vllm.sampling_params import StructuredOutputsParams\nasked = json.load(sys.stdin)\n"
         "llm = LLM(model=asked['model'], enable_lora=True, max_lora_rank=16, max_model_len=asked['length'], dtype='bfloat16')\n"
-        "params = SamplingParams(temperature=0.0, max_tokens=asked['tokens'], logprobs=1, stop_token_ids=[asked['stop']],\n"
+        "params = SamplingParams(temperature=0.0, max_tokens=asked['tokens'], logprobs=5, stop_token_ids=[asked['stop']],\n"
         "    structured_outputs=StructuredOutputsParams(regex=asked['grammar']))\n"
         "lora = LoRARequest('peer', 1, asked['adapter'])\nprompts = [{'prompt_token_ids': ids} for ids in asked['prompts']]\n"
         f"llm.generate(prompts[:{WARM_ROWS}], params, lora_request=lora, use_tqdm=False)\nbegan = time.monotonic()\n"
@@ -284,6 +284,7 @@ def main(geometry: str, rows: int, fit_steps: int, out: Path) -> None:
                 results[name] = {"error": f"{type(error).__name__}: {error}"[:200]}
             out.write_text(json.dumps(results, indent=2))
         results["LLM.generate"] = peer(bundle, folder / "base", texts)
+        out.write_text(json.dumps(results, indent=2))
         if fit_steps:
             results["fit"] = fit(folder / "base", folder, fit_steps)
             out.write_text(json.dumps(results, indent=2))

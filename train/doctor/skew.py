@@ -83,7 +83,8 @@ def check_skew(served: Served, bundle: Bundle, original: Path, grammar: ServedGr
         or max(diverge[name]) > bound.most
     ]
     remedy = (
-        "if --dtype float32 closes the gap it is rounding, serve with that; otherwise check the vLLM version"
+        "if --dtype float32 closes the gap it is rounding, serve with that (not on a GPU, whose adapters are "
+        "computed in 16 bits); otherwise check the vLLM version"
         if bound is SAME_WEIGHTS
         else 'train with [quantisation] serve = "expanded"'
     )
