@@ -28,7 +28,7 @@ def test_an_engine_killed_mid_run_costs_one_restart(tiny_bundle: Bundle, tmp_pat
     """Half of the requests end in an instruction, which changes no answer's shape. In float32 the output has the
     bytes of a run that nothing disturbs, with another number of requests at once. Fails when a restart loads no
     adapter."""
-    texts = [f"Request {row}: a dashboard. {INJECTIONS[row % 4] if row % 2 else ''}" for row in range(72)]
+    texts = [f"Request {row}: a dashboard. {INJECTIONS[row % 4] if row % 2 else ''}" for row in range(48)]
     source, output = backlog(tmp_path / "in.parquet", texts=[*texts]), tmp_path / "out.parquet"
     killed: list[int] = []
 

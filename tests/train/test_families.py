@@ -30,8 +30,7 @@ from train.fit.inputs import prepare
 from train.fit.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
-# Fused layers and SentencePiece; byte-level BPE and an eos_token that ends no turn.
-SHORT = ["phi3", "qwen2"]
+SHORT = ["phi3"]  # fused layers and SentencePiece; the shipped base is Qwen 3's kind, with byte-level BPE
 SERVED = [name for name, family in FAMILIES.items() if not family.refused]
 CHOSEN = SERVED if os.environ.get("BATCH_ROUTE_FAMILIES") == "all" else SHORT
 EXACT = (

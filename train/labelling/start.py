@@ -128,6 +128,8 @@ def contract_text(name: str, values: Mapping[str, Sequence[str]]) -> str:
     lines = [
         "# Say what each label means: the model reads it. Rules and a policy table: see data/contract.toml.",
         f"name = {quoted(name)}",
+        "\n[input]\n# A longer request becomes an error row (`too_long`).",
+        "max_chars = 8000\nmax_tokens = 1024   # of the request alone",
         f'\n[prompt]\nsystem = """{SYSTEM}"""',
     ]
     for field, labels in values.items():

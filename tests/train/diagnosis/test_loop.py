@@ -69,7 +69,7 @@ def test_drafts_change_no_answer_and_save_steps(trained_registry: Path, tmp_path
     found, steps = [], []
     for tokens in ("0", "8"):
         output = tmp_path / f"{tokens}.parquet"
-        options = ("--limit", "24", "--max-num-seqs", "2", "--dtype", "float32", "--draft-tokens", tokens)
+        options = ("--limit", "16", "--max-num-seqs", "2", "--dtype", "float32", "--draft-tokens", tokens)
         command("batch-route", "data/requests.parquet", output, *options, registry=trained_registry)
         found.append(pq.read_table(output).to_pylist())
         steps.append(
