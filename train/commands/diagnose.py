@@ -12,7 +12,7 @@ from train.commands.options import PATH, json_option
 from train.dataset import load_rows, split_path
 from train.diagnosis.examine import examine
 from train.diagnosis.tables import show_diagnoses
-from train.evaluation.ask import candidate
+from train.evaluation.ask import candidates
 from train.files import write_json
 
 
@@ -33,7 +33,7 @@ def diagnose(adapters: str, dataset: Path, train: Path | None, json_path: Path |
     although the text has none of the words that its rule requires?
     """
     registry, console = Registry(), PlainConsole()
-    subjects = [candidate(name.strip(), registry) for name in adapters.split(",") if name.strip()]
+    subjects = candidates(filter(None, map(str.strip, adapters.split(","))), registry)
     trains = []
     for subject in subjects:
         try:

@@ -14,7 +14,7 @@ from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, json_option
 from train.config import Config
 from train.dataset import load_rows
-from train.evaluation.ask import candidate, judge
+from train.evaluation.ask import candidates, judge
 from train.evaluation.baselines import BASELINES
 from train.evaluation.cross_validation import cross_validate_baseline
 from train.evaluation.evaluate import Evaluation
@@ -37,7 +37,8 @@ from train.files import write_json
 )
 @click.option(
     "--contract",
-    help="The contract, for `base` and --from-scored.  [default: the champion's, else data/contract.toml]",
+    help="The contract, for `base` and --from-scored.  "
+    "[default: the adapter's beside it, else the champion's, else data/contract.toml]",
 )
 @click.option(
     "--base-model",
@@ -95,7 +96,7 @@ def _attack(
     if options["from_scored"] or options["cross_validate"] or not names:
         raise InputError("--attack asks adapters themselves; leave out --from-scored and --cross-validate")
     registry = Registry()
-    attacks = measure_attacks([candidate(name, registry, contract, base_model) for name in names], datasets)
+    attacks = measure_attacks(candidates(names, registry, contract, base_model), datasets)
     show_attacks(attacks, console)
     return {"interval": "95 % Wilson score", "attacks": [each.as_json() for each in attacks]}
 

@@ -5,7 +5,7 @@ Every dataset is checked before an engine starts, and candidates on one base sha
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from batch.adapter.base_model import check_holds, resolve_base
@@ -35,12 +35,26 @@ class Candidate:
     base: Path
 
 
+def candidates(
+    names: Iterable[str], registry: Registry, contract: str | None = None, base_model: str | None = None
+) -> list[Candidate]:
+    """What is named; `base` is that of the first adapter among them."""
+    named = list(names)
+    beside = next((name for name in named if name != "base"), "champion")
+    return [candidate(name, registry, contract, base_model, beside) for name in named]
+
+
 def candidate(
-    reference: str, registry: Registry, contract: str | None = None, base_model: str | None = None
+    reference: str,
+    registry: Registry,
+    contract: str | None = None,
+    base_model: str | None = None,
+    beside: str = "champion",
 ) -> Candidate:
     """The adapter that `reference` names, or for `base` the base model without one.
 
-    `base` takes its contract and base model from the options, else from the champion, else the shipped ones.
+    `base` takes its contract and base model from the options, else from the adapter `beside` it, else the
+    shipped ones.
     """
     if reference != "base":
         if contract:
@@ -49,15 +63,10 @@ def candidate(
             )
         bundle = Bundle.open(registry.resolve(reference))
         return Candidate(reference, bundle, bundle.contract, bundle.renderer, bundle.resolve_base(base_model))
-    champion = Bundle.open(registry.resolve("champion")) if "champion" in registry.aliases() else None
-    rules = (
-        champion.contract if champion and not contract else Contract.load(contract or "data/contract.toml")
-    )
-    folder = (
-        champion.resolve_base()
-        if champion and not base_model
-        else resolve_base(base_model or "data/mini-base")
-    )
+    there = beside != "champion" or "champion" in registry.aliases()
+    like = Bundle.open(registry.resolve(beside)) if there else None
+    rules = like.contract if like and not contract else Contract.load(contract or "data/contract.toml")
+    folder = like.resolve_base() if like and not base_model else resolve_base(base_model or "data/mini-base")
     renderer = Renderer.load(folder, rules)
     check_holds(folder, renderer)
     return Candidate("base", None, rules, renderer, folder)
@@ -119,7 +128,7 @@ def judge(
 
     Without `train` they learn from what the first adapter among `names` learnt from.
     """
-    subjects = [candidate(name, registry, contract, base_model) for name in names if name not in BASELINES]
+    subjects = candidates((n for n in names if n not in BASELINES), registry, contract, base_model)
     results = list(_baselines(names, datasets, subjects, contract, train))
     if subjects:
         results += serve(subjects, datasets, engine)

@@ -27,7 +27,7 @@ from train.dataset import Row, load_rows
 from train.diagnosis.contrast import Probe, mention_rules, probes
 from train.diagnosis.diagnose import Bias, asked_probes, asked_rows, bias
 from train.doctor import Check, doctor
-from train.evaluation.ask import Candidate, candidate, route
+from train.evaluation.ask import Candidate, candidates, route
 from train.evaluation.evaluate import ALL, Comparison, Evaluation, compare, evaluate
 from train.fit.calibrate import describe, risk_coverage
 from train.fit.loss_chart import loss_figure
@@ -70,7 +70,7 @@ def write_adapter_report(
     """Judge, examine and draw. Raises `AdapterError`, `DatasetError`, `EngineError`; nothing is
     written then.
     """
-    subjects = [candidate(name, registry) for name in (adapter, against) if name]
+    subjects = candidates(filter(None, (adapter, against)), registry)
     bundle = subjects[0].bundle
     if bundle is None:
         raise AdapterError(

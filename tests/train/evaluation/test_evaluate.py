@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, DatasetError
+from tests.conftest import make_bundle
 from tests.train.fit.test_qlora import SILENT, recipe
 from train.cli import main
 from train.dataset import Row, load_rows
-from train.evaluation.ask import candidate, serve
+from train.evaluation.ask import candidate, candidates, serve
 from train.evaluation.evaluate import Evaluation, compare, comparisons, evaluate
 from train.evaluation.statistics import Proportion
 from train.evaluation.tables import as_json, comparison_table, measures_table, show
@@ -170,6 +173,24 @@ def test_adapters_and_their_base_share_an_engine(registry: Registry) -> None:
     assert [(r.adapter, r.measures["parsed"].count) for r in results] == [
         ("base", 4), ("base", 5), ("champion", 4), ("champion", 5)
     ]  # fmt: skip
+
+
+def test_the_base_is_that_of_the_adapter_named_beside_it(
+    tiny_base: Path, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the champion's: its contract may be another task's, which cannot read the data set."""
+    monkeypatch.chdir(ROOT)
+    registry = Registry(tmp_path / "adapters")
+    other = make_bundle(
+        tiny_base, Contract.load(ROOT / "tests/data/triage/contract.toml"), tmp_path / "other"
+    )
+    for bundle, alias in ((tiny_bundle, "champion"), (other, "latest")):
+        registry.add(Path(shutil.copytree(bundle.path, registry.staging(), dirs_exist_ok=True)))
+        registry.set_alias(alias, bundle.digest)
+    base, latest = candidates(["base", "latest"], registry)
+    assert base.bundle is None and base.contract.fingerprint == latest.contract.fingerprint
+    (alone,) = candidates(["base"], registry)
+    assert alone.contract.fingerprint == tiny_bundle.contract.fingerprint
 
 
 def test_what_is_wrong_is_said_before_an_engine_starts(registry: Registry, tmp_path: Path) -> None:
