@@ -25,6 +25,8 @@ from batch.contract.policy import UNDECIDED, Policy
 from batch.contract.rules import Rule
 from batch.errors import ContractError, InvalidAnswer
 
+MAX_CHARS, MAX_TOKENS = 8000, 1024  # of a request, where `[input]` does not say
+
 Answer = dict[str, Any]
 
 
@@ -84,8 +86,8 @@ class Contract:
             name=validation.text(raw["name"], "name"),
             fields=fields,
             system_prompt=_system_prompt(validation.text(prompt["system"], "[prompt] system"), fields),
-            max_chars=validation.positive(bounds.get("max_chars", 8000), "[input] max_chars"),
-            max_tokens=validation.positive(bounds.get("max_tokens", 1024), "[input] max_tokens"),
+            max_chars=validation.positive(bounds.get("max_chars", MAX_CHARS), "[input] max_chars"),
+            max_tokens=validation.positive(bounds.get("max_tokens", MAX_TOKENS), "[input] max_tokens"),
             policy=Policy.from_dict(raw.get("policy", {}), by_name),
             rules=rules,
             enforce_rules=validation.flag(raw.get("enforce_rules", False), "enforce_rules"),

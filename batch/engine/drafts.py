@@ -194,6 +194,17 @@ class AnswerDrafter:
                 self._memory[tuple(answer[i - CONTEXT_TOKENS : i])] = answer[i]
 
 
+def speculation(tokens: int) -> dict[str, Any] | None:
+    """vLLM's setting that has it ask :class:`AnswerDrafter` for `tokens` a step; none for 0."""
+    if not tokens:
+        return None
+    return {
+        "method": "custom_class",
+        "model": f"{AnswerDrafter.__module__}.{AnswerDrafter.__name__}",
+        "num_speculative_tokens": tokens,
+    }
+
+
 def _after(tokens: Any, marker: tuple[int, ...]) -> list[int] | None:
     """What follows the last occurrence of `marker` in the array `tokens`."""
     for at in (tokens == marker[0]).nonzero()[0][::-1]:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from batch.adapter.peft_checks import lint
 from batch.engine import ADAPTER_MOVES, CANARY_ANSWER, AdapterSpec, Asked, Completion, Continued, EngineSpec
 from batch.engine import alternatives as others
-from batch.engine.drafts import AnswerDrafter, AnswerPath
+from batch.engine.drafts import AnswerDrafter, AnswerPath, speculation
 from batch.engine.patches import idle, installed
 from batch.engine.refusals import refusals
 from batch.errors import AdapterError, EngineError
@@ -94,7 +94,7 @@ class VllmEngine:
                     max_loras=min(spec.max_loras, MAX_LORAS),
                     lora_target_modules=list(spec.lora_modules) if spec.lora_modules else None,
                     enable_prefix_caching=True,
-                    speculative_config=_speculation(self._draft_tokens),
+                    speculative_config=speculation(self._draft_tokens),
                     structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                     generation_config="vllm",  # the model's own generation_config.json must not set sampling
                     load_format="safetensors",
@@ -280,16 +280,6 @@ def _placed_pairs(worker: Any, lora_id: int) -> int:
             parts = weights.lora_a if isinstance(weights.lora_a, list) else [weights.lora_a]
             pairs += sum(part is not None for part in parts)
     return pairs
-
-
-def _speculation(tokens: int) -> dict[str, Any] | None:
-    if not tokens:
-        return None
-    return {
-        "method": "custom_class",
-        "model": f"{AnswerDrafter.__module__}.{AnswerDrafter.__name__}",
-        "num_speculative_tokens": tokens,
-    }
 
 
 def _max_model_len(spec: EngineSpec, draft_tokens: int) -> int:

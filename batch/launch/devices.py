@@ -100,9 +100,9 @@ def _apart(environments: list[dict[str, str]], threads: int | None, span: int = 
             {
                 **environment,
                 "VLLM_PORT": str(FIRST_PORT + PORTS * index),
-                "VLLM_CACHE_ROOT": str(root / f"device-{gpus.index(gpus[index])}"),
+                "VLLM_CACHE_ROOT": str(root / f"device-{gpus.index(gpu)}"),
             }
-            for index, environment in enumerate(environments)
+            for index, (gpu, environment) in enumerate(zip(gpus, environments, strict=True))
         ]
     return [
         {

@@ -42,7 +42,8 @@ from train.files import write_json
 )
 @click.option(
     "--base-model",
-    help="The base model.  [default: the adapter's; for `base` the champion's, else data/mini-base]",
+    help="The base model.  "
+    "[default: the adapter's; for `base` that beside it, else the champion's, else data/mini-base]",
 )
 @click.option(
     "--train", type=PATH, help="Labelled rows that baselines learn from.  [default: the first adapter's own]"

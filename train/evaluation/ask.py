@@ -40,8 +40,9 @@ def candidates(
 ) -> list[Candidate]:
     """What is named; `base` is that of the first adapter among them."""
     named = list(names)
-    beside = next((name for name in named if name != "base"), "champion")
-    return [candidate(name, registry, contract, base_model, beside) for name in named]
+    adapters = {name: candidate(name, registry, contract, base_model) for name in named if name != "base"}
+    first = next((adapter.bundle for adapter in adapters.values()), None)
+    return [adapters.get(name) or candidate(name, registry, contract, base_model, first) for name in named]
 
 
 def candidate(
@@ -49,12 +50,12 @@ def candidate(
     registry: Registry,
     contract: str | None = None,
     base_model: str | None = None,
-    beside: str = "champion",
+    beside: Bundle | None = None,
 ) -> Candidate:
     """The adapter that `reference` names, or for `base` the base model without one.
 
-    `base` takes its contract and base model from the options, else from the adapter `beside` it, else the
-    shipped ones.
+    `base` takes its contract and base model from the options, else from the bundle `beside` it, else from the
+    champion, else the shipped ones.
     """
     if reference != "base":
         if contract:
@@ -63,8 +64,9 @@ def candidate(
             )
         bundle = Bundle.open(registry.resolve(reference))
         return Candidate(reference, bundle, bundle.contract, bundle.renderer, bundle.resolve_base(base_model))
-    there = beside != "champion" or "champion" in registry.aliases()
-    like = Bundle.open(registry.resolve(beside)) if there else None
+    like = beside
+    if like is None and "champion" in registry.aliases():
+        like = Bundle.open(registry.resolve("champion"))
     rules = like.contract if like and not contract else Contract.load(contract or "data/contract.toml")
     folder = like.resolve_base() if like and not base_model else resolve_base(base_model or "data/mini-base")
     renderer = Renderer.load(folder, rules)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from batch.contract.contract import Contract
+from batch.contract.contract import MAX_CHARS, MAX_TOKENS, Contract
 from batch.contract.json_text import json_line
 from batch.errors import InputError, nearest
 from batch.storage.location import reason
@@ -129,7 +129,7 @@ def contract_text(name: str, values: Mapping[str, Sequence[str]]) -> str:
         "# Say what each label means: the model reads it. Rules and a policy table: see data/contract.toml.",
         f"name = {quoted(name)}",
         "\n[input]\n# A longer request becomes an error row (`too_long`).",
-        "max_chars = 8000\nmax_tokens = 1024   # of the request alone",
+        f"max_chars = {MAX_CHARS}\nmax_tokens = {MAX_TOKENS}   # of the request alone",
         f'\n[prompt]\nsystem = """{SYSTEM}"""',
     ]
     for field, labels in values.items():
