@@ -1,5 +1,6 @@
 """`batch-route`: click only. What loads pyarrow or starts an engine is imported inside the command."""
 
+import gc
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +24,7 @@ from batch.cli_shards import (
 )
 from batch.completion import adapters
 from batch.errors import one_line
+from batch.imports import uncollected
 
 MOST_PATIENCE = 1e7  # seconds; the kernel counts microseconds
 
@@ -202,19 +204,17 @@ def main(
     OUTPUT; 75 the engine or the machine failed, or the deadline came, run again to resume; 130, 143
     interrupted, run again to resume.
     """
-    import gc
+    with uncollected():
+        from batch.dry_run import show_plan
+        from batch.job import Options, check
+        from batch.reporting.console import PlainConsole
+        from batch.reporting.observer import Observer, Outlets
+        from batch.reporting.progress import ProgressLine
+        from batch.run import run
 
-    from batch.dry_run import show_plan
-    from batch.job import Options, check
-    from batch.reporting.console import PlainConsole
-    from batch.reporting.observer import Observer, Outlets
-    from batch.reporting.progress import ProgressLine
-    from batch.run import run
-
-    # the modules stay, and rows are in no cycles: collecting as often as Python does took an eighth of the
-    # run
-    gc.freeze()
-    gc.set_threshold(1_000_000)
+    gc.set_threshold(
+        1_000_000
+    )  # rows are in no cycles: collecting as often as Python does took an eighth of the run
 
     wanted = Options(**{name: value for name, value in options.items() if value is not None})
     outlets = Outlets(log_json, metrics, report)

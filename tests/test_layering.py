@@ -59,6 +59,7 @@ CHAIN = {
     "batch": (
         "errors",
         "events",
+        "imports",
         "parent",
         "contract",
         "storage",

@@ -9,6 +9,7 @@ from batch import __version__
 from batch.cli_errors import ErrorGroup, translated
 from batch.errors import missing
 from batch.events import log_stderr_as_json
+from batch.imports import uncollected
 
 EXTRAS = f"{__name__}.extras"  # of the command that runs, in click's `meta`
 
@@ -63,7 +64,8 @@ class LazyGroup(ErrorGroup):
             return None
         entry = COMMANDS[cmd_name]
         ctx.meta[EXTRAS] = entry.extras
-        module = importlib.import_module(f"train.commands.{entry.module}")
+        with uncollected():
+            module = importlib.import_module(f"train.commands.{entry.module}")
         command: click.Command = getattr(module, entry.name)
         return command
 

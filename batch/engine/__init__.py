@@ -16,6 +16,7 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.contract.labels_first import LabelsFirst
 from batch.engine.drafts import AnswerPath, answer_path
+from batch.imports import uncollected
 
 # Where each engine's class is; nothing else lists them. The first is what serves, the others stand in for it.
 ENGINES: Mapping[str, str] = MappingProxyType(
@@ -169,4 +170,6 @@ class Engine(Protocol):
 def build(spec: EngineSpec) -> Engine:
     """The engine that `spec` asks for, in this process."""
     module, _, name = ENGINES[spec.kind].partition(":")
-    return getattr(importlib.import_module(module), name)(spec)  # type: ignore[no-any-return]
+    with uncollected():
+        engine = getattr(importlib.import_module(module), name)
+    return engine(spec)  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """Inside the engine's process: takes work off the pipe, steps the engine, sends back what is finished."""
 
 import contextlib
+import gc
 import os
 import queue
 import signal
@@ -64,6 +65,7 @@ def serve(descriptor: str, parent: str) -> None:
         raise
     finally:
         sys.stderr.flush()
+        gc.freeze()  # vLLM collects as it shuts down, for a second or two
 
 
 def _read(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from batch.adapter.registry import Registry
+from batch.imports import uncollected
 from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, SHARE
 from train.config import Config
@@ -31,8 +32,9 @@ def fit(config: Path, target_error: float | None) -> None:
         recipe = recipe.with_target_error(target_error)
     inputs = prepare(recipe)
     # What trains and checks takes ten seconds to import: what is refused, is refused before that.
-    from train.doctor import sound
-    from train.fit import qlora
+    with uncollected():
+        from train.doctor import sound
+        from train.fit import qlora
 
     adapters = Registry()
     examine = functools.partial(sound, recipe.find(recipe.data.train), PlainConsole())

@@ -11,6 +11,7 @@ from typing import Any
 from batch.adapter.base_model import base_digest, resolve_base
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
+from batch.imports import uncollected
 from train.config import Config
 from train.dataset import Row, check_splits, file_facts, load_rows
 from train.examples import check_lengths
@@ -55,7 +56,8 @@ def prepare(config: Config) -> Inputs:
     base = resolve_base(config.base.model, config.base.revision, near=config.path)
     renderer = checked_renderer(base, contract)
     splits = load_splits(config, contract, renderer)
-    from train.fit.shape import check_weights  # torch, after all that can be refused without it
+    with uncollected():
+        from train.fit.shape import check_weights  # torch, after all that can be refused without it
 
     check_weights(base)
     check_finite(base)  # last: it reads all weights

@@ -9,6 +9,7 @@ from rich.table import Table
 from batch.adapter.base_model import local_folder, resolve_base
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, ConfigError
+from batch.imports import uncollected
 from train.config import Config, Training
 from train.dataset import Row
 from train.examples import count_tokens, encode
@@ -51,11 +52,13 @@ def make_plan(config: Config) -> FitPlan:
     renderer = checked_renderer(base, contract) if base else None
     rows = load_splits(config, contract, renderer)["train"]
     if base:
-        from train.fit.shape import check_weights  # torch, after all that can be refused without it
+        with uncollected():
+            from train.fit.shape import check_weights  # torch, after all that can be refused without it
 
         check_weights(base)
-    from train.fit.memory import estimate_memory  # PEFT and bitsandbytes, to count
-    from train.fit.model import count_parameters, on_meta
+    with uncollected():
+        from train.fit.memory import estimate_memory  # PEFT and bitsandbytes, to count
+        from train.fit.model import count_parameters, on_meta
 
     model = on_meta(base or config.base.shape, config.lora)  # type: ignore[arg-type]
     counts = count_parameters(model)
