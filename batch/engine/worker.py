@@ -42,6 +42,9 @@ def serve(descriptor: str, parent: str) -> None:
     # Reading goes on while the engine computes or sends: were both sides to send at once, both pipes could
     # fill up.
     threading.Thread(target=_read, args=(conn, inbox), daemon=True).start()
+    # Where it is installed, transformers imports it for a kind of decoding that is not used here, and scipy
+    # with it: 0.7 s of each start.
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     try:
         engine = build(spec)
         conn.send(("ready", engine.facts()))
