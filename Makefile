@@ -65,8 +65,8 @@ test: setup ## every test, in two processes
 walk: ## the README's commands in a fresh clone, what they print (30 min)
 	$(PYTHON) -m tests.readme_walk
 
-families: setup ## tiny bases of every family in docs/bases.md, beside PEFT
-	BATCH_ROUTE_FAMILIES=all $(BIN)/python -m pytest tests/train/test_families.py tests/train/test_foreign_adapters.py
+families: setup ## tiny bases of every family in docs/bases.md and adapters of every kind, beside PEFT
+	BATCH_ROUTE_FAMILIES=all $(BIN)/python -m pytest tests/train/test_families.py tests/train/test_foreign_adapters.py tests/train/test_exporting.py
 
 faults: setup ## kills, signals and I/O errors over a run's life
 	$(BIN)/python -m tests.faults.kill_storm --kills 70 --to file

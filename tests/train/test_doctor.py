@@ -1,5 +1,6 @@
 """The doctor: green on the default adapter, and each of its twelve checks red on a bundle that is broken for it."""
 
+import functools
 import io
 import json
 import re
@@ -35,7 +36,10 @@ def engine(trained: Bundle) -> Iterator[EngineProcess]:
         yield process
 
 
-def broken(trained: Bundle, folder: Path, change: Callable[[Path, dict[str, Any]], None]) -> Bundle:
+Change = Callable[[Path, dict[str, Any]], None]
+
+
+def broken(trained: Bundle, folder: Path, change: Change) -> Bundle:
     """A copy of the bundle with something changed, sealed again as if training had made it so."""
     shutil.copytree(trained.path, folder)
     manifest = {key: value for key, value in trained.manifest.items() if key != "files"}
@@ -44,7 +48,7 @@ def broken(trained: Bundle, folder: Path, change: Callable[[Path, dict[str, Any]
     return Bundle.open(folder)
 
 
-def edit(name: str, change: Callable[[str], str]) -> Callable[[Path, dict[str, Any]], None]:
+def edit(name: str, change: Callable[[str], str]) -> Change:
     def apply(folder: Path, manifest: dict[str, Any]) -> None:
         before = (folder / name).read_text(encoding="utf-8")
         after = change(before)
@@ -54,7 +58,7 @@ def edit(name: str, change: Callable[[str], str]) -> Callable[[Path, dict[str, A
     return apply
 
 
-def edit_json(name: str, change: Callable[[Any], Any]) -> Callable[[Path, dict[str, Any]], None]:
+def edit_json(name: str, change: Callable[[Any], Any]) -> Change:
     def apply(text: str) -> str:
         content = json.loads(text)
         change(content)
@@ -66,6 +70,21 @@ def edit_json(name: str, change: Callable[[Any], Any]) -> Callable[[Path, dict[s
 def found(checks: list[Check]) -> dict[str, Check]:
     assert tuple(check.name for check in checks) == NAMES
     return {check.name: check for check in checks}
+
+
+@pytest.fixture(scope="module")
+def examine(
+    trained: Bundle, engine: EngineProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Change], dict[str, Check]]:
+    """What the doctor finds once the bundle is changed so; each change is examined once."""
+
+    @functools.cache
+    def examined(change: Change) -> dict[str, Check]:
+        return found(
+            doctor(broken(trained, tmp_path_factory.mktemp("changed") / "bundle", change), engine=engine)
+        )
+
+    return examined
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -116,42 +135,43 @@ def fewer_tokens(content: Any) -> None:
     content["tokens"]["supervised"] -= 7
 
 
-CASES: dict[str, tuple[str, Callable[[Path, dict[str, Any]], None], str]] = {
-    "prompt ids": ("prompt ids", edit("chat_template.jinja", longer_prompt), "part at prompt token"),
-    "prompt is a prefix": ("prompt is a prefix", edit("chat_template.jinja", longer_prompt), "leaves what was trained"),
-    "turn end": ("end of turn", edit("chat_template.jinja", without_turn_end), "does not end an answer with the end of turn"),
+LONGER, ENDLESS = (edit("chat_template.jinja", change) for change in (longer_prompt, without_turn_end))
+SWAPPED = edit_json("tokenizer.json", swap_tokens)
+CASES: dict[str, tuple[str, Change, str]] = {
+    "prompt ids": ("prompt ids", LONGER, "part at prompt token"),
+    "prompt is a prefix": ("prompt is a prefix", LONGER, "leaves what was trained"),
+    "turn end": ("end of turn", ENDLESS, "does not end an answer with the end of turn"),
     "other stop": ("end of turn", edit("tokenizer_config.json", lambda t: t.replace('"eos_token": "<|im_end|>"', '"eos_token": "<|im_start|>"')), "does not end an answer with the end of turn"),
     "cut": ("nothing cut", edit_json("metrics.json", fewer_tokens), r"answer tokens; never cut a row"),
     "changed data": ("nothing cut", lambda folder, manifest: manifest["data"]["train"].update(sha256="0" * 64), "is not the file that was trained on"),
-    "mask": ("loss mask", edit_json("tokenizer.json", swap_tokens), "do not decode to the answer"),
+    "mask": ("loss mask", SWAPPED, "do not decode to the answer"),
     "gold": ("gold answers", edit_json("contract.json", drop_glean), "refuses its answer"),
-    "grammar": ("grammar fires", edit_json("tokenizer.json", swap_tokens), "outside the contract"),
+    "grammar": ("grammar fires", SWAPPED, "outside the contract"),
     "settings": ("decoding settings", edit_json("contract.json", ask_for_more), r"the base holds 2048.*lower \[input\] max_tokens"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_check_catches_the_bundle_broken_for_it(
-    trained: Bundle, engine: EngineProcess, tmp_path: Path, case: str
+    examine: Callable[[Change], dict[str, Check]], case: str
 ) -> None:
     name, change, detail = CASES[case]
-    check = found(doctor(broken(trained, tmp_path / "bundle", change), engine=engine))[name]
+    check = examine(change)[name]
     assert not check.ok
     assert re.search(detail, check.detail), check.detail
 
 
 def test_the_first_experiments_failure_is_caught_by_name(
-    trained: Bundle, engine: EngineProcess, tmp_path: Path
+    examine: Callable[[Change], dict[str, Check]],
 ) -> None:
     """A template without the turn end: training and serving no longer agree where an answer ends."""
-    changed = broken(trained, tmp_path / "bundle", edit("chat_template.jinja", without_turn_end))
-    checks = found(doctor(changed, engine=engine))
+    checks = examine(ENDLESS)
     assert not checks["end of turn"].ok
     assert "chat template does not end an answer" in checks["end of turn"].detail
     assert not checks["prompt ids"].ok
 
 
-def scaled(factor: float) -> Callable[[Path, dict[str, Any]], None]:
+def scaled(factor: float) -> Change:
     """An adapter of which only `factor` is left."""
 
     def apply(folder: Path, manifest: dict[str, Any]) -> None:

@@ -1,13 +1,12 @@
 """Bases of other families through fit, doctor and the engine: answers equal to PEFT's, or refused by `plan` with the reason.
 
-A run of the tests takes two of them (`SHORT`); `make families` takes all and prints a line for each, as docs/bases.md
+A run of the tests takes one of them (`SHORT`); `make families` takes all and prints a line for each, as docs/bases.md
 has it.
 """
 
 import dataclasses
 import io
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
 from batch.scoring.adapters import engine_spec, lane_of, spec_of
 from batch.scoring.router import Requests, Router
-from tests.families import FAMILIES, base_model
+from tests.families import ALL, FAMILIES, base_model
 from train.config import Config
 from train.doctor import doctor
 from train.doctor.proof import REQUESTS, prove
@@ -32,7 +31,7 @@ from train.fit.plan import make_plan
 ROOT = Path(__file__).parents[2]
 SHORT = ["phi3"]  # fused layers and SentencePiece; the shipped base is Qwen 3's kind, with byte-level BPE
 SERVED = [name for name, family in FAMILIES.items() if not family.refused]
-CHOSEN = SERVED if os.environ.get("BATCH_ROUTE_FAMILIES") == "all" else SHORT
+CHOSEN = SERVED if ALL else SHORT
 EXACT = (
     1e-3  # of a value's probability, both sides in float32; far from the likeliest token nats differ by more
 )

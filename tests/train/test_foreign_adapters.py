@@ -21,6 +21,7 @@ from batch.contract.contract import Contract
 from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
 from batch.scoring.adapters import engine_spec, spec_of
+from tests.families import ALL
 from train.cli import main
 from train.doctor.proof import REQUESTS, prove
 from train.doctor.served import answers
@@ -70,6 +71,19 @@ SERVED: dict[str, dict[str, Any]] = {
     "bfloat16": {"target_modules": LEAVES},
     "float64": {"target_modules": LEAVES},
 }
+SHORT = (
+    "leaf names",
+    "part of the paths",
+    "an expression",
+    "exclude_modules",
+    "rsLoRA",
+    "alpha_pattern",
+    "rank_pattern above r",
+    "patterns of whole paths",
+    "a negative alpha",
+    "rank 64",
+    "bfloat16",
+)
 
 
 def foreign(base: Path, folder: Path, name: str, **config: Any) -> Path:
@@ -100,7 +114,7 @@ def engine(tiny_base: Path, tiny_bundle: Bundle) -> Iterator[Supervisor]:
         yield process
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", SERVED if ALL else SHORT)
 def test_a_foreign_adapter_is_served_as_peft_reads_it(
     name: str, engine: Supervisor, tiny_base: Path, contract: Contract, tmp_path: Path, capsys: Any
 ) -> None:

@@ -49,7 +49,8 @@ def test_the_number_of_cases_has_the_power_it_claims(first: int, second: int, of
     assert n is not None
     discordant, share, power = (first + second) / of, first / (first + second), 0.0
     for d in range(n + 1):
-        chance = math.comb(n, d) * discordant**d * (1 - discordant) ** (n - d)
+        if (chance := math.comb(n, d) * discordant**d * (1 - discordant) ** (n - d)) < 1e-6:
+            continue
         power += chance * sum(
             math.comb(d, k) * share**k * (1 - share) ** (d - k)
             for k in range(d + 1)
