@@ -212,9 +212,8 @@ def main(
         from batch.reporting.progress import ProgressLine
         from batch.run import run
 
-    gc.set_threshold(
-        1_000_000
-    )  # rows are in no cycles: collecting as often as Python does took an eighth of the run
+    # rows are in no cycles: collecting as often as Python does took an eighth of the run
+    gc.set_threshold(1_000_000)
 
     wanted = Options(**{name: value for name, value in options.items() if value is not None})
     outlets = Outlets(log_json, metrics, report)

@@ -18,9 +18,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoConfig, AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[1]
-ALL = (
-    os.environ.get("BATCH_ROUTE_FAMILIES") == "all"
-)  # as `make families` has it; `make test` takes a few of each kind
+# As `make families` has it; `make test` takes a few of each kind.
+ALL = os.environ.get("BATCH_ROUTE_FAMILIES") == "all"
 VOCABULARY = 1200
 SPACE = "\u2581"
 QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -40,7 +40,7 @@ def routed(line: Sequence[str], file_bytes: int | None = None) -> subprocess.Com
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, preexec_fn=limit)
 
 
-@pytest.mark.parametrize(("to", "kills"), [("file", 4), ("folder", 4), ("store", 2)])
+@pytest.mark.parametrize(("to", "kills"), [("file", 6), ("folder", 6), ("store", 2)])
 def test_a_storm_of_kills_tears_nothing(tiny_bundle: Bundle, to: str, kills: int) -> None:
     """`make faults` does 200. Fails as the script says."""
     line = [
