@@ -1,7 +1,8 @@
-"""Whether the installed vLLM serves a base model with adapters, read from its source without importing it.
+"""How the installed vLLM serves a base model, read from its source without importing it.
 
 vllm takes ten seconds to import, and says no only when an engine has started. Its registry maps an
-architecture to a module and a class; one that takes adapters has `SupportsLoRA` among its bases.
+architecture to a module and a class; one that takes adapters has `SupportsLoRA` among its bases, one that
+mixes attention with layers that carry a state has `IsHybrid`.
 """
 
 import ast
@@ -9,11 +10,20 @@ import functools
 import importlib.util
 from pathlib import Path
 
-INTERFACE = "SupportsLoRA"
-
 
 def takes_adapters(architecture: str) -> bool | None:
     """Whether vLLM serves `architecture` with LoRA adapters; None where only the engine can tell."""
+    return _derives(architecture, "SupportsLoRA", by_transformers=True)
+
+
+def has_state(architecture: str) -> bool | None:
+    """Whether layers of `architecture` carry a state from token to token; None where only the engine can
+    tell.
+    """
+    return _derives(architecture, "IsHybrid", by_transformers=None)
+
+
+def _derives(architecture: str, interface: str, by_transformers: bool | None) -> bool | None:
     found = importlib.util.find_spec("vllm")
     if found is None or found.origin is None:
         return None
@@ -21,7 +31,9 @@ def takes_adapters(architecture: str) -> bool | None:
     entry = _registry(models / "registry.py").get(architecture)
     if entry is None:  # transformers' own code may serve it, which the engine will tell
         return None
-    return entry[0] == "transformers" or _has_base(models / f"{entry[0]}.py", entry[1], models)
+    if entry[0] == "transformers":
+        return by_transformers
+    return _has_base(models / f"{entry[0]}.py", entry[1], interface, models)
 
 
 @functools.cache
@@ -38,7 +50,7 @@ def _registry(path: Path) -> dict[str, tuple[str, str]]:
     return entries
 
 
-def _has_base(path: Path, name: str, models: Path) -> bool:
+def _has_base(path: Path, name: str, interface: str, models: Path) -> bool:
     """Whether class `name` in `path` has the interface, itself or through a base in another of the models'
     files.
     """
@@ -54,11 +66,11 @@ def _has_base(path: Path, name: str, models: Path) -> bool:
         for alias in node.names
     }
     if name not in classes:
-        return name in imported and _has_base(models / f"{imported[name]}.py", name, models)
+        return name in imported and _has_base(models / f"{imported[name]}.py", name, interface, models)
     bases = [base.id for base in classes[name].bases if isinstance(base, ast.Name)]
-    return INTERFACE in bases or any(
-        _has_base(path, base, models)
+    return interface in bases or any(
+        _has_base(path, base, interface, models)
         if base in classes
-        else base in imported and _has_base(models / f"{imported[base]}.py", base, models)
+        else base in imported and _has_base(models / f"{imported[base]}.py", base, interface, models)
         for base in bases
     )

@@ -1,7 +1,7 @@
 """What of an engine's settings depends on the machine: number format, memory, sizes of a step.
 
-What a CPU gets was measured (tests/bench/RESULTS.md). What a GPU gets was read in vLLM 0.32; with 0.26 it ran
-on an H200, where no other settings were compared with it.
+What a CPU gets was measured (tests/bench/RESULTS.md), and what an H200 gets, with vLLM 0.26 in the place of
+0.32. What other GPUs get was read in vLLM.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from batch.engine import EngineSpec
+from batch.engine.architectures import has_state
 from batch.errors import InputError, InstallationError
 
 GIB = 1 << 30
@@ -32,23 +33,28 @@ GPU_STEP_TOKENS = 8192
 GPU_GRAPHS = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 CPU_STEP_TOKENS = 4096
 LEAST_BFLOAT16 = (8, 0)  # compute capability
+HOPPER = 9  # the same, its first part
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """`free` and `total` are bytes, of the GPU's memory where there is one. `bfloat16`: in hardware."""
+    """`free` and `total` are bytes, of the GPU's memory where there is one. `bfloat16`: in hardware.
+    `hopper`: an H100 or H200, where vLLM's attention is FlashAttention 3.
+    """
 
     gpu: bool
     bfloat16: bool
     free: int
     total: int
+    hopper: bool = False
 
     @classmethod
     def found(cls) -> Self:
         """This one. Raises `InstallationError` where packages for a GPU are installed and no GPU answers."""
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
-            return cls(True, torch.cuda.get_device_capability() >= LEAST_BFLOAT16, free, total)
+            capability = torch.cuda.get_device_capability()
+            return cls(True, capability >= LEAST_BFLOAT16, free, total, capability[0] == HOPPER)
         if torch.version.cuda:
             raise InstallationError(
                 "the installed packages are for an NVIDIA GPU, and none answers; check that `nvidia-smi -L` "
@@ -84,11 +90,28 @@ class Machine:
             return {
                 "max_num_batched_tokens": max(GPU_STEP_TOKENS, room),
                 "gpu_memory_utilization": int(share * 1000) / 1000,
-                "compilation_config": {"cudagraph_capture_sizes": list(GPU_GRAPHS)},
+                "compilation_config": self._compilation(spec),
             }
         return {
             "max_num_batched_tokens": max(CPU_STEP_TOKENS, room) if draft_tokens else None,
             "kv_cache_memory_bytes": self._cpu_cache_bytes(spec, max_num_seqs),
+        }
+
+    def _compilation(self, spec: EngineSpec) -> dict[str, Any]:
+        """Nearly every step reads new prompts beside the answers that it continues, so vLLM runs it in
+        pieces, a graph between every two layers' attention, which the engine's thread starts one by one. On
+        Hopper a whole step is one graph: half as many rows/s again, and without compiling the pieces the
+        engine is ready in half the time. Other attention cannot be captured with new prompts in it.
+        """
+        config = base_config(spec)
+        whole = (
+            self.hopper
+            and not config.get("kv_lora_rank")  # DeepSeek's attention
+            and all(has_state(name) is False for name in config.get("architectures", ["unknown"]))
+        )
+        return {
+            "cudagraph_capture_sizes": list(GPU_GRAPHS),
+            **({"cudagraph_mode": "FULL", "mode": 0} if whole else {}),
         }
 
     def _cpu_cache_bytes(self, spec: EngineSpec, max_num_seqs: int) -> int:

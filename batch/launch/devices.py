@@ -16,9 +16,9 @@ def placements(wanted: str | None, threads: int | None, span: int = 1) -> list[d
     and the `environment` that shows it these.
 
     `wanted` is `all`, a number of devices or their numbers (`0,1`); None is every GPU, or one engine where
-    there is none. A GPU named twice (`0,0`) has two engines, which share its memory (`sharing`): the work
-    around a step is one core's, and may take longer than a small base's step. Without a GPU, several engines
-    share the cores, as do the `span` parts of one. Raises `InputError`.
+    there is none. A GPU named twice (`0,0`) has two engines, which share its memory (`sharing`); with a 4 B
+    base on an H200 they were slower than one. Without a GPU, several engines share the cores, as do the
+    `span` parts of one. Raises `InputError`.
     """
     gpus = visible_gpus()
     if not gpus:

@@ -1,10 +1,10 @@
-"""Which bases take adapters is read off the installed vLLM, without importing it."""
+"""Which bases take adapters, and which carry a state, is read off the installed vLLM, without importing it."""
 
 from pathlib import Path
 
 import pytest
 
-from batch.engine.architectures import _has_base, _registry, takes_adapters
+from batch.engine.architectures import _has_base, _registry, has_state, takes_adapters
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,28 @@ def test_what_vllm_serves_with_adapters(architecture: str, taken: bool | None) -
     assert takes_adapters(architecture) is taken
 
 
+@pytest.mark.parametrize(
+    ("architecture", "carried"),
+    [
+        ("Qwen3ForCausalLM", False),
+        ("Qwen3_5ForCausalLM", True),
+        ("JambaForCausalLM", True),
+        ("Olmo2ForCausalLM", None),
+        ("NobodyForCausalLM", None),
+    ],
+)
+def test_which_layers_carry_a_state(architecture: str, carried: bool | None) -> None:
+    assert has_state(architecture) is carried
+
+
 def test_bases_are_followed_from_file_to_file(tmp_path: Path) -> None:
     (tmp_path / "registry.py").write_text("A = {'X': ('one', 'X')}\nB = {'Y': ('two', 'Y'), 'Z': 3, **A}")
     (tmp_path / "two.py").write_text("class Y(nn.Module, SupportsLoRA): ...\nclass No(nn.Module): ...")
     assert _registry(tmp_path / "registry.py") == {"X": ("one", "X"), "Y": ("two", "Y")}
     (tmp_path / "one.py").write_text("from models.two import Y\nclass Own(Y): ...\nclass X(Own): ...")
-    assert _has_base(tmp_path / "one.py", "X", tmp_path)
-    assert not _has_base(tmp_path / "two.py", "No", tmp_path) and not _has_base(
-        tmp_path / "none.py", "X", tmp_path
-    )
+
+    def found(name: str, interface: str = "SupportsLoRA") -> bool:
+        return any(_has_base(file, name, interface, tmp_path) for file in tmp_path.glob("[!r]*.py"))
+
+    assert found("X") and not found("No") and not found("X", "IsHybrid")
+    assert not _has_base(tmp_path / "none.py", "X", "SupportsLoRA", tmp_path)
