@@ -1,11 +1,11 @@
 """vLLM's choice of the next tokens on a CPU, with fewer passes over the logits.
 
 Every request here is greedy and wants the log-probabilities of the chosen token and of a label's
-alternatives. vLLM 0.32 gets there
-through about ten passes over ``[tokens, vocabulary]``: to float32 and back for the grammar's mask, a
-log-softmax, a copy, ranks, and with drafts several more. Here the mask is applied in the logits' own dtype
-and each chunk of rows is done while it is in the cache. `tests/batch/engine/cpu/test_sampling.py` proves both
-equal; a step with any other request, a canary's say, goes vLLM's way.
+alternatives. vLLM 0.32 gets there through about ten passes over ``[tokens, vocabulary]``: to float32 and back
+for the grammar's mask, a log-softmax, a copy, ranks, and with drafts several more. Here the grammar's mask
+waits for the choice. Where it leaves few tokens, as in and around a label, only theirs are looked at; a chunk
+of other rows is done while it is in the cache. `tests/batch/engine/cpu/test_sampling.py` proves both equal; a
+step with any other request, a canary's say, goes vLLM's way.
 """
 
 from typing import Any
@@ -21,8 +21,8 @@ from batch.engine import alternatives
 from batch.engine.patches import patch
 
 CHUNK = 8  # rows; of a vocabulary of 14,464 they are 463 kB in float32
-LEAST = 1e-34  # share of a token that is legal: others have exp(-80)
 MOST_LEGAL = 1024  # tokens that a label can go on with; a text can with more, and there nobody asks which
+MASK = "grammar_mask"  # attribute of logits: the mask that they wait for
 
 
 def install() -> None:
@@ -32,7 +32,7 @@ def install() -> None:
 
 
 def apply_grammar_bitmask(scheduled: Any, grammar: Any, batch: Any, logits: torch.Tensor) -> None:
-    """Set the logits that a request's grammar forbids to -inf, in place.
+    """Give `logits` the mask of what each request's grammar allows, for the sampler that follows.
 
     `logits` ``[tokens, vocabulary]`` has for each request of the batch one row a draft token and one more.
     The rows of the grammar's bitmask ``[tokens, vocabulary / 32]`` come in an order of their own and only for
@@ -51,34 +51,81 @@ def apply_grammar_bitmask(scheduled: Any, grammar: Any, batch: Any, logits: torc
         if request in first:
             bitmask[first[request] : first[request] + rows] = grammar.grammar_bitmask[source : source + rows]
         source += rows
-    forbidden = np.unpackbits(bitmask.view(np.uint8), axis=1, bitorder="little") == 0
-    width = min(logits.shape[1], forbidden.shape[1])
-    logits[:, :width].masked_fill_(torch.from_numpy(forbidden[:, :width]), float("-inf"))
+    setattr(logits, MASK, bitmask)
 
 
-def choose(logits: torch.Tensor, others: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most likely token of each row of ``[rows, vocabulary]`` and behind it the `others` likeliest, int64
-    ``[rows, 1 + others]``, and their natural log-probabilities, float32. Others are told where few tokens are
-    legal and the chosen one is not certain; elsewhere theirs is -inf.
+def masked(logits: torch.Tensor, bitmask: np.ndarray | None) -> torch.Tensor:
+    """`logits` ``[rows, vocabulary]``, in which those that `bitmask` forbids are now -inf."""
+    if bitmask is not None:
+        forbidden = np.unpackbits(bitmask.view(np.uint8), axis=1, bitorder="little") == 0
+        width = min(logits.shape[1], forbidden.shape[1])
+        logits[:, :width].masked_fill_(torch.from_numpy(forbidden[:, :width]), float("-inf"))
+    return logits
+
+
+def choose(
+    logits: torch.Tensor, bitmask: np.ndarray | None = None, others: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most likely legal token of each row of ``[rows, vocabulary]`` and behind it the `others` likeliest,
+    int64 ``[rows, 1 + others]``, and their natural log-probabilities, float32. `bitmask` ``[rows, vocabulary
+    / 32]`` says what is legal; None is all. Others are told where few tokens are legal and the chosen one is
+    not certain; elsewhere theirs is -inf.
     """
-    if len(logits) == 1:  # a single sum would be shared out over threads, in another order of additions
-        tokens, logprobs = choose(logits.repeat(2, 1), others)
-        return tokens[:1], logprobs[:1]
     tokens = torch.zeros(len(logits), 1 + others, dtype=torch.int64)
     logprobs = torch.full((len(logits), 1 + others), float("-inf"))
-    for start in range(0, len(logits) - 1, CHUNK):
-        rows = slice(start, start + CHUNK if len(logits) - start > CHUNK + 1 else None)
-        part = logits[rows].float()
-        tokens[rows, 0] = Sampler.greedy_sample(part)
-        part -= part.gather(1, tokens[rows, :1])
-        shares = part.clamp_(min=-80.0).exp_()  # of each token, in multiples of the chosen one's
-        sums = shares.sum(dim=1)
-        logprobs[rows, 0] = -sums.log()
-        for row in (sums > 1 + alternatives.LEAST).nonzero().flatten().tolist() if others else ():
-            if torch.count_nonzero(shares[row] > LEAST) <= MOST_LEGAL:
-                likeliest, tokens[start + row, 1:] = shares[row].topk(others)
-                logprobs[start + row, 1:] = likeliest.log() - sums[row].log()
+    many = np.arange(len(logits))
+    if bitmask is not None:
+        legal = np.bitwise_count(bitmask.view(np.uint32)).sum(axis=1, dtype=np.int64)
+        few, many = np.flatnonzero(legal <= MOST_LEGAL), np.flatnonzero(legal > MOST_LEGAL)
+        if len(few):
+            tokens[few], logprobs[few] = _among_few(logits, bitmask, few, others)
+    for start in range(0, len(many), CHUNK):
+        rows = many[start : start + CHUNK]
+        tokens[rows, 0], logprobs[rows, 0] = _among_many(
+            masked(logits[rows], None if bitmask is None else bitmask[rows]).float()
+        )
     return tokens, logprobs
+
+
+def _among_many(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most likely token of each row of ``[rows, vocabulary]`` float32, which is overwritten, and its
+    log-probability.
+    """
+    if len(logits) == 1:  # a single sum would be shared out over threads, in another order of additions
+        tokens, logprobs = _among_many(logits.repeat(2, 1))
+        return tokens[:1], logprobs[:1]
+    tokens = Sampler.greedy_sample(logits)
+    logits -= logits.gather(1, tokens[:, None])
+    return tokens, -logits.clamp_(min=-80.0).exp_().sum(dim=1).log()
+
+
+def _among_few(
+    logits: torch.Tensor, bitmask: np.ndarray, rows: np.ndarray, others: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `choose`, for `rows` of `logits` and `bitmask` that have few legal tokens."""
+    at, word = np.nonzero(bitmask[rows])
+    bits = np.unpackbits(bitmask[rows[at], word, None].view(np.uint8), axis=1, bitorder="little")
+    pair, bit = np.nonzero(bits)
+    row, token = at[pair], 32 * word[pair] + bit
+    row, token = row[token < logits.shape[1]], token[token < logits.shape[1]]
+    # each row's legal tokens from the left on
+    counts = np.bincount(row, minlength=len(rows))
+    column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    legal = torch.zeros(len(rows), 1 + max(others, int(column.max(initial=0))), dtype=torch.int64)
+    values = torch.full(legal.shape, float("-inf"))
+    legal[row, column] = torch.from_numpy(token)
+    values[row, column] = logits[rows[row], token].float()
+    best = values.argmax(dim=1, keepdim=True)
+    shares = (values - values.gather(1, best)).exp()
+    # From left to right: in another order the sum would depend on how wide the other rows are.
+    sums = shares.cumsum(dim=1)[:, -1:]
+    logprobs = shares.log() - sums.log()
+    tokens, found = legal.gather(1, best), logprobs.gather(1, best)
+    if not others:
+        return tokens, found
+    likeliest, places = logprobs.topk(others)
+    likeliest[(sums <= 1 + alternatives.LEAST).expand_as(likeliest)] = float("-inf")
+    return torch.cat([tokens, legal.gather(1, places)], 1), torch.cat([found, likeliest], 1)
 
 
 def _plain(metadata: Any) -> bool:
@@ -102,11 +149,12 @@ class GreedySampler(Sampler):  # type: ignore[misc,valid-type]
     def forward(
         self, logits: torch.Tensor, sampling_metadata: Any, *args: Any, **kwargs: Any
     ) -> SamplerOutput:
+        bitmask = getattr(logits, MASK, None)
         if args or kwargs or not _plain(sampling_metadata):
-            return super().forward(logits, sampling_metadata, *args, **kwargs)
+            return super().forward(masked(logits, bitmask), sampling_metadata, *args, **kwargs)
         for processor in sampling_metadata.logitsprocs.non_argmax_invariant:
             logits = processor.apply(logits)
-        tokens, logprobs = choose(logits, sampling_metadata.max_num_logprobs)
+        tokens, logprobs = choose(logits, bitmask, sampling_metadata.max_num_logprobs)
         return SamplerOutput(tokens[:, :1].to(torch.int32), _logprobs(tokens, logprobs))
 
 
@@ -115,9 +163,10 @@ class GreedyRejectionSampler(RejectionSampler):  # type: ignore[misc,valid-type]
         self, metadata: Any, draft_probs: torch.Tensor | None, logits: torch.Tensor, sampling_metadata: Any
     ) -> SamplerOutput:
         """Keep the drafts up to the first that is not the most likely token, and that token behind them."""
+        bitmask = getattr(logits, MASK, None)
         if draft_probs is not None or self.synthetic_mode or not _plain(sampling_metadata):
-            return super().forward(metadata, draft_probs, logits, sampling_metadata)
-        listed, logprobs = choose(logits, sampling_metadata.max_num_logprobs)
+            return super().forward(metadata, draft_probs, masked(logits, bitmask), sampling_metadata)
+        listed, logprobs = choose(logits, bitmask, sampling_metadata.max_num_logprobs)
         chosen = listed[:, 0]
         counts = torch.tensor(metadata.num_draft_tokens)
         width = int(counts.max()) + 1

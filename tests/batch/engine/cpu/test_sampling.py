@@ -54,6 +54,15 @@ def masked_logits(rows: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return logits.to(dtype)
 
 
+def waiting(logits: torch.Tensor) -> torch.Tensor:
+    """The same without -inf, and with the mask that a grammar would have put there."""
+    legal = np.zeros((len(logits), -(-logits.shape[1] // 32) * 32), dtype=np.uint8)
+    legal[:, : logits.shape[1]] = ~logits.isinf().numpy()
+    found = torch.where(logits.isinf(), 50.0, logits)  # likelier than all that is legal
+    setattr(found, sampling.MASK, np.packbits(legal, axis=1, bitorder="little").view(np.int32))
+    return found
+
+
 def assert_same(ours: Any, theirs: Any) -> None:
     assert ours.sampled_token_ids.tolist() == theirs.sampled_token_ids.tolist()
     kept = (theirs.sampled_token_ids != -1).flatten()
@@ -73,7 +82,9 @@ def test_chosen_tokens_are_vllms(rows: int, dtype: torch.dtype) -> None:
     logits = masked_logits(rows, dtype)
     if dtype == torch.bfloat16:  # equal logits share a rank, which we do not look for
         logits = torch.where(logits == logits.amax(dim=1, keepdim=True), logits + 1, logits)
-    assert_same(sampling.GreedySampler()(logits.clone(), metadata()), Sampler()(logits.clone(), metadata()))
+    theirs = Sampler()(logits.clone(), metadata())
+    assert_same(sampling.GreedySampler()(logits.clone(), metadata()), theirs)
+    assert_same(sampling.GreedySampler()(waiting(logits), metadata()), theirs)
 
 
 def alternatives(found: Any, row: int) -> dict[int, float]:
@@ -87,7 +98,7 @@ def alternatives(found: Any, row: int) -> dict[int, float]:
 @pytest.mark.parametrize("rows", [1, 8, 37])
 def test_a_labels_alternatives_are_vllms(rows: int) -> None:
     logits, asked = masked_logits(rows, torch.float32), metadata(max_num_logprobs=COUNT)
-    ours, theirs = (kind()(logits.clone(), asked) for kind in (sampling.GreedySampler, Sampler))
+    ours, theirs = sampling.GreedySampler()(waiting(logits), asked), Sampler()(logits.clone(), asked)
     for row in range(rows):
         assert alternatives(ours, row) == pytest.approx(alternatives(theirs, row), abs=1e-4)
         assert len(alternatives(ours, row)) == [0, 4, COUNT - 1][row % 3]
@@ -96,14 +107,16 @@ def test_a_labels_alternatives_are_vllms(rows: int) -> None:
 def test_where_a_text_goes_on_nobody_asks_for_alternatives() -> None:
     logits = torch.randn(9, sampling.MOST_LEGAL + 1, generator=torch.Generator().manual_seed(5))
     logits[4, 3:] = float("-inf")
-    _, logprobs = sampling.choose(logits, COUNT)
+    logits = waiting(logits)
+    _, logprobs = sampling.choose(logits, getattr(logits, sampling.MASK), COUNT)
     assert logprobs[:, 1:].isfinite().any(dim=1).tolist() == [row == 4 for row in range(9)]
 
 
 @pytest.mark.parametrize("changes", [{"max_num_logprobs": 7}, {"max_num_logprobs": None}])
 def test_other_requests_go_vllms_way(changes: dict[str, Any]) -> None:
     logits = masked_logits(6, torch.float32)
-    ours, theirs = (kind()(logits.clone(), metadata(**changes)) for kind in (sampling.GreedySampler, Sampler))
+    ours = sampling.GreedySampler()(waiting(logits), metadata(**changes))
+    theirs = Sampler()(logits.clone(), metadata(**changes))
     assert ours.sampled_token_ids.tolist() == theirs.sampled_token_ids.tolist()
     assert (ours.logprobs_tensors is None) == (theirs.logprobs_tensors is None)
     if theirs.logprobs_tensors is not None:
@@ -136,12 +149,15 @@ def test_kept_drafts_are_vllms(dtype: torch.dtype) -> None:
         row += count + 1
     drafts[4] = [(token + 1) % VOCABULARY for token in drafts[4]]
     found = []
-    for sampler in (sampling.GreedyRejectionSampler(Sampler()), RejectionSampler(Sampler())):
+    for sampler, given in (
+        (sampling.GreedyRejectionSampler(Sampler()), waiting(logits)),
+        (RejectionSampler(Sampler()), logits.clone()),
+    ):
         spec = SpecDecodeMetadata.make_dummy(drafts, torch.device("cpu"))
         ends = torch.tensor(np.cumsum([count + 1 for count in counts]) - 1)
         spec.bonus_logits_indices = ends
         spec.target_logits_indices = torch.tensor([i for i in range(rows) if i not in ends.tolist()])
-        found.append(sampler(spec, None, logits.clone(), metadata()))
+        found.append(sampler(spec, None, given, metadata()))
     assert_same(*found)
     kept = [[token for token in own if token != -1] for own in found[0].sampled_token_ids.tolist()]
     assert [len(own) for own in kept] == [4, 1, 5, 2, 1, 1]
@@ -160,6 +176,7 @@ def test_the_grammars_mask_is_vllms(dtype: torch.dtype) -> None:
     logits = torch.randn(6, VOCABULARY, generator=torch.Generator().manual_seed(3)).to(dtype)
     ours, theirs = logits.clone(), logits.clone()
     sampling.apply_grammar_bitmask(scheduled, grammar, batch, ours)
+    ours = sampling.masked(ours, getattr(ours, sampling.MASK))
     apply_grammar_bitmask(scheduled, grammar, batch, theirs)
     assert torch.equal(ours, theirs) and ours.isinf().any() and not ours[4].isinf().any()
 
@@ -173,3 +190,18 @@ def test_a_rows_log_probability_does_not_depend_on_the_others(rows: int) -> None
         found = sampling.choose(logits[start : start + rows].clone())
         assert torch.equal(found[0], tokens[start : start + rows])
         assert torch.equal(found[1], logprobs[start : start + rows])
+
+
+def test_nor_does_it_where_few_tokens_are_legal() -> None:
+    """The others may have up to a thousand, with which a sum of all columns would add in another order."""
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(30, 5000, generator=generator) * 3
+    for row in range(30):
+        forbidden = torch.randperm(5000, generator=generator)[[1, 3, 60, 700, 4000][row % 5] :]
+        logits[row, forbidden] = float("-inf")
+    logits = waiting(logits)
+    bitmask = getattr(logits, sampling.MASK)
+    tokens, logprobs = sampling.choose(logits, bitmask, COUNT)
+    for row in range(30):
+        found = sampling.choose(logits[row : row + 1], bitmask[row : row + 1], COUNT)
+        assert torch.equal(found[1], logprobs[row : row + 1]) and found[0][0, 0] == tokens[row, 0]
