@@ -58,9 +58,10 @@ improve: setup ## fit CONFIG again with reviewed rows: LABELS=reviewed.jsonl
 doctor: setup ## twelve checks that the champion is served as it was trained
 	$(BIN)/batch-train doctor champion
 
-# Most of the time goes to starts of engines, which use one core.
-test: setup ## every test, in two processes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Most of the time goes to starts of engines, which use one core. One process more than there are cores: a sixth
+# of the time a test waits for an engine, a server or a disk.
+test: setup ## every test, in three processes
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 walk: ## the README's commands in a fresh clone, what they print (30 min)
 	$(PYTHON) -m tests.readme_walk
