@@ -53,13 +53,12 @@ class ReplayEngine:
         spec = self._adapters[adapter]
         digest = hashlib.blake2b(array("I", request_ids).tobytes(), digest_size=8).digest()
         choice = int.from_bytes(digest) % len(spec.samples)
-        part = slice(None)
+        ids, logprobs = spec.samples[choice], self._logprobs[adapter][choice]
         if isinstance(request, Continued):
-            part = slice(len(request.answer_ids), None)
+            ids, logprobs = ids[len(request.answer_ids) :], logprobs[len(request.answer_ids) :]
         elif spec.labels is not None:
-            part = slice(spec.label_tokens[choice])
-        logprobs = self._logprobs[adapter][choice]
-        self._done.append(Completion(key, spec.samples[choice][part], logprobs[part], "stop"))
+            ids, logprobs = ids[: spec.label_tokens[choice]], logprobs[: spec.label_tokens[choice]]
+        self._done.append(Completion(key, ids, logprobs, "stop"))
 
     def step(self) -> list[Completion]:
         time.sleep(self._delay)

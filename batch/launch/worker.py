@@ -1,9 +1,11 @@
 """Who scores units: one engine, fed without a pause, that leaves a part and a receipt for each."""
 
+import contextlib
 import dataclasses
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from batch.engine.worker import Usage
+from batch.errors import StorageError
 from batch.launch.part_writer import PartWriter
 from batch.reporting.observer import Observer
 from batch.reporting.tally import Tally
@@ -121,14 +124,22 @@ class Worker:
         self.device, self.engine = device, engine
         self._task, self._receipts = task, receipts
         self._observer, self._tell = observer, tell
-        self._parts: deque[PartWriter] = deque()  # of the units that were taken and are not done, in order
+        # of the units that were taken, in order: those whose rows are all there, and the others
+        self._writing: deque[tuple[PartWriter, Future[Tally]]] = deque()
+        self._parts: deque[PartWriter] = deque()
 
     @property
     def taken(self) -> list[Unit]:
-        return [part.unit for part in self._parts]
+        """The units that were taken and are not done."""
+        return [part.unit for part in self._undone()]
+
+    def _undone(self) -> list[PartWriter]:
+        parts = [*(part for part, _ in self._writing), *self._parts]
+        return [part for part in parts if part.unit.index not in self._receipts]
 
     def work(self, units: Units, repeated: Int64s) -> None:
-        """Score units until none is left. Two overlap, so that the engine never waits at the end of one.
+        """Score units until none is left. Two overlap, so that the engine never waits at the end of one, and
+        a part is written, which may be far away, while the next rows are scored.
 
         What an unfinished unit has is kept when anything ends this. Raises `EngineError`, `StorageError`,
         `InputError`, `AdapterError`.
@@ -147,14 +158,19 @@ class Worker:
             self._tell(partial(observer.engine_ready, self.device, engine.facts, canary, scorer.counts))
             self._proved = {**engine.facts, "canary": canary}
             try:
-                while units.more():
-                    chunks = self._chunks(units, scorer.feed_rows)
-                    for scored in scorer.score(chunks, task.backlog.text_column, task.schema):
-                        self._parts[0].add(scored)
-                        self._finish(units)
-                    self._finish(units)
+                with ThreadPoolExecutor(1) as pool:
+                    while units.more():
+                        chunks = self._chunks(units, scorer.feed_rows)
+                        for scored in scorer.score(chunks, task.backlog.text_column, task.schema):
+                            self._finish(units, pool)  # of some units all rows had been kept
+                            self._parts[0].add(scored)
+                            self._finish(units, pool)
+                        self._finish(units, pool)
+                self._told(most=0)
             finally:
-                for part in self._parts:
+                with contextlib.suppress(StorageError):
+                    self._told(most=0)
+                for part in self._undone():
                     part.save()
                 usage = engine.usage._asdict()
                 self._tell(partial(observer.engine_done, self.device, engine.restarts, usage))
@@ -175,14 +191,31 @@ class Worker:
     def _committed(self, tally: Tally) -> None:
         self._tell(partial(self._observer.committed, tally))
 
-    def _finish(self, units: Units) -> None:
-        """Write the parts and receipts of the units whose rows are all there."""
+    def _finish(self, units: Units, pool: Executor) -> None:
+        """Have the parts and receipts of the units written whose rows are all there."""
         while self._parts and self._parts[0].full:
-            part = self._parts[0]
-            receipts, engine = self._receipts, self._proved
-            receipt, tally = part.finish(receipts.store, self._task.id_column, engine, receipts.job)
-            receipts.add(receipt)
-            part.forget()
+            self._writing.append((self._parts[0], pool.submit(self._write, self._parts[0], units)))
             self._parts.popleft()
-            units.done()
+        self._told(most=1)  # each holds a unit's rows
+
+    def _write(self, part: PartWriter, units: Units) -> Tally:
+        """In a thread of its own. Returns what there is to tell of the part."""
+        receipts = self._receipts
+        try:
+            receipt, tally = part.finish(receipts.store, self._task.id_column, self._proved, receipts.job)
+            receipts.add(receipt)
+        except BaseException:
+            units.stop()  # who waits for another unit hears of it
+            raise
+        part.forget()
+        units.done()
+        return tally
+
+    def _told(self, most: int) -> None:
+        """Tell of the parts that are written, and wait until no more than `most` are not. Raises
+        `StorageError` where one could not be.
+        """
+        while self._writing and (len(self._writing) > most or self._writing[0][1].done()):
+            tally = self._writing[0][1].result()
+            self._writing.popleft()
             self._committed(tally)

@@ -138,7 +138,8 @@ class Lane:
         scores = span_scores(read.spans, completion.logprobs)
         if math.isnan(sum(scores.values())):  # overflow in the weights: such an answer chose nothing
             return ScoredRow(None, None, (), "engine_failure")
-        violations, denied = list[str](), list[str]()
+        violations: list[str] = []
+        denied: list[str] = []
         for rule in read.rules:
             mention = rule.mention(text) if rule.mentions else "absent"
             if mention != "meant":

@@ -244,7 +244,7 @@ class Router:
     def _collect(self) -> None:
         answered: dict[str, dict[str, ScoredRow]] = {}  # by adapter and text
         again: dict[str, list[tuple[int, Asked]]] = {}  # by adapter
-        counts = self.counts
+        counts, caches = self.counts, [cache for cache in self._known if cache]
         for completion in self._engine.poll():
             waiting = self._waiting.pop(completion.key)
             lane = waiting.lane
@@ -260,11 +260,12 @@ class Router:
                     waiting.labelled = row, asked
                     again.setdefault(lane.name, []).append((self._key(waiting), asked))
                     continue
-            answered.setdefault(waiting.lane.name, {})[waiting.text] = row
+            if caches:
+                answered.setdefault(lane.name, {})[waiting.text] = row
             self._answer(waiting, row)
         for adapter, work in again.items():
             self._engine.submit(adapter, work)
-        for cache in filter(None, self._known):
+        for cache in caches:
             for adapter, rows in answered.items():
                 cache.remember(adapter, rows)
         if self._on_progress:

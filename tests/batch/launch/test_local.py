@@ -5,8 +5,10 @@ import json
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,9 +18,10 @@ from batch import run
 from batch.adapter.base_model import check_divides
 from batch.adapter.bundle import Bundle
 from batch.engine.replay import FAULTS
-from batch.errors import EngineError, InputError, Interrupted
+from batch.errors import EngineError, InputError, Interrupted, StorageError
 from batch.job import Options, check
 from batch.launch.devices import placements
+from batch.launch.part_writer import PartWriter
 from batch.launch.worker import Units
 from batch.reporting.observer import Observer
 from batch.storage.units import Cursor, Plan
@@ -101,6 +104,48 @@ def test_a_signal_stops_all_and_keeps_what_is_done(tiny_bundle: Bundle, tmp_path
     assert engines() == []
     summary = run.run(wanted)
     assert summary.resumed_rows >= 1024 and summary.resumed_rows + summary.counts.rows == 40_000
+
+
+def test_rows_are_scored_while_a_part_is_written(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first part waits for rows of the unit behind the next one: two are held, and no more."""
+    finish, add, further = PartWriter.finish, PartWriter.add, threading.Event()
+
+    def slow(part: PartWriter, *rest: Any) -> Any:
+        if part.unit.index == 0:
+            assert further.wait(60)
+        return finish(part, *rest)
+
+    def noted(part: PartWriter, scored: Any) -> None:
+        add(part, scored)
+        if part.unit.index == 1 and part.full:
+            further.set()
+
+    monkeypatch.setattr(PartWriter, "finish", slow)
+    monkeypatch.setattr(PartWriter, "add", noted)
+    summary = run.run(dataclasses.replace(options(tiny_bundle, tmp_path, max_num_seqs=64), devices="1"))
+    assert summary.tally.rows == 6000 and further.is_set()
+
+
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_a_part_that_cannot_be_written_ends_all_and_keeps_its_rows(
+    devices: str, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = PartWriter.finish
+
+    def full(part: PartWriter, *rest: Any) -> Any:
+        if part.unit.index == 2:
+            raise StorageError("the disk is full; make room, then run again")
+        return finish(part, *rest)
+
+    wanted = dataclasses.replace(options(tiny_bundle, tmp_path, max_num_seqs=64), devices=devices)
+    monkeypatch.setattr(PartWriter, "finish", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        run.run(wanted)
+    monkeypatch.setattr(PartWriter, "finish", finish)
+    summary = run.run(wanted)
+    assert summary.resumed_rows >= 3 * 1024 and summary.resumed_rows + summary.counts.rows == 6000
 
 
 @pytest.mark.parametrize(
