@@ -162,8 +162,8 @@ class Worker:
                     while units.more():
                         chunks = self._chunks(units, scorer.feed_rows)
                         for scored in scorer.score(chunks, task.backlog.text_column, task.schema):
-                            self._finish(units, pool)  # of some units all rows had been kept
-                            self._parts[0].add(scored)
+                            # not always the first: of some units all rows had been kept
+                            next(part for part in self._parts if not part.full).add(scored)
                             self._finish(units, pool)
                         self._finish(units, pool)
                 self._told(most=0)

@@ -109,7 +109,7 @@ def test_a_signal_stops_all_and_keeps_what_is_done(tiny_bundle: Bundle, tmp_path
 def test_rows_are_scored_while_a_part_is_written(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first part waits for rows of the unit behind the next one: two are held, and no more."""
+    """The first part waits until the next unit has all its rows."""
     finish, add, further = PartWriter.finish, PartWriter.add, threading.Event()
 
     def slow(part: PartWriter, *rest: Any) -> Any:
