@@ -73,9 +73,9 @@ class VllmEngine:
         self._draft_tokens = MACHINE.draft_tokens(spec.draft_tokens) if spec.tensor_parallel == 1 else 0
         self._dtype = MACHINE.dtype(spec.dtype)
         if not MACHINE.gpu:
-            from batch.engine.cpu import linear, lora, sampling
+            from batch.engine.cpu import linear, logits, lora, sampling
 
-            for module in (linear, lora, sampling):
+            for module in (linear, logits, lora, sampling):
                 module.install()
         vllm_guide.install()
         if spec.threads:

@@ -3,9 +3,10 @@
 Every request here is greedy and wants the log-probabilities of the chosen token and of a label's
 alternatives. vLLM 0.32 gets there through about ten passes over ``[tokens, vocabulary]``: to float32 and back
 for the grammar's mask, a log-softmax, a copy, ranks, and with drafts several more. Here the grammar's mask
-waits for the choice. Where it leaves few tokens, as in and around a label, only theirs are looked at; a chunk
-of other rows is done while it is in the cache. `tests/batch/engine/cpu/test_sampling.py` proves both equal; a
-step with any other request, a canary's say, goes vLLM's way.
+waits for the choice. Where it leaves few tokens, as in and around a label, only their logits are computed
+(`logits.py`) and looked at; a chunk of other rows is done while it is in the cache.
+`tests/batch/engine/cpu/test_sampling.py` proves both equal; a step with any other request, a canary's say,
+goes vLLM's way.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.worker import gpu_model_runner
 
 from batch.engine import alternatives
+from batch.engine.cpu.logits import Logits
 from batch.engine.patches import patch
 
 CHUNK = 8  # rows; of a vocabulary of 14,464 they are 463 kB in float32
@@ -31,7 +33,7 @@ def install() -> None:
         patch(gpu_model_runner, new.__name__.removeprefix("Greedy"), new, made_for="0.32")
 
 
-def apply_grammar_bitmask(scheduled: Any, grammar: Any, batch: Any, logits: torch.Tensor) -> None:
+def apply_grammar_bitmask(scheduled: Any, grammar: Any, batch: Any, logits: torch.Tensor | Logits) -> None:
     """Give `logits` the mask of what each request's grammar allows, for the sampler that follows.
 
     `logits` ``[tokens, vocabulary]`` has for each request of the batch one row a draft token and one more.
@@ -54,8 +56,9 @@ def apply_grammar_bitmask(scheduled: Any, grammar: Any, batch: Any, logits: torc
     setattr(logits, MASK, bitmask)
 
 
-def masked(logits: torch.Tensor, bitmask: np.ndarray | None) -> torch.Tensor:
-    """`logits` ``[rows, vocabulary]``, in which those that `bitmask` forbids are now -inf."""
+def masked(logits: torch.Tensor | Logits, bitmask: np.ndarray | None) -> torch.Tensor:
+    """All the `logits` ``[rows, vocabulary]``, in which those that `bitmask` forbids are now -inf."""
+    logits = logits[:]
     if bitmask is not None:
         forbidden = np.unpackbits(bitmask.view(np.uint8), axis=1, bitorder="little") == 0
         width = min(logits.shape[1], forbidden.shape[1])
@@ -64,7 +67,7 @@ def masked(logits: torch.Tensor, bitmask: np.ndarray | None) -> torch.Tensor:
 
 
 def choose(
-    logits: torch.Tensor, bitmask: np.ndarray | None = None, others: int = 0
+    logits: torch.Tensor | Logits, bitmask: np.ndarray | None = None, others: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The most likely legal token of each row of ``[rows, vocabulary]`` and behind it the `others` likeliest,
     int64 ``[rows, 1 + others]``, and their natural log-probabilities, float32. `bitmask` ``[rows, vocabulary
@@ -79,11 +82,11 @@ def choose(
         few, many = np.flatnonzero(legal <= MOST_LEGAL), np.flatnonzero(legal > MOST_LEGAL)
         if len(few):
             tokens[few], logprobs[few] = _among_few(logits, bitmask, few, others)
+    left = logits[many] if len(many) else logits  # some of vLLM's products of no rows end the process
     for start in range(0, len(many), CHUNK):
         rows = many[start : start + CHUNK]
-        tokens[rows, 0], logprobs[rows, 0] = _among_many(
-            masked(logits[rows], None if bitmask is None else bitmask[rows]).float()
-        )
+        likely = masked(left[start : start + CHUNK], None if bitmask is None else bitmask[rows])
+        tokens[rows, 0], logprobs[rows, 0] = _among_many(likely.float())
     return tokens, logprobs
 
 
@@ -100,7 +103,7 @@ def _among_many(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _among_few(
-    logits: torch.Tensor, bitmask: np.ndarray, rows: np.ndarray, others: int
+    logits: torch.Tensor | Logits, bitmask: np.ndarray, rows: np.ndarray, others: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `choose`, for `rows` of `logits` and `bitmask` that have few legal tokens."""
     at, word = np.nonzero(bitmask[rows])
@@ -108,13 +111,14 @@ def _among_few(
     pair, bit = np.nonzero(bits)
     row, token = at[pair], 32 * word[pair] + bit
     row, token = row[token < logits.shape[1]], token[token < logits.shape[1]]
+    each = logits.of(rows[row], token) if isinstance(logits, Logits) else logits[rows[row], token].float()
     # each row's legal tokens from the left on
     counts = np.bincount(row, minlength=len(rows))
     column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     legal = torch.zeros(len(rows), 1 + max(others, int(column.max(initial=0))), dtype=torch.int64)
     values = torch.full(legal.shape, float("-inf"))
     legal[row, column] = torch.from_numpy(token)
-    values[row, column] = logits[rows[row], token].float()
+    values[row, column] = each
     best = values.argmax(dim=1, keepdim=True)
     shares = (values - values.gather(1, best)).exp()
     # From left to right: in another order the sum would depend on how wide the other rows are.
@@ -129,7 +133,9 @@ def _among_few(
 
 
 def _plain(metadata: Any) -> bool:
-    """Whether all requests are greedy, want no other log-probabilities, and change no logit."""
+    """Whether all requests are greedy, want no other log-probabilities, and change no logit. (None that this
+    engine makes has a bias or a least length.)
+    """
     return bool(
         metadata.all_greedy
         and metadata.max_num_logprobs in (0, alternatives.COUNT)
@@ -147,20 +153,22 @@ def _logprobs(tokens: torch.Tensor, logprobs: torch.Tensor) -> LogprobsTensors:
 
 class GreedySampler(Sampler):  # type: ignore[misc,valid-type]
     def forward(
-        self, logits: torch.Tensor, sampling_metadata: Any, *args: Any, **kwargs: Any
+        self, logits: torch.Tensor | Logits, sampling_metadata: Any, *args: Any, **kwargs: Any
     ) -> SamplerOutput:
         bitmask = getattr(logits, MASK, None)
         if args or kwargs or not _plain(sampling_metadata):
             return super().forward(masked(logits, bitmask), sampling_metadata, *args, **kwargs)
-        for processor in sampling_metadata.logitsprocs.non_argmax_invariant:
-            logits = processor.apply(logits)
         tokens, logprobs = choose(logits, bitmask, sampling_metadata.max_num_logprobs)
         return SamplerOutput(tokens[:, :1].to(torch.int32), _logprobs(tokens, logprobs))
 
 
 class GreedyRejectionSampler(RejectionSampler):  # type: ignore[misc,valid-type]
     def forward(
-        self, metadata: Any, draft_probs: torch.Tensor | None, logits: torch.Tensor, sampling_metadata: Any
+        self,
+        metadata: Any,
+        draft_probs: torch.Tensor | None,
+        logits: torch.Tensor | Logits,
+        sampling_metadata: Any,
     ) -> SamplerOutput:
         """Keep the drafts up to the first that is not the most likely token, and that token behind them."""
         bitmask = getattr(logits, MASK, None)

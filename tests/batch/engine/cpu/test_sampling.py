@@ -123,16 +123,6 @@ def test_other_requests_go_vllms_way(changes: dict[str, Any]) -> None:
         assert ours.logprobs_tensors.logprobs.tolist() == theirs.logprobs_tensors.logprobs.tolist()
 
 
-def test_a_processor_that_changes_logits_is_asked() -> None:
-    barred = SimpleNamespace(
-        apply=lambda logits: logits.index_fill(1, logits.argmax(dim=1)[:1], float("-inf"))
-    )
-    logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(1))
-    changed = metadata(logitsprocs=SimpleNamespace(non_argmax_invariant=[barred], argmax_invariant=[]))
-    chosen = sampling.GreedySampler()(logits.clone(), changed).sampled_token_ids.item()
-    assert chosen == logits[0].topk(2).indices[1].item()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kept_drafts_are_vllms(dtype: torch.dtype) -> None:
     """Drafts that all agree, none, some, and rows without any."""
