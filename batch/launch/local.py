@@ -1,6 +1,7 @@
 """This machine's engines on one queue of units."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 
@@ -12,7 +13,7 @@ from batch.storage.hashing import Int64s
 from batch.storage.receipts import Receipts
 from batch.storage.units import Unit
 
-STOP_SECONDS = 10.0  # for a worker to keep what it has when the run is stopped
+STOP_SECONDS = 8.0  # for the workers to keep what they have when the run is stopped
 
 Call = Callable[[], None]
 
@@ -81,8 +82,9 @@ def _side_by_side(
         units.stop()
         for engine in engines:
             engine.abandon()
+        until = time.monotonic() + STOP_SECONDS
         for thread in threads:
-            thread.join(STOP_SECONDS)
+            thread.join(max(0.0, until - time.monotonic()))
         raise
     return failed
 

@@ -88,10 +88,11 @@ class PartWriter:
         """
         table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
         tally, ids, attempt = self._tally_of(table), IdDigest(), secrets.token_hex(8)
+        shards = tuple(self._shards)  # a run that is stopped may keep this part's rows meanwhile
         name = part_name(self.unit.index, attempt)
 
         def rows() -> Iterator[pa.RecordBatch]:
-            for batches in (shard_rows(self._shards, self._schema), table.to_batches()):
+            for batches in (shard_rows(shards, self._schema), table.to_batches()):
                 for batch in batches:
                     ids.update(batch.column(id_column))
                     yield batch
@@ -99,7 +100,7 @@ class PartWriter:
         with store.writing(name) as location:
             write_rows(location, rows(), self._schema)
             sha256, size = location.sha256(), location.stamp()[0]
-        whole = sum(map(shard_tally, self._shards), tally)
+        whole = sum(map(shard_tally, shards), tally)
         receipt = Receipt(
             unit=self.unit.index,
             start=self.unit.start,

@@ -5,13 +5,14 @@ import dataclasses
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from batch.background import in_background
 from batch.engine.worker import Usage
 from batch.errors import StorageError
 from batch.launch.part_writer import PartWriter
@@ -25,6 +26,9 @@ from batch.storage.backlog import Backlog
 from batch.storage.hashing import Int64s
 from batch.storage.receipts import Receipts
 from batch.storage.units import Cursor, Unit
+
+WRITE_SECONDS = 5.0  # for a part that is being written to get there when the run is stopped
+LOOK_SECONDS = 0.5  # between two looks whether it is
 
 
 class Rows(Protocol):
@@ -102,6 +106,10 @@ class Units:
             self._stopped = True
             self._changed.notify_all()
 
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
     def more(self) -> bool:
         """Whether there is one to take; waits while another worker may yet give one back."""
         with self._changed:
@@ -124,8 +132,9 @@ class Worker:
         self.device, self.engine = device, engine
         self._task, self._receipts = task, receipts
         self._observer, self._tell = observer, tell
-        # of the units that were taken, in order: those whose rows are all there, and the others
-        self._writing: deque[tuple[PartWriter, Future[Tally]]] = deque()
+        self._stopped = False
+        # of the units that were taken, in order: the one that is being written, and the others
+        self._writing: tuple[PartWriter, Future[Tally]] | None = None
         self._parts: deque[PartWriter] = deque()
 
     @property
@@ -134,7 +143,7 @@ class Worker:
         return [part.unit for part in self._undone()]
 
     def _undone(self) -> list[PartWriter]:
-        parts = [*(part for part, _ in self._writing), *self._parts]
+        parts = [*([self._writing[0]] if self._writing else []), *self._parts]
         return [part for part in parts if part.unit.index not in self._receipts]
 
     def work(self, units: Units, repeated: Int64s) -> None:
@@ -158,20 +167,16 @@ class Worker:
             self._tell(partial(observer.engine_ready, self.device, engine.facts, canary, scorer.counts))
             self._proved = {**engine.facts, "canary": canary}
             try:
-                with ThreadPoolExecutor(1) as pool:
-                    while units.more():
-                        chunks = self._chunks(units, scorer.feed_rows)
-                        for scored in scorer.score(chunks, task.backlog.text_column, task.schema):
-                            # not always the first: of some units all rows had been kept
-                            next(part for part in self._parts if not part.full).add(scored)
-                            self._finish(units, pool)
-                        self._finish(units, pool)
-                self._told(most=0)
+                while units.more():
+                    chunks = self._chunks(units, scorer.feed_rows)
+                    for scored in scorer.score(chunks, task.backlog.text_column, task.schema):
+                        # not always the first: of some units all rows had been kept
+                        next(part for part in self._parts if not part.full).add(scored)
+                        self._finish(units)
+                    self._finish(units)
+                self._written(units)
             finally:
-                with contextlib.suppress(StorageError):
-                    self._told(most=0)
-                for part in self._undone():
-                    part.save()
+                self._keep()
                 usage = engine.usage._asdict()
                 self._tell(partial(observer.engine_done, self.device, engine.restarts, usage))
 
@@ -191,31 +196,56 @@ class Worker:
     def _committed(self, tally: Tally) -> None:
         self._tell(partial(self._observer.committed, tally))
 
-    def _finish(self, units: Units, pool: Executor) -> None:
-        """Have the parts and receipts of the units written whose rows are all there."""
+    def _finish(self, units: Units) -> None:
+        """Have the parts and receipts of the units written whose rows are all there, one at a time: each
+        holds a unit's rows.
+        """
         while self._parts and self._parts[0].full:
-            self._writing.append((self._parts[0], pool.submit(self._write, self._parts[0], units)))
-            self._parts.popleft()
-        self._told(most=1)  # each holds a unit's rows
+            self._written(units)
+            if self._writing:
+                return
+            part = self._parts.popleft()
+            self._writing = part, in_background(partial(self._write, part, units))
+        if self._writing and self._writing[1].done():
+            self._told()
 
     def _write(self, part: PartWriter, units: Units) -> Tally:
         """In a thread of its own. Returns what there is to tell of the part."""
         receipts = self._receipts
         try:
             receipt, tally = part.finish(receipts.store, self._task.id_column, self._proved, receipts.job)
-            receipts.add(receipt)
+            if not self._stopped:
+                receipts.add(receipt)
         except BaseException:
             units.stop()  # who waits for another unit hears of it
             raise
-        part.forget()
+        if not self._stopped:  # else another run may have begun, on what this one has kept
+            part.forget()
         units.done()
         return tally
 
-    def _told(self, most: int) -> None:
-        """Tell of the parts that are written, and wait until no more than `most` are not. Raises
-        `StorageError` where one could not be.
+    def _written(self, units: Units) -> None:
+        """Wait for the part that is being written, if one is, as long as the run goes on."""
+        while self._writing and not units.stopped:
+            if wait([self._writing[1]], LOOK_SECONDS).done:
+                self._told()
+
+    def _told(self, seconds: float | None = None) -> None:
+        """Tell of that part once it is there. Raises `StorageError` where it could not be written,
+        `TimeoutError` after `seconds`.
         """
-        while self._writing and (len(self._writing) > most or self._writing[0][1].done()):
-            tally = self._writing[0][1].result()
-            self._writing.popleft()
+        if self._writing:
+            tally = self._writing[1].result(seconds)
+            self._writing = None
             self._committed(tally)
+
+    def _keep(self) -> None:
+        """Keep what there is of each unit that is not done, whatever becomes of the others."""
+        with contextlib.suppress(Exception):  # what stopped the run is told
+            self._told(WRITE_SECONDS)
+        self._stopped = True
+        for part in self._undone():
+            try:
+                part.save()
+            except StorageError as error:
+                self._emit("rows not kept", level="warning", unit=part.unit.index, why=str(error))

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
+import pyarrow as pa
+
 from batch.errors import StorageError
 from batch.storage.bucket import Bucket
 from batch.storage.location import CHUNK, Location, reason, shown, storage_error
@@ -77,12 +79,12 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Location]:
-        with tempfile.NamedTemporaryFile(dir=self._scratch, prefix=".", suffix=".partial") as file:
-            yield Location.of(file.name)
-            try:
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._scratch, prefix=".", suffix=".partial") as file:
+                yield Location.of(file.name)
                 self._bucket.put(self._path(name), Path(file.name))
-            except OSError as error:
-                raise storage_error(self._name(name), error) from error
+        except (pa.ArrowException, OSError) as error:
+            raise storage_error(self._name(name), error) from error
 
     def assemble(
         self,

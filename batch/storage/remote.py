@@ -11,10 +11,11 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+
+from batch.background import in_background
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -78,20 +79,10 @@ def asked(call: Callable[..., Answer], *arguments: Any, **options: Any) -> Answe
     The client does not hear signals, and a silent store may hold it for a minute. So the main thread, which
     does, waits for another.
     """
-    answer = Future[Answer]()
-
-    def ask() -> None:
-        try:
-            answer.set_result(call(*arguments, **options))
-        except BaseException as error:
-            answer.set_exception(error)
-
-    if threading.current_thread() is threading.main_thread():
-        threading.Thread(target=ask, daemon=True).start()
-    else:
-        ask()
     with translated():
-        return answer.result()
+        if threading.current_thread() is threading.main_thread():
+            return in_background(functools.partial(call, *arguments, **options)).result()
+        return call(*arguments, **options)
 
 
 @contextlib.contextmanager

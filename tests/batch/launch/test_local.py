@@ -20,10 +20,12 @@ from batch.adapter.bundle import Bundle
 from batch.engine.replay import FAULTS
 from batch.errors import EngineError, InputError, Interrupted, StorageError
 from batch.job import Options, check
+from batch.launch import worker
 from batch.launch.devices import placements
 from batch.launch.part_writer import PartWriter
 from batch.launch.worker import Units
 from batch.reporting.observer import Observer
+from batch.storage.store import LocalStore
 from batch.storage.units import Cursor, Plan
 from tests.batch.test_run import backlog, route
 from tests.faults.test_supervision import engines
@@ -126,6 +128,42 @@ def test_rows_are_scored_while_a_part_is_written(
     monkeypatch.setattr(PartWriter, "add", noted)
     summary = run.run(dataclasses.replace(options(tiny_bundle, tmp_path, max_num_seqs=64), devices="1"))
     assert summary.tally.rows == 6000 and further.is_set()
+
+
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_a_silent_store_does_not_keep_a_run_from_stopping(
+    devices: str, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had for the store is kept on this machine, and the next run finds it even if the store answers the
+    first one meanwhile."""
+    create, asked, answers = LocalStore.create, threading.Event(), threading.Event()
+
+    def silent(store: LocalStore, name: str, data: bytes) -> bool:
+        if name.startswith("receipts/"):
+            asked.set()
+            assert answers.wait(60)
+        return create(store, name, data)
+
+    def stop(counts: object, total: int) -> None:
+        if asked.is_set():
+            raise Interrupted(signal.SIGTERM)
+
+    wanted = dataclasses.replace(options(tiny_bundle, tmp_path, max_num_seqs=16), devices=devices)
+    monkeypatch.setattr(worker, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(LocalStore, "create", silent)
+    with pytest.raises(Interrupted):
+        run.run(wanted, Observer(progress=stop))
+    assert not answers.is_set() and engines() == []
+    kept = sorted(tmp_path.glob(".out.parquet.work/shards/*.parquet"))
+    assert sum(pq.read_metadata(path).num_rows for path in kept) >= 1024
+    threads = {thread for thread in threading.enumerate() if thread.name.endswith("(run)")}
+    assert threads and all(thread.daemon for thread in threads)
+    answers.set()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(tmp_path.glob(".out.parquet.work/shards/*.parquet")) == kept
+    summary = run.run(wanted)
+    assert summary.resumed_rows >= 1024 and summary.resumed_rows + summary.counts.rows == 6000
 
 
 @pytest.mark.parametrize("devices", ["1", "2"])
