@@ -27,7 +27,7 @@ from batch.source import Unscored
 from batch.storage.folder import job_store, plan_store
 from batch.storage.location import Location, is_local
 from batch.storage.receipts import Receipts
-from batch.storage.workdir import ANSWERS, SHARDS, changes, fingerprint
+from batch.storage.workdir import ANSWERS, ATTEMPTS, SHARDS, changes, fingerprint
 from batch.storage.written_plan import WrittenPlan
 
 CPUS = 2  # an engine's actor: one reads, tokenises and writes, the other is the engine's own
@@ -42,6 +42,8 @@ def score_on_cluster(job: Job, receipts: Receipts, observer: Observer) -> None:
     """
     plan = plan_of(job)
     plan.write(plan_store(job.options.output, work_dir_of(job.options)))
+    for marker in receipts.store.names(ATTEMPTS):
+        receipts.store.remove(marker)  # an earlier driver's: its actors ended with it, whatever they scored
     counts = Counts()
     while receipts.missing:
         _one_pool(job, plan, receipts, counts, observer)

@@ -15,7 +15,7 @@ from typing import Any
 from batch.engine import AdapterSpec, Asked, Completion, EngineSpec
 from batch.engine.process import PATIENCE, EngineProcess
 from batch.engine.worker import Usage
-from batch.errors import EngineError
+from batch.errors import BatchRouteError, EngineError
 from batch.events import Emit, nobody
 
 LEAST_SEQS = 8  # requests at once, below which memory is not what it lacks
@@ -194,6 +194,8 @@ class Supervisor:
                 return
             except EngineError as again:
                 error = again
+            except BatchRouteError as refused:  # what was served here before: the machine is another now
+                error = EngineError(f"a restarted engine refuses what it served: {refused}")
 
     def _ask_less(self, error: EngineError) -> None:
         """Have the next engine run half as many requests at once, if this one ran out of memory."""

@@ -1,7 +1,8 @@
 """What an actor of a cluster does: units that come one or two at a time → one engine → parts and receipts.
 
 It imports no Ray. A cluster tries for ever again what ended with its process, so attempts are counted in the
-store: a unit that ended several processes becomes error rows, and one that ends even those stops the job.
+store, anew for each driver: a unit that ended several processes becomes error rows, and one that ends even
+those stops the job.
 
     attempts/00007-0    made before the first attempt at a unit, and so on; it stays if the process ends
 """

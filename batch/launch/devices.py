@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,26 @@ def visible_gpus() -> list[str]:
         return [part.strip() for part in given.split(",") if part.strip() not in ("", "-1")]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True)
-        return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
+        return _listed(listed.stdout)
     return []
+
+
+def _listed(text: str) -> list[str]:
+    """What `nvidia-smi -L` lists: each GPU by its number, or each part of one that is divided (MIG) by its
+    UUID.
+
+        GPU 0: NVIDIA H100 (UUID: GPU-6f…)
+          MIG 3g.40gb     Device  0: (UUID: MIG-0c…)
+    """
+    found: list[str] = []
+    for line in text.splitlines():
+        if gpu := re.match(r"GPU (\d+):", line):
+            found.append(gpu[1])
+        elif part := re.match(r"\s+MIG .*\(UUID: ([^)]+)\)", line):
+            if found and found[-1].isdigit():
+                found.pop()
+            found.append(part[1])
+    return found
 
 
 def _count(wanted: str | None, most: int, of: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 
 from batch.engine.supervisor import Supervisor
-from batch.errors import EngineError
+from batch.errors import AdapterError, EngineError
 from batch.launch.worker import Task, Units, Worker
 from batch.reporting.observer import Observer
 from batch.storage.hashing import Int64s
@@ -27,8 +27,8 @@ def score(
 ) -> None:
     """Score every unit of those `wanted` that has no receipt.
 
-    An engine that does not recover leaves its units to the others; only where none is left, its
-    `EngineError` is raised. Whatever else a worker meets ends them all.
+    An engine that does not recover, or does not start, leaves its units to the others; only where none is
+    left, its `EngineError` or `AdapterError` is raised. Whatever else a worker meets ends them all.
     """
     wanted = list(wanted)
     left = [unit for unit in wanted if unit.index not in receipts]
@@ -41,7 +41,8 @@ def score(
     else:
         failed = _side_by_side(task, receipts, engines, observer, units, repeated)
         if any(unit.index not in receipts for unit in left):
-            raise failed[-1]
+            # a rerun may go further than those that served, but not than those that never could
+            raise next((error for error in failed if isinstance(error, EngineError)), failed[-1])
 
 
 def _side_by_side(
@@ -51,9 +52,10 @@ def _side_by_side(
     observer: Observer,
     units: Units,
     repeated: Int64s,
-) -> list[EngineError]:
+) -> list[EngineError | AdapterError]:
     """A thread an engine, which waits for it most of the time. The observer is called from this one alone.
-    Returns how engines ended that did not get well.
+    Returns how engines ended that did not get well, or that refused: one GPU of several may be the only one
+    that does.
     """
     calls: SimpleQueue[Call | _Ended] = SimpleQueue()
     workers = [
@@ -63,7 +65,7 @@ def _side_by_side(
         threading.Thread(target=_work, args=(worker, units, repeated, calls), daemon=True)
         for worker in workers
     ]
-    ended, failed = 0, list[EngineError]()
+    ended, failed = 0, list[EngineError | AdapterError]()
     try:
         for thread in threads:
             thread.start()
@@ -73,7 +75,7 @@ def _side_by_side(
                 call()
                 continue
             ended += 1
-            if isinstance(call.error, EngineError):
+            if isinstance(call.error, EngineError | AdapterError):
                 failed.append(call.error)
                 observer.engine_lost(call.device, str(call.error))
             elif call.error:

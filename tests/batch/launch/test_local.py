@@ -5,9 +5,11 @@ import json
 import os
 import random
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -17,11 +19,13 @@ import pytest
 from batch import run
 from batch.adapter.base_model import check_divides
 from batch.adapter.bundle import Bundle
+from batch.engine import process
 from batch.engine.replay import FAULTS
-from batch.errors import EngineError, InputError, Interrupted, StorageError
+from batch.engine.supervisor import Supervisor
+from batch.errors import AdapterError, EngineError, InputError, Interrupted, StorageError
 from batch.job import Options, check
 from batch.launch import worker
-from batch.launch.devices import placements
+from batch.launch.devices import placements, visible_gpus
 from batch.launch.part_writer import PartWriter
 from batch.launch.worker import Units
 from batch.reporting.observer import Observer
@@ -95,6 +99,76 @@ def test_one_that_does_not_get_well_leaves_its_units_to_the_other(
     assert list(summary.devices) == [1] and summary.tally.rows == 6000
 
 
+REFUSING = """
+import json, os, sys
+sys.path[:] = json.loads(sys.argv[1])
+from batch.engine import worker
+from batch.errors import InstallationError
+def refuse(spec):
+    raise InstallationError("no GPU answers")
+if os.path.exists(os.environ.get("REFUSE", "")):
+    worker.build = refuse
+worker.serve(*sys.argv[2:])
+"""
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, when: Path, *which: int) -> None:
+    """Have these engines find no GPU when they start while the file is there."""
+    honest = run.wanted_engines
+
+    def specs(job):  # type: ignore[no-untyped-def]
+        told = (("REFUSE", str(when)),)
+        return [
+            dataclasses.replace(spec, environment=told) if index in which else spec
+            for index, spec in enumerate(honest(job))
+        ]
+
+    monkeypatch.setattr(process, "BOOT", REFUSING)
+    monkeypatch.setattr(run, "wanted_engines", specs)
+
+
+def test_one_gpu_of_several_that_does_not_answer_costs_only_its_engine(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    when = tmp_path / "lost"
+    when.touch()
+    with monkeypatch.context() as all_of_them:
+        refusing(all_of_them, when, 0, 1)
+        with pytest.raises(AdapterError, match="no GPU answers"):  # a rerun would meet the same
+            run.run(options(tiny_bundle, tmp_path))
+    refusing(monkeypatch, when, 1)
+    summary = run.run(options(tiny_bundle, tmp_path))
+    assert list(summary.devices) == [0] and summary.tally.rows == 6000
+
+
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_a_gpu_lost_on_the_way_is_no_refusal(
+    devices: str, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    when, killed = tmp_path / "lost", list[int]()
+    refusing(monkeypatch, when, 0)
+    wanted = dataclasses.replace(options(tiny_bundle, tmp_path, max_num_seqs=16), devices=devices)
+    first = Supervisor.start
+
+    def start(supervisor: Supervisor) -> None:
+        first(supervisor)
+        if dict(supervisor._spec.environment).get("REFUSE"):
+            killed.append(supervisor.pid)
+
+    def kill(counts: object, total: int) -> None:
+        if killed and not when.exists():
+            when.touch()
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(Supervisor, "start", start)
+    if devices == "1":
+        with pytest.raises(EngineError, match="no GPU answers"):
+            run.run(wanted, Observer(progress=kill))
+        when.unlink()
+    summary = run.run(wanted, Observer(progress=kill) if devices == "2" else Observer())
+    assert summary.tally.rows == 6000 and summary.tally.error_rows == 0
+
+
 def test_a_signal_stops_all_and_keeps_what_is_done(tiny_bundle: Bundle, tmp_path: Path) -> None:
     def stop(counts: object, total: int) -> None:
         if any(tmp_path.glob(".out.parquet.work/receipts/*.json")):
@@ -144,15 +218,16 @@ def test_a_silent_store_does_not_keep_a_run_from_stopping(
             assert answers.wait(60)
         return create(store, name, data)
 
-    def stop(counts: object, total: int) -> None:
-        if asked.is_set():
-            raise Interrupted(signal.SIGTERM)
+    def stop() -> None:
+        if asked.wait(60):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     wanted = dataclasses.replace(options(tiny_bundle, tmp_path, max_num_seqs=16), devices=devices)
     monkeypatch.setattr(worker, "WRITE_SECONDS", 0.2)
     monkeypatch.setattr(LocalStore, "create", silent)
+    threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(Interrupted):
-        run.run(wanted, Observer(progress=stop))
+        run.run(wanted)
     assert not answers.is_set() and engines() == []
     kept = sorted(tmp_path.glob(".out.parquet.work/shards/*.parquet"))
     assert sum(pq.read_metadata(path).num_rows for path in kept) >= 1024
@@ -203,6 +278,18 @@ def test_which_devices(
         assert len({each["VLLM_PORT"] for each in found}) == len(found)
         assert len({each["VLLM_CACHE_ROOT"] for each in found}) == len(set(seen))
     assert [each["sharing"] for each in placements(wanted, None)] == [seen.count(gpu) for gpu in seen]
+
+
+def test_the_parts_of_a_divided_gpu_are_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-6f1c)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-77aa)
+  MIG 3g.40gb     Device  0: (UUID: MIG-0c5e)
+  MIG 3g.40gb     Device  1: (UUID: MIG-9d21)
+"""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    told = SimpleNamespace(stdout=listed)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: told)
+    assert visible_gpus() == ["0", "MIG-0c5e", "MIG-9d21"]
 
 
 @pytest.mark.parametrize(
