@@ -8,6 +8,7 @@ from batch.errors import InputError, one_line
 from batch.storage.location import Location
 from batch.storage.manifest import manifest_location, output_files, read_manifest
 from batch.storage.parquet import ParquetSource
+from batch.storage.schema import readable
 
 FIRST = 10_000  # rows that the ones shown are drawn from
 SEED = 0  # the same rows each time
@@ -45,7 +46,9 @@ def _first_rows(output: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         columns = [job["id_column"], job["text_column"], *(each for each in made if each not in given)]
         files = map(ParquetSource.open, output_files(output, manifest))
         for batch in itertools.chain.from_iterable(file.batches(columns=columns) for file in files):
-            rows += batch.slice(0, FIRST - len(rows)).to_pylist()
+            first = batch.slice(0, FIRST - len(rows))
+            values = zip(*map(readable, first.columns), strict=True)
+            rows += [dict(zip(first.schema.names, row, strict=True)) for row in values]
             if len(rows) == FIRST:
                 break
     except (KeyError, TypeError) as error:

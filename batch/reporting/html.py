@@ -18,6 +18,7 @@ from batch.reporting.tally import SCORE_BINS, Tally
 from batch.storage.location import Location, write_file
 from batch.storage.manifest import manifest_location, output_files, read_manifest
 from batch.storage.parquet import ParquetSource
+from batch.storage.schema import readable
 
 TEMPLATE = Path(__file__).with_name("report.html")
 LOWEST = 25  # rows listed
@@ -59,19 +60,17 @@ def lowest(
     found: pl.DataFrame | None = None
     sources = map(ParquetSource.open, files)
     for batch in (batch for source in sources for batch in source.batches(size=READ_ROWS, columns=wanted)):
-        rows = (
-            pl.DataFrame(batch)
-            .with_columns(pl.col(job["id_column"]).cast(pl.String))
-            .drop_nulls(f"{prefix}score")
-        )
-        # Ties go by position, so the list does not change from one look to the next.
-        found = (
-            (rows if found is None else pl.concat([found, rows]))
-            .sort(f"{prefix}score", maintain_order=True)
-            .head(count)
-        )
+        rows = _lowest(pl.DataFrame(batch.select(wanted[1:])).with_row_index("row"), f"{prefix}score", count)
+        ids = readable(batch.column(wanted[0]).take(rows["row"].to_arrow()))
+        rows = rows.drop("row").insert_column(0, pl.Series(wanted[0], map(str, ids), pl.String))
+        found = rows if found is None else _lowest(pl.concat([found, rows]), f"{prefix}score", count)
     names = dict(zip(wanted, ["id", *(name.removesuffix("_score") for name in scores)], strict=True))
     return pl.DataFrame(schema=list(names.values())) if found is None else found.rename(names)
+
+
+def _lowest(rows: pl.DataFrame, score: str, count: int) -> pl.DataFrame:
+    """Ties go by position, so the list does not change from one look to the next."""
+    return rows.drop_nulls(score).sort(score, maintain_order=True).head(count)
 
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Parquet's own types, which Arrow does not all know: read from one file's footer, written into another's.
 
 A footer is a Thrift struct in the compact protocol; its second field lists the schema's elements, depth
-first. pyarrow reads ENUM, BSON, INTERVAL, VARIANT, GEOMETRY and GEOGRAPHY as bytes and writes them as such,
-and forgets that a TIME is one with zone. So those annotations are taken from the input's elements
-(:func:`annotations`) and put back into the output's (:func:`annotated`); no other byte of a footer is
-changed. See parquet.thrift of apache/parquet-format.
+first. pyarrow reads ENUM, BSON, INTERVAL, VARIANT, GEOMETRY and GEOGRAPHY as bytes and writes them as such.
+It forgets that a TIME is one with zone, and that a TIMESTAMP has no LogicalType, which is one without zone to
+DuckDB. So those annotations are taken from the input's elements (:func:`annotations`) and put back
+into the output's (:func:`annotated`); no other byte of a footer is changed. See parquet.thrift of
+apache/parquet-format.
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ LEGACY = {
     4: "ENUM",
     7: "TIME",
     8: "TIME",
+    9: "TIMESTAMP of old",
+    10: "TIMESTAMP of old",
     20: "BSON",
     21: "INTERVAL",
 }  # ConvertedType's, where there is no LogicalType

@@ -7,6 +7,7 @@ loss.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import types
@@ -41,6 +42,24 @@ def plain(array: pa.Array) -> pa.Array:
     if types.is_dictionary(array.type):
         return plain(array.dictionary_decode())
     return array.storage if isinstance(array.type, pa.BaseExtensionType) else array
+
+
+def readable(array: pa.Array) -> list[Any]:
+    """Values as a person can be shown them: in a text, bytes that are not UTF-8 are escaped; a value of bytes
+    that are not is hexadecimal.
+    """
+    array = plain(array)
+    if is_string(array.type):
+        texts = array.cast(pa.large_binary()).to_pylist()
+        return [None if text is None else text.decode(errors="backslashreplace") for text in texts]
+    return [_spelt(value) if isinstance(value, bytes) else value for value in array.to_pylist()]
+
+
+def _spelt(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -41,6 +41,18 @@ def test_with_a_prefix_an_error_and_a_text_that_a_terminal_would_obey(
     assert second["r_status"] == "error" and second["r_error_code"] == "empty_text" and "score" not in second
 
 
+def test_bytes_that_are_no_text(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    texts = pa.array([b"Find it.", b"caf\xe9 machine broken"], pa.binary())
+    request = pa.Array.from_buffers(pa.string(), 2, texts.buffers())
+    table = pa.table({"id": pa.array([b"\xff1", b"a2"]), "request": request})
+    pq.write_table(table, tmp_path / "in.parquet")
+    done = route(tiny_bundle, tmp_path / "in.parquet", tmp_path / "out.parquet", "--max-error-rate", "1")
+    assert done.exit_code == 0, done.output
+    first, second = show(str(tmp_path / "out.parquet"), 2)
+    assert (first["id"], second["id"]) == ("ff31", "a2")
+    assert second["request"] == r"caf\xe9 machine broken" and second["error_code"] == "invalid_utf8"
+
+
 @pytest.mark.parametrize("damage", ["none", "columns"])
 def test_what_is_not_finished_is_refused(damage: str, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1]}), tmp_path / "out.parquet")

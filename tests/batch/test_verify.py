@@ -1,8 +1,10 @@
 """`batch-route verify`: what is whole is said to be, what differs in anything is refused, for a file and a folder."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -89,6 +91,21 @@ def test_another_input(made: tuple[Path, Path, Path], change: str, tmp_path: Pat
     result = verified(output, tmp_path / "changed.parquet")
     assert result.exit_code == 2 and "Traceback" not in result.output, result.output
     assert verified(output, source).exit_code == 0
+
+
+def test_timestamps_of_old_are_the_same_instants(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """INT96 reads without a zone, what is written in its place with one."""
+    times = pa.array([datetime(2026, 1, 1), None, datetime(2026, 1, 2)])
+    changed = pa.array([datetime(2026, 1, 1), None, datetime(2026, 1, 2, 0, 0, 1)])
+    for name, each in (("in", times), ("other", changed)):
+        nested = [[time] for time in each.to_pylist()]
+        table = pa.table({"id": list("abc"), "request": ["Find it."] * 3, "at": each, "all": nested})
+        pq.write_table(table, tmp_path / f"{name}.parquet", use_deprecated_int96_timestamps=True)
+    assert route(tiny_bundle, tmp_path / "in.parquet", tmp_path / "out.parquet").exit_code == 0
+    result = verified(tmp_path / "out.parquet", tmp_path / "in.parquet")
+    assert result.exit_code == 0, result.output
+    result = verified(tmp_path / "out.parquet", tmp_path / "other.parquet")
+    assert result.exit_code == 2 and "column 'at'" in result.output, result.output
 
 
 def test_a_file_of_that_name_is_an_input_too(tiny_bundle: Bundle, tmp_path: Path) -> None:

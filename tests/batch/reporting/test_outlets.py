@@ -342,6 +342,23 @@ def test_lowest_scores_come_first_and_by_id(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("ids", "listed"),
+    [
+        (pa.array([b"\xff1", b"a2"]), ["ff31", "a2"]),
+        (pa.array([b"\xff1", b"a2"], pa.binary(2)), ["ff31", "a2"]),
+        (pa.array([10**60, 2], pa.decimal256(70, 0)), [str(10**60), "2"]),
+        (pa.ExtensionArray.from_storage(pa.json_(), pa.array(["1", "2"])), ["1", "2"]),
+    ],
+    ids=["bytes", "bytes of one length", "decimals", "json"],
+)
+def test_ids_that_polars_cannot_read(ids: pa.Array, listed: list[str], tmp_path: Path) -> None:
+    scores = pa.array([0.5, 0.75], pa.float32())
+    pq.write_table(pa.table({"id": ids, "score": scores}), tmp_path / "out.parquet")
+    found = lowest([Location.of(tmp_path / "out.parquet")], {"prefix": "", "id_column": "id"}, ["score"])
+    assert found["id"].to_list() == listed
+
+
 def test_drift_against_last_nights_output(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """Two nights under one name, then a third beside them: each is compared with the one before, and told of."""
     output, path, textfile = tmp_path / "out.parquet", tmp_path / "r.html", tmp_path / "nightly.prom"

@@ -1,6 +1,7 @@
 """Files that differ as exports do are one backlog; what contradicts is refused with the column and both types."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,13 +258,37 @@ def test_marks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, 
         assert read_texts(next(backlog.batches()), "x") == (["DreamMaker", None], {})
 
 
-def mark_footer(source: Path, target: Path, fields: dict[int, tuple[int, bytes]]) -> None:
+@pytest.mark.parametrize(("unit", "converted"), [("ms", b"\x12"), ("us", b"\x14")])
+@pytest.mark.parametrize("nested", [False, True])
+def test_timestamps_without_a_logical_type_stay(
+    tmp_path: Path, unit: str, converted: bytes, nested: bool
+) -> None:
+    """As parquet-mr wrote them before 2.4, and Avro's converter: without zone to DuckDB."""
+    times = (
+        pa.array(["2026-11-02T06:09:00.250", None]).cast(pa.timestamp(unit)).cast(pa.timestamp(unit, "UTC"))
+    )
+    column = pa.StructArray.from_arrays([times], ["at"]) if nested else times
+    table = pa.table({"id": ["a", "b"], "request": ["x"] * 2, "x": column})
+    pq.write_table(table, tmp_path / "plain.parquet", store_schema=False)
+    mark_footer(tmp_path / "plain.parquet", tmp_path / "in.parquet", {6: (5, converted)}, without=[10])
+    written(opened(tmp_path / "in.parquet"), tmp_path / "out.parquet")
+    seen = [duckdb.read_parquet(f"{tmp_path}/{name}.parquet") for name in ("in", "out")]
+    assert seen[0].types == seen[1].types and "TIME ZONE" not in str(seen[0].types)
+    assert str(seen[0].fetchall()) == str(seen[1].fetchall())
+    assert pq.read_table(tmp_path / "out.parquet")["x"].to_pylist() == column.to_pylist()
+
+
+def mark_footer(
+    source: Path, target: Path, fields: dict[int, tuple[int, bytes]], without: Sequence[int] = ()
+) -> None:
     from batch.storage import footer
 
     data = source.read_bytes()
     size = int.from_bytes(data[-8:-4], "little")
     start, end, elements = footer._elements(data[-8 - size : -8])
     elements[-1] |= fields
+    for field in without:
+        del elements[-1][field]
     tail = data[-8 - size : -8]
     tail = tail[: start + 1] + b"".join(map(footer._encoded, elements)) + tail[end:]
     target.write_bytes(data[: -8 - size] + tail + len(tail).to_bytes(4, "little") + b"PAR1")
