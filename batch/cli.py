@@ -24,6 +24,7 @@ from batch.cli_shards import (
 )
 from batch.completion import adapters
 from batch.errors import one_line
+from batch.events import log_stderr_as_json
 from batch.imports import uncollected
 
 MOST_PATIENCE = 1e7  # seconds; the kernel counts microseconds
@@ -50,7 +51,6 @@ def duration(text: str) -> float:
 @click.command(
     cls=CommandWithOthers,
     others={"verify": verify, "show": show, "commit": commit},
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.argument("input")
 @click.argument("output")
@@ -217,6 +217,8 @@ def main(
 
     wanted = Options(**{name: value for name, value in options.items() if value is not None})
     outlets = Outlets(log_json, metrics, report)
+    if log_json and (dry_run or watch):
+        log_stderr_as_json()  # a run says by itself how it ends
     if dry_run:
         outlets.check(wanted.input, wanted.output)
         show_plan(check(wanted), PlainConsole())
@@ -254,8 +256,7 @@ def _watch(wanted: Any, outlets: Any) -> None:
             raise InputError(f"{option} does not go with --watch; leave it out")
 
     def say(line: str) -> None:
-        if not outlets.log_json:
-            click.echo(one_line(line), err=True)
+        click.echo(one_line(line), err=True)
 
     registry = Registry()
 

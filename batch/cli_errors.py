@@ -12,6 +12,7 @@ import click
 
 from batch.errors import BatchRouteError, Interrupted, ours
 
+HELP = {"help_option_names": ["-h", "--help"]}
 EMPTY = "it is empty (is a variable unset?)"
 
 
@@ -95,6 +96,9 @@ class LocalPath(click.Path):
 
 
 class ErrorCommand(click.Command):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"context_settings": HELP, **kwargs})
+
     def invoke(self, ctx: click.Context) -> Any:
         with translated():
             return super().invoke(ctx)
@@ -121,7 +125,11 @@ class CommandWithOthers(ErrorCommand):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Other commands"):
-            formatter.write_dl([(name, other.help or "") for name, other in self.others.items()])
+            formatter.write_dl([(name, _first_paragraph(other)) for name, other in self.others.items()])
+
+
+def _first_paragraph(command: click.Command) -> str:
+    return " ".join((command.help or "").partition("\n\n")[0].split())
 
 
 class ErrorGroup(click.Group):
@@ -129,13 +137,7 @@ class ErrorGroup(click.Group):
         """The first paragraph of each command's help, whole: click cuts it off."""
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [
-                    (name, " ".join((each.help or "").partition("\n\n")[0].split()))
-                    for name, each in found
-                    if each
-                ]
-            )
+            formatter.write_dl([(name, _first_paragraph(each)) for name, each in found if each])
 
     def invoke(self, ctx: click.Context) -> Any:
         with translated():

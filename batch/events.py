@@ -23,8 +23,9 @@ class JsonText(io.TextIOBase):
     what it begins with.
     """
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit, self._begun = emit, ""
+    def __init__(self, run: str, stream: IO[str]) -> None:
+        self.stream = stream
+        self._emit, self._begun = JsonLines(run, stream), ""
 
     def write(self, text: str) -> int:
         *lines, self._begun = (self._begun + text).split("\n")
@@ -41,7 +42,7 @@ class JsonText(io.TextIOBase):
 
 def log_stderr_as_json() -> None:
     """From now on, what this process writes to `sys.stderr` is JSON lines."""
-    sys.stderr = JsonText(JsonLines(secrets.token_hex(8), sys.stderr))
+    sys.stderr = JsonText(secrets.token_hex(8), sys.stderr)
 
 
 def nobody(event: str, *, level: str = "info", **facts: Any) -> None:
@@ -52,7 +53,8 @@ class JsonLines:
     """Writes events to `stream` (stderr), one JSON object a line, each with the id of the `run`."""
 
     def __init__(self, run: str, stream: IO[str] | None = None) -> None:
-        self._run, self._stream = run, stream or sys.stderr
+        self._run, stream = run, stream or sys.stderr
+        self._stream = stream.stream if isinstance(stream, JsonText) else stream
 
     def __call__(self, event: str, *, level: str = "info", **facts: Any) -> None:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -3,6 +3,9 @@
 These names, and the exceptions, are public; `batch` and `train` are the programs' own and may change.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from batch import __version__
 from batch.errors import (
     AdapterError,
@@ -38,9 +41,10 @@ def route(input: str, output: str, **options: object) -> Summary:
     """Classify a backlog of Parquet and write it, scored, to `output`: what `batch-route INPUT OUTPUT` does.
 
     `options` are the command's, with underscores: `route("in.parquet", "out.parquet", adapter="champion",
-    text_column="body", limit=1000)`. A run that was cut off is resumed. Returns the run's summary:
-    `summary.tally` counts rows, errors by code and values by field. Row errors raise nothing; they are in the
-    output.
+    text_column="body", limit=1000)`. A value is the text that the command takes, or what it means: seconds
+    for `deadline`, bytes for `cache_max`, a pair for `shard`. A run that was cut off is resumed. Returns the
+    run's summary: `summary.tally` counts rows, errors by code and values by field. Row errors raise nothing;
+    they are in the output.
 
     Works in any thread. In the main thread SIGTERM and SIGINT stop it cleanly, with a `KeyboardInterrupt`.
 
@@ -53,12 +57,35 @@ def route(input: str, output: str, **options: object) -> Summary:
     from batch.run import run
     from batch.shard import score_shard
 
-    wanted = Options(str(input), str(output), **options)  # type: ignore[arg-type]
+    wanted = Options(str(input), str(output), **_as_the_command_has_them(options))
     if wanted.shard is None:
         return run(wanted)
     observer = Observer()
     score_shard(wanted, observer)
     return observer.summary
+
+
+def _as_the_command_has_them(options: Mapping[str, object]) -> dict[str, Any]:
+    """Checked and converted as on the command line. Raises `InputError`."""
+    import click
+
+    from batch.cli import main
+
+    known = {option.name: option for option in main.params}
+    made: dict[str, Any] = {}
+    for name, value in options.items():
+        if value is None or name not in known:
+            made[name] = value  # who takes no such option says so
+            continue
+        spelt = "/".join(map(str, value)) if isinstance(value, tuple | list) else value
+        if name in ("deadline", "cache_max") and isinstance(value, int | float):
+            spelt = str(int(value))
+        try:
+            made[name] = known[name].type_cast_value(click.Context(main), spelt)
+        except (click.BadParameter, TypeError, ValueError, OverflowError) as error:
+            told = error.message if isinstance(error, click.BadParameter) else str(error)
+            raise InputError(f"{name}={value!r}: {told}") from error
+    return {name: value for name, value in made.items() if value is not None or name not in known}
 
 
 def commit(output: str, work_dir: str | None = None) -> Summary:

@@ -43,8 +43,10 @@ class Scorer:
         base = self._bundle.resolve_base(base_model)
         choices: dict[str, Any] = {"dtype": dtype, "threads": threads, "max_num_seqs": max_num_seqs}
         self._adapters = Adapters(self._bundle)
-        self._engine = Supervisor(engine_spec(base, [self._bundle], kind=engine, **choices))
+        self._spec = engine_spec(base, [self._bundle], kind=engine, **choices)
+        self._engine = Supervisor(self._spec)
         self._scorer: Scoring | None = None
+        self._cut_off = False  # in the middle of a call, whose requests the engine has
 
     @property
     def adapter(self) -> str:
@@ -56,8 +58,9 @@ class Scorer:
         pandas.
 
         Rows keep their order. A row that cannot be scored has `status` error and its `error_code`; nothing is
-        raised for it. Raises `InputError` for a table without that column or with one of the new columns,
-        `EngineError` when the engine does not recover.
+        raised for it. After a call that was interrupted the next one starts the engine anew. Raises
+        `InputError` for a table without that column or with one of the new columns, `EngineError` when the
+        engine does not recover.
         """
         kind = type(table).__module__.partition(".")[0]
         if kind == "polars":
@@ -74,6 +77,10 @@ class Scorer:
 
     def _score(self, table: pa.Table, text_column: str, prefix: str) -> pa.Table:
         self._refuse(table, text_column, prefix)
+        if self._cut_off:
+            self.close()
+            self._engine, self._scorer = Supervisor(self._spec), None
+        self._cut_off = True
         if self._scorer is None:
             load_first(self._engine, self._adapters)
             self._scorer = Scoring(self._engine, self._adapters, self._engine.facts["max_num_seqs"])
@@ -82,6 +89,7 @@ class Scorer:
         size = self._scorer.feed_rows
         chunks = (Chunk(_one_chunk(table.slice(start, size))) for start in range(0, table.num_rows, size))
         made = [scored.batch for scored in self._scorer.score(chunks, text_column, schema)]
+        self._cut_off = False
         return pa.Table.from_batches(made, schema)
 
     def _refuse(self, table: pa.Table, text_column: str, prefix: str) -> None:

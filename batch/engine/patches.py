@@ -30,14 +30,23 @@ def patch(module: ModuleType, name: str, new: Any, made_for: str) -> None:
         return
     if not callable(old) or isinstance(old, type) != isinstance(new, type):
         raise EngineError(
-            f"{full} of {_release(module)} is not what batch-route replaces (made for {made_for}); "
+            f"{full} of {_release(module.__name__)} is not what batch-route replaces (made for {made_for}); "
             "run `make setup`, which installs the pinned versions"
         )
     _installed[full] = _noting(new, full)
     setattr(module, name, _installed[full])
-    found = _release(module)
-    tried = f"{found}.".partition(" ")[2].startswith(f"{made_for}.")
-    _releases[full] = found if tried else f"{found}, made for {made_for}"
+    _releases[full] = _told(module.__name__, made_for)
+
+
+def plug(layer: Any, new: type, made_for: str) -> None:
+    """Have vLLM make `new` of one of its pluggable layers, which it allows, wherever it makes that. Doing it
+    again changes nothing.
+    """
+    full = f"{layer.__module__}.{layer.__name__}"
+    if full not in _installed:
+        _installed[full] = _noting(new, full)
+        layer.register_oot(new, name=layer.__name__)
+        _releases[full] = _told(layer.__module__, made_for)
 
 
 def installed() -> Mapping[str, str]:
@@ -50,8 +59,14 @@ def idle() -> list[str]:
     return sorted(_installed.keys() - _acting)
 
 
-def _release(module: ModuleType) -> str:
-    package = module.__name__.partition(".")[0]
+def _told(module: str, made_for: str) -> str:
+    found = _release(module)
+    tried = f"{found}.".partition(" ")[2].startswith(f"{made_for}.")
+    return found if tried else f"{found}, made for {made_for}"
+
+
+def _release(module: str) -> str:
+    package = module.partition(".")[0]
     return f"{package} {getattr(sys.modules[package], '__version__', 'unknown')}"
 
 

@@ -1,7 +1,12 @@
-"""`--dry-run`: a time as one would say it."""
+"""`--dry-run`: a time as one would say it, and a refusal as JSON."""
+
+import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from batch.cli import main
 from batch.dry_run import _duration
 
 
@@ -18,3 +23,10 @@ from batch.dry_run import _duration
 )
 def test_durations(rows: int, rate: float, said: str) -> None:
     assert _duration(rows, rate) == said
+
+
+def test_a_refusal_is_json_where_that_is_asked_for(tmp_path: Path) -> None:
+    told = CliRunner().invoke(main, [str(tmp_path / "no.parquet"), "out.parquet", "--dry-run", "--log-json"])
+    assert told.exit_code == 2
+    line = json.loads(told.stderr)
+    assert line["level"] == "error" and "no.parquet" in line["message"]

@@ -98,6 +98,63 @@ def test_route_is_the_command(tiny_bundle: Bundle, tmp_path: Path) -> None:
         batch_route.route(str(source), str(tmp_path / "o.parquet"), colour="red")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"reasons": "al"}, {"limit": -1}, {"limit": "few"}, {"deadline": "soon"}, {"deadline": -5}, {"shard": "2/2"},
+        {"shard": (0, 2, 3)}, {"cache_max": "1X"}, {"engine_timeout": 0}, {"adapter": ""}, {"max_error_rate": 5},
+        {"max_num_seqs": 0}, {"dtype": "int8"}, {"work_dir": "s3://b/w"}, {"devices": [0]},
+    ],
+)  # fmt: skip
+def test_what_the_command_refuses_is_refused(
+    option: dict[str, object], tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    source, output = backlog(tmp_path / "in.parquet", 5), tmp_path / "out.parquet"
+    with pytest.raises(batch_route.InputError, match=next(iter(option))):
+        batch_route.route(
+            str(source), str(output), **{"adapter": str(tiny_bundle.path), "engine": "replay", **option}
+        )
+    assert not output.exists()
+
+
+def test_options_are_texts_or_what_they_mean(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    source, output = backlog(tmp_path / "in.parquet", 5), tmp_path / "out.parquet"
+    given = {
+        "devices": 2,
+        "deadline": "2h",
+        "cache_max": "500M",
+        "limit": None,
+        "work_dir": str(tmp_path / "w"),
+    }
+    for more in (given, {"devices": "1", "deadline": 90.5, "cache_max": 1 << 20, "cache": tmp_path / "c"}):
+        options: dict[str, Any] = {
+            "adapter": str(tiny_bundle.path),
+            "engine": "replay",
+            "fresh": True,
+            **more,
+        }
+        assert batch_route.route(str(source), str(output), **options).tally.rows == 5
+    assert (tmp_path / "c").is_dir()
+
+
+def test_a_call_after_one_that_was_interrupted(tiny_bundle: Bundle) -> None:
+    with batch_route.Scorer(str(tiny_bundle.path), engine="replay", max_num_seqs=8) as scorer:
+        frame = pl.DataFrame({"request": [f"Find report {row}." for row in range(3000)]})
+        assert scorer.score(frame[:1]).height == 1
+        assert scorer._scorer
+        poll, polls = scorer._engine.poll, iter(range(5))
+
+        def interrupted() -> Any:
+            if next(polls, None) is None:
+                raise KeyboardInterrupt
+            return poll()
+
+        scorer._engine.poll = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            scorer.score(frame)
+        assert scorer.score(frame)["status"].to_list() == ["ok"] * 3000
+
+
 def test_a_script_without_a_main_guard_in_another_folder(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(
         "import batch_route, polars as pl\n"

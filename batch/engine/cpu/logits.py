@@ -5,7 +5,6 @@ a model with a large vocabulary that layer is a large part. Yet outside a free t
 legal. Here the hidden states wait for the mask; a few logits are then so many sums of products.
 """
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,14 @@ import torch
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
+from batch.engine.patches import plug
+
 PRODUCTS = 1 << 20  # at a time: 4 MiB of float32
 
 
-@functools.cache  # vLLM takes one class once
 def install() -> None:
-    """Have vLLM make this of its layer, in this process."""
-    LogitsProcessor.register_oot(WaitingLogitsProcessor, name=LogitsProcessor.__name__)
+    """Put this in the place of vLLM's layer, for this process."""
+    plug(LogitsProcessor, WaitingLogitsProcessor, made_for="0.32")
 
 
 class Logits:

@@ -4,7 +4,7 @@ from types import ModuleType
 
 import pytest
 
-from batch.engine.patches import idle, installed, patch
+from batch.engine.patches import idle, installed, patch, plug
 from batch.errors import EngineError
 
 
@@ -53,3 +53,23 @@ def test_a_name_that_is_gone_or_another_thing_is_refused(library: ModuleType, na
     with pytest.raises(EngineError, match=r"3\.10\.1.*made for 3\.10.*make setup"):
         patch(library, name, new, made_for="3.10")
     assert vars(library) == before and f"{library.__name__}.{name}" not in installed()
+
+
+def test_a_pluggable_layer_is_told_of_like_a_patch(library: ModuleType) -> None:
+    plugged: list[tuple[type, str]] = []
+
+    class Layer:
+        @classmethod
+        def register_oot(cls, new: type, name: str) -> None:
+            plugged.append((new, name))
+
+    class Mine:
+        pass
+
+    Layer.__module__ = library.__name__
+    full = f"{library.__name__}.{Layer.__name__}"
+    for _ in range(2):
+        plug(Layer, Mine, made_for="3.10")
+    assert plugged == [(Mine, "Layer")] and full in installed() and full in idle()
+    Mine()
+    assert full not in idle()
