@@ -175,6 +175,7 @@ class Worker:
                         self._finish(units)
                     self._finish(units)
                 self._written(units)
+                self._told(WRITE_SECONDS)  # the error, where it was what has stopped the units
             finally:
                 self._keep()
                 usage = engine.usage._asdict()
@@ -203,7 +204,7 @@ class Worker:
         while self._parts and self._parts[0].full:
             self._written(units)
             if self._writing:
-                return
+                break
             part = self._parts.popleft()
             self._writing = part, in_background(partial(self._write, part, units))
         if self._writing and self._writing[1].done():

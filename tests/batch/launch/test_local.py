@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from batch.job import Options, check
 from batch.launch import worker
 from batch.launch.devices import placements, visible_gpus
 from batch.launch.part_writer import PartWriter
-from batch.launch.worker import Units
+from batch.launch.worker import LOOK_SECONDS, Units
 from batch.reporting.observer import Observer
 from batch.storage.store import LocalStore
 from batch.storage.units import Cursor, Plan
@@ -241,14 +242,16 @@ def test_a_silent_store_does_not_keep_a_run_from_stopping(
     assert summary.resumed_rows >= 1024 and summary.resumed_rows + summary.counts.rows == 6000
 
 
+@pytest.mark.parametrize("unit", [2, 5])
 @pytest.mark.parametrize("devices", ["1", "2"])
 def test_a_part_that_cannot_be_written_ends_all_and_keeps_its_rows(
-    devices: str, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    devices: str, unit: int, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = PartWriter.finish
 
     def full(part: PartWriter, *rest: Any) -> Any:
-        if part.unit.index == 2:
+        if part.unit.index == unit:
+            time.sleep(LOOK_SECONDS * 1.5)
             raise StorageError("the disk is full; make room, then run again")
         return finish(part, *rest)
 
