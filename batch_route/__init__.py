@@ -77,10 +77,17 @@ def _as_the_command_has_them(options: Mapping[str, object]) -> dict[str, Any]:
         if value is None or name not in known:
             made[name] = value  # who takes no such option says so
             continue
-        spelt = "/".join(map(str, value)) if isinstance(value, tuple | list) else value
-        if name in ("deadline", "cache_max") and isinstance(value, int | float):
-            spelt = str(int(value))
         try:
+            if isinstance(value, tuple | list):
+                spelt: object = "/".join(map(str, value))
+            elif name in ("deadline", "cache_max") and isinstance(value, int | float):
+                spelt = str(int(value))
+            else:
+                spelt = (
+                    str(value)
+                    if isinstance(value, int | float) and not getattr(known[name], "is_flag", False)
+                    else value
+                )
             made[name] = known[name].type_cast_value(click.Context(main), spelt)
         except (click.BadParameter, TypeError, ValueError, OverflowError) as error:
             told = error.message if isinstance(error, click.BadParameter) else str(error)

@@ -60,6 +60,7 @@ CHAIN = {
         "errors",
         "events",
         "imports",
+        "background",
         "parent",
         "contract",
         "storage",

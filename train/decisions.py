@@ -103,9 +103,12 @@ class DecisionLog:
             raise StorageError(
                 f"cannot write {path}: {error.strerror}; name another file with --labels"
             ) from error
-        with self._locked():
-            self._cut_torn_line()
-            self.refresh()
+        try:
+            with self._locked():
+                self._read_to_the_end()
+        except (DatasetError, OSError):
+            self.close()
+            raise
 
     def refresh(self) -> None:
         """Read what was added since, whole lines only."""
@@ -113,12 +116,7 @@ class DecisionLog:
         whole = data[: data.rfind(b"\n") + 1]
         first = len(self.decisions) + 1
         for number, line in enumerate(whole.split(b"\n")[:-1], start=first):
-            decision = parse(line.decode(errors="replace"), str(self._path), number)
-            if decision is None:
-                raise DatasetError(
-                    f"{self._path}:{number}: is not a reviewer's decision; name a file of its own "
-                    "with --labels"
-                )
+            decision = self._decision(line, number)
             self.decisions.append(decision)
             self._lines[decision.id, decision.reviewer] += 1
         self._read += len(whole)
@@ -132,7 +130,7 @@ class DecisionLog:
         line = json_line(content).encode()
         try:
             with self._locked():
-                self.refresh()
+                self._read_to_the_end()
                 if self.count(content["id"], content["reviewer"]) != known:
                     return False
                 before = os.fstat(self._file).st_size
@@ -157,15 +155,42 @@ class DecisionLog:
     def close(self) -> None:
         os.close(self._file)
 
-    def _cut_torn_line(self) -> None:
-        """What a crash left without its line end was never answered for: no reviewer saw it saved."""
-        size = os.fstat(self._file).st_size
-        tail = os.pread(self._file, min(size, 1 << 22), max(0, size - (1 << 22)))
-        if tail and not tail.endswith(b"\n"):
-            os.ftruncate(self._file, size - len(tail) + tail.rfind(b"\n") + 1)
+    def _read_to_the_end(self) -> None:
+        """Read what was added since, and mend a last line without its end. Raises `DatasetError`, and changes
+        nothing, for foreign content.
+        """
+        self.refresh()
+        rest = os.pread(self._file, os.fstat(self._file).st_size - self._read, self._read)
+        if not rest:
+            return
+        if _is_json(rest):  # an editor left out the line end
+            self._decision(rest, len(self.decisions) + 1)
+            os.write(self._file, b"\n")
+            self.refresh()
+        elif self.decisions or rest[:2] in (b"{", b'{"'):
+            # what a crash cut off was never answered for: no reviewer saw it saved
+            os.ftruncate(self._file, self._read)
+        else:
+            self._decision(rest, 1)
+
+    def _decision(self, line: bytes, number: int) -> Decision:
+        decision = parse(line.decode(errors="replace"), str(self._path), number)
+        if decision is None:
+            raise DatasetError(
+                f"{self._path}:{number}: is not a reviewer's decision; name a file of its own with --labels"
+            )
+        return decision
 
     def _locked(self) -> "_Lock":
         return _Lock(self._file)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 class _Lock:

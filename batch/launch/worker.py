@@ -175,7 +175,6 @@ class Worker:
                         self._finish(units)
                     self._finish(units)
                 self._written(units)
-                self._told(WRITE_SECONDS)  # the error, where it was what has stopped the units
             finally:
                 self._keep()
                 usage = engine.usage._asdict()
@@ -204,32 +203,36 @@ class Worker:
         while self._parts and self._parts[0].full:
             self._written(units)
             if self._writing:
-                break
+                return
             part = self._parts.popleft()
-            self._writing = part, in_background(partial(self._write, part, units))
+            written = in_background(partial(self._write, part, units))
+            # who waits for another unit hears of it
+            written.add_done_callback(lambda each: units.stop() if each.exception() else None)
+            self._writing = part, written
         if self._writing and self._writing[1].done():
             self._told()
 
     def _write(self, part: PartWriter, units: Units) -> Tally:
         """In a thread of its own. Returns what there is to tell of the part."""
         receipts = self._receipts
-        try:
-            receipt, tally = part.finish(receipts.store, self._task.id_column, self._proved, receipts.job)
-            if not self._stopped:
-                receipts.add(receipt)
-        except BaseException:
-            units.stop()  # who waits for another unit hears of it
-            raise
+        receipt, tally = part.finish(receipts.store, self._task.id_column, self._proved, receipts.job)
+        if not self._stopped:
+            receipts.add(receipt)
         if not self._stopped:  # else another run may have begun, on what this one has kept
             part.forget()
         units.done()
         return tally
 
     def _written(self, units: Units) -> None:
-        """Wait for the part that is being written, if one is, as long as the run goes on."""
-        while self._writing and not units.stopped:
-            if wait([self._writing[1]], LOOK_SECONDS).done:
+        """Wait for the part that is being written, if one is, as long as the run goes on. Raises
+        `StorageError`.
+        """
+        while self._writing:
+            stopped = units.stopped  # asked first: an error is there before it has stopped the others
+            if wait([self._writing[1]], 0 if stopped else LOOK_SECONDS).done:
                 self._told()
+            elif stopped:
+                return
 
     def _told(self, seconds: float | None = None) -> None:
         """Tell of that part once it is there. Raises `StorageError` where it could not be written,

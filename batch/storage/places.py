@@ -145,10 +145,10 @@ def _file_of(output: str) -> str:
     return f"{output.rstrip('/')}/part.parquet" if is_folder(output) else output
 
 
-def refuse_inputs(output: str, inputs: Iterable[Location]) -> None:
-    """Raises `InputError` where `output` is one of the files that are read."""
+def refuse_inputs(output: str, inputs: Iterable[Location], what: str = "output") -> None:
+    """Raises `InputError` where `output` is one of the files that are read, under whatever name."""
     if _identity(output) in {_identity(each.path if each.local else each.name) for each in inputs}:
-        raise InputError(f"output {output} is one of the input's files; choose another name")
+        raise InputError(f"{what} {printable(output)} is one of the input's files; choose another name")
 
 
 def _refuse_same(places: Mapping[str, str | Path]) -> None:

@@ -104,6 +104,7 @@ def test_route_is_the_command(tiny_bundle: Bundle, tmp_path: Path) -> None:
         {"reasons": "al"}, {"limit": -1}, {"limit": "few"}, {"deadline": "soon"}, {"deadline": -5}, {"shard": "2/2"},
         {"shard": (0, 2, 3)}, {"cache_max": "1X"}, {"engine_timeout": 0}, {"adapter": ""}, {"max_error_rate": 5},
         {"max_num_seqs": 0}, {"dtype": "int8"}, {"work_dir": "s3://b/w"}, {"devices": [0]},
+        {"deadline": float("nan")}, {"limit": 2.5}, {"limit": True}, {"max_error_rate": float("nan")},
     ],
 )  # fmt: skip
 def test_what_the_command_refuses_is_refused(

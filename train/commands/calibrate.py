@@ -7,7 +7,10 @@ import click
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.completion import adapters
+from batch.errors import DatasetError
 from train.commands.options import PATH, SHARE
+from train.dataset import load_rows
+from train.fit.calibrate import MIN_ROWS
 from train.fit.calibrated import calibrate_bundle, summary
 
 
@@ -29,7 +32,11 @@ def calibrate(adapter: str, dataset: Path, target_error: float) -> None:
     `triage`. The calibrated copy is a separate bundle and gets the alias `latest`.
     """
     registry = Registry()
-    bundle, content = calibrate_bundle(
-        Bundle.open(registry.resolve(adapter)), dataset, target_error, registry
-    )
+    chosen = Bundle.open(registry.resolve(adapter))
+    count = len(load_rows(dataset, chosen.contract, evaluation=True))
+    if count < MIN_ROWS:
+        raise DatasetError(
+            f"{dataset}: {count} labelled rows are too few to calibrate on; give {MIN_ROWS} or more"
+        )
+    bundle, content = calibrate_bundle(chosen, dataset, target_error, registry)
     click.echo("\n".join([*summary(content), str(bundle.path)]))

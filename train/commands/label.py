@@ -13,7 +13,7 @@ from batch.contract.json_text import json_line
 from batch.errors import DatasetError, InputError, one_line
 from batch.storage.location import write_file
 from train import label_studio
-from train.commands.options import PATH, json_option, writable
+from train.commands.options import PATH, json_option, outlet
 from train.dataset import load_rows
 from train.evaluation.from_scored import contract_of, read_scored
 from train.files import write_json
@@ -78,7 +78,7 @@ def lint(datasets: tuple[Path, ...], contract: str, likeness: float, json_path: 
 @click.option(
     "--labelled", multiple=True, type=PATH, help="Rows that have labels already; may be given more than once."
 )
-@click.option("--out", type=PATH, callback=writable, help="Write the rows here.  [default: print them]")
+@outlet("--out", help="Write the rows here.  [default: print them]")
 @click.option(
     "--contract",
     help="The rows' contract.  [default: that of the adapter that wrote SCORED, else data/contract.toml]",

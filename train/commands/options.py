@@ -1,14 +1,21 @@
 """What the commands share: kinds of arguments, and the place of what they write, seen to before any work."""
 
+import functools
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
 from batch.cli_errors import Number
-from batch.storage.places import check_writable
+from batch.storage.location import Location
+from batch.storage.places import check_writable, refuse_inputs
 
 PATH = click.Path(path_type=Path)
 SHARE = Number(1e-4, 0.5)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def writable(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
@@ -18,6 +25,37 @@ def writable(context: click.Context, parameter: click.Parameter, path: Path | No
     return path
 
 
-json_option = click.option(
-    "--json", "json_path", type=PATH, callback=writable, help="Write everything here as JSON."
-)
+def outlet(*names: str, **settings: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """An option that names a file to write. Refused before any work is one that cannot be written, or that is
+    a file which another argument or option of the command names: `InputError`.
+    """
+    option = click.option(*names, type=PATH, callback=writable, **settings)
+
+    def decorate(act: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(act)
+        def apart(*args: P.args, **kwargs: P.kwargs) -> R:
+            _refuse_inputs(click.get_current_context())
+            return act(*args, **kwargs)
+
+        return option(apart)
+
+    return decorate
+
+
+def _refuse_inputs(context: click.Context) -> None:
+    outlets = [each for each in context.command.params if each.callback is writable]
+    others = [context.params[each.name] for each in context.command.params if each not in outlets]
+    inputs = [Location.of(file) for value in others for file in _files(value)]
+    for each in outlets:
+        if path := context.params[each.name]:
+            refuse_inputs(str(path), inputs, each.opts[0])
+
+
+def _files(value: Any) -> Iterator[str | Path]:
+    """The files that a parameter's value names; the name of an adapter, say, is none."""
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, str | Path) and os.path.isfile(each):
+            yield each
+
+
+json_option = outlet("--json", "json_path", help="Write everything here as JSON.")

@@ -6,21 +6,14 @@ import click
 
 from batch.adapter.registry import Registry
 from batch.completion import adapters
-from train.commands.options import PATH, writable
+from train.commands.options import PATH, outlet
 from train.report.html import write_adapter_report
 
 
 @click.command()
 @click.argument("adapter", shell_complete=adapters)
 @click.argument("datasets", metavar="[DATASET]...", nargs=-1, type=PATH)
-@click.option(
-    "--out",
-    type=PATH,
-    callback=writable,
-    default=Path("report.html"),
-    show_default=True,
-    help="The HTML file to write.",
-)
+@outlet("--out", default=Path("report.html"), show_default=True, help="The HTML file to write.")
 @click.option("--against", metavar="ADAPTER", help="Another adapter (or `base`) to compare with.")
 @click.option(
     "--data",

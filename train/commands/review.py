@@ -10,8 +10,7 @@ from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line
 from batch.storage.location import write_file
-from batch.storage.places import check_writable
-from train.commands.options import PATH, writable
+from train.commands.options import PATH, outlet, writable
 from train.dataset import load_rows
 from train.decisions import DecisionLog
 from train.review import apply as people
@@ -131,9 +130,7 @@ def review(
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
 @click.option("--contract", default="data/contract.toml", show_default=True, help="The labels' contract.")
-@click.option(
-    "--out", type=PATH, callback=writable, help="Write the disagreements here, for `review --only`."
-)
+@outlet("--out", help="Write the disagreements here, for `review --only`.")
 def agreement(first: Path, second: Path, contract: str, out: Path | None) -> None:
     """Measure how far two reviewers agree.
 
@@ -164,7 +161,7 @@ def apply_reviews(
 
     The copy is FINAL; its column `answered_by` names the reviewer of each row, or `model`.
     """
-    check_writable(final)
+    people.check_final(final, [scored, *labels], prefix)
     task = task_of(scored, contract, prefix)
     done = people.apply_reviews(
         scored, reviewed(labels, task.contract), final, task.contract, id_column, prefix
@@ -186,7 +183,7 @@ def apply_reviews(
     type=Number(0, 1),
     help="Share of wrong rows allowed.  [default: that of the adapter's threshold]",
 )
-@click.option("--metrics", type=PATH, callback=writable, help="Write a Prometheus textfile.")
+@outlet("--metrics", help="Write a Prometheus textfile.")
 @contract_option
 @id_option
 @prefix_option

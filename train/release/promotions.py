@@ -56,7 +56,8 @@ def roll_back(registry: Registry) -> tuple[str, str]:
         before = stack[-1][0] if stack else None
         if not now or not before:
             raise AdapterError(
-                f"nothing to roll back to: {registry.root / LOG} names no champion before this one"
+                f"nothing to roll back to: {registry.root / LOG} names no champion before this one; "
+                "promote the adapter that is to serve"
             )
         Bundle.open(registry.resolve(before))  # it must still be there, and whole
         _log(registry, {"action": "rollback", "from": now, "to": before})
@@ -66,6 +67,8 @@ def roll_back(registry: Registry) -> tuple[str, str]:
 
 def _that_took_effect(entries: Sequence[dict[str, Any]], now: str | None) -> list[dict[str, Any]]:
     """Without those that were cut off between the log and the alias: what followed still saw `from`."""
+    if not entries:
+        return []
     seen_after = [entry["from"] for entry in entries[1:]] + [now]
     return [
         entry
@@ -78,11 +81,13 @@ def history(registry: Registry) -> list[dict[str, Any]]:
     """The log's entries, oldest first. Raises `AdapterError` where it is damaged."""
     path = registry.root / LOG
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: cannot be read: {error}; correct it") from error
     entries = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             entry = parse_json(line)
             whole = {"action", "from", "to"} <= set(entry)

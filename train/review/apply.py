@@ -1,7 +1,7 @@
 """People's answers put into a copy of a night's output, with proof that nothing else changed."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from batch.errors import InputError, StorageError
 from batch.storage.location import Location, file_digest, replacing, write_file
 from batch.storage.manifest import manifest_location
 from batch.storage.output import WRITING
+from batch.storage.places import LONGEST_SUFFIX, check_writable, refuse_inputs
 from train.dataset import Row
 
 ANSWERED_BY = "answered_by"
@@ -41,8 +42,7 @@ def apply_reviews(
     are. The finished file is read back and compared with `scored`, value by value; `FINAL.manifest.json` is
     written last. Raises `InputError` for files that do not fit, `StorageError`.
     """
-    if final.exists() and final.samefile(scored):
-        raise InputError(f"{final} is the output itself; name another file")
+    check_final(final, [scored], prefix)
     file = _open(scored)
     columns = [prefix + field.name for field in contract.fields]
     schema = file.schema_arrow
@@ -77,6 +77,26 @@ def apply_reviews(
     }
     write_file(manifest_location(str(final)), pretty_json(facts))
     return applied
+
+
+def check_final(final: Path, inputs: Iterable[Path], prefix: str = "") -> None:
+    """Raises `InputError` where the result cannot be written as `final`, or would be written over one of the
+    inputs or another file that is not an earlier result.
+    """
+    if final.suffix != ".parquet":
+        raise InputError(f"{final}: the result is a Parquet file; end with the name of one, FINAL.parquet")
+    check_writable(final, "the result", suffix=LONGEST_SUFFIX)
+    refuse_inputs(str(final), map(Location.of, inputs), "the result")
+    if final.exists() and prefix + ANSWERED_BY not in _columns(final):
+        raise InputError(f"{final} exists and is not a result of apply-reviews; name another file")
+
+
+def _columns(path: Path) -> Sequence[str]:
+    try:
+        names: Sequence[str] = pq.read_schema(path).names
+    except (OSError, pa.ArrowException):
+        return ()
+    return names
 
 
 def _answered(

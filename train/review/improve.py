@@ -5,7 +5,8 @@ them.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -44,7 +45,8 @@ def extend(
 
     A reviewed row that is nearly a row of the recipe's other splits, or of `measuring`, is left out: what is
     trained on must not be what is measured. One that is nearly a training row replaces it where its labels
-    differ, since the person has just decided. Raises `DatasetError`, `ConfigError`.
+    differ, since the person has just decided. Only texts are compared: an id that another text has is
+    replaced by one of the row's own. Raises `DatasetError`, `ConfigError`.
     """
     contract = Contract.load(config.find(config.data.contract))
     train = load_rows(config.find(config.data.train), contract)
@@ -54,9 +56,11 @@ def extend(
     rows = [row for path in reviewed for row in load_rows(path, contract)]
     measured, trained = _index(held), _index(train)
     kept: dict[str, Row] = {row.id: row for row in train}
-    added = left = known = 0
+    holding = {row.id for row in held}
+    joined: dict[str, str] = {}  # text → id, of the reviewed rows
+    left = known = 0
     for row in rows:
-        if any(measured.near(row.request)) or row.id in {other.id for other in held}:
+        if any(measured.near(row.request)):
             left += 1
             continue
         twins = [train[index] for index, _ in trained.near(row.request)]
@@ -64,17 +68,21 @@ def extend(
             known += 1
             continue
         for twin in twins:
-            kept.pop(twin.id, None)
-        kept[row.id] = row
-        added += 1
-    if not added:
+            if kept.get(twin.id) is twin:
+                kept.pop(twin.id)
+        if row.request in joined:
+            kept.pop(joined.pop(row.request))  # the later decision stands
+        own = _own_id(row.id, kept, holding)
+        kept[own] = dataclasses.replace(row, id=own)
+        joined[row.request] = own
+    if not joined:
         raise DatasetError(f"none of {len(rows)} reviewed rows is new to the training rows; review more")
     text = "".join(json_line(row.as_json()) for row in kept.values())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"train-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
     path.write_text(text, encoding="utf-8")
     data = dataclasses.replace(config.data, train=str(path))
-    return Extended(dataclasses.replace(config, data=data), added, left, known)
+    return Extended(dataclasses.replace(config, data=data), len(joined), left, known)
 
 
 def fit_and_compare(config: Config, console: Console, against: Sequence[Path], promote: bool) -> None:
@@ -106,6 +114,13 @@ def _index(rows: Iterable[Row]) -> Likeness:
     for row in rows:
         likeness.add(row.request)
     return likeness
+
+
+def _own_id(name: str, *taken: Container[str]) -> str:
+    """`name`, or where that is taken a name of like kind that is not."""
+    more = (f"{name}-reviewed-{number}" for number in itertools.count(2))
+    names = itertools.chain([name, f"{name}-reviewed"], more)
+    return next(each for each in names if not any(each in ids for ids in taken))
 
 
 def _alike(row: Row, other: Row, contract: Contract) -> bool:

@@ -84,7 +84,9 @@ def ids_in(path: Path) -> frozenset[str]:
     """The ids in a JSONL file. Raises `InputError`."""
     try:
         return frozenset(
-            str(json.loads(line)["id"]) for line in path.read_text(encoding="utf-8").splitlines() if line
+            str(json.loads(line)["id"])
+            for line in path.read_text(encoding="utf-8").split("\n")
+            if line.strip()
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

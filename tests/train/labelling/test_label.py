@@ -179,3 +179,25 @@ def test_a_mistake_of_a_whole_file_is_told_three_times_and_counted() -> None:
         "other.jsonl:7: refused: unknown key 'department'",
         "rows.jsonl: refused: unknown key 'department' (and in 497 more lines)",
     ]
+
+
+def test_what_is_read_is_not_written_over(scored: pl.DataFrame, tmp_path: Path) -> None:
+    scored.write_parquet(table := tmp_path / "out.parquet")
+    rows = write(tmp_path / "rows.jsonl", lines(ROOT / "data/v2/train.jsonl")[:20])
+    contract = tmp_path / "contract.toml"
+    contract.write_bytes((ROOT / "data/contract.toml").read_bytes())
+    (tmp_path / "leads-there.jsonl").symlink_to(rows)
+    (tmp_path / "linked.jsonl").hardlink_to(rows)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for line in (
+        ("lint", rows, *CONTRACT, "--json", rows),
+        ("lint", "--json", rows, rows, *CONTRACT),
+        ("lint", tmp_path / "leads-there.jsonl", *CONTRACT, "--json", rows),
+        ("lint", rows, *CONTRACT, "--json", tmp_path / "linked.jsonl"),
+        ("lint", rows, "--contract", contract, "--json", contract),
+        ("candidates", table, *CONTRACT, "--labelled", rows, "--out", rows),
+        ("candidates", table, *CONTRACT, "--out", table),
+    ):
+        result = command(*line)
+        assert result.exit_code == 2 and "is one of the input's files; choose another name" in result.output
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

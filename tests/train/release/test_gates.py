@@ -246,3 +246,25 @@ def test_an_alias_is_resolved_once_at_the_start_of_a_run(
     manifest = json.loads((tmp_path / "out.parquet.manifest.json").read_text())
     assert manifest["job"]["adapter"] == first.digest
     assert second.digest not in json.dumps(manifest)
+
+
+@pytest.mark.parametrize("log", [None, ""])
+def test_without_a_promotion_there_is_nothing_to_roll_back_to(
+    registry: Registry, bundles: list[Bundle], log: str | None
+) -> None:
+    registry.set_alias("champion", bundles[0].digest)
+    if log is not None:
+        (registry.root / LOG).write_text(log)
+    with pytest.raises(AdapterError, match="nothing to roll back to"):
+        roll_back(registry)
+    assert registry.aliases()["champion"] == bundles[0].digest
+    result = CliRunner().invoke(main, ["rollback"], env={"BATCH_ROUTE_ADAPTERS": str(registry.root)})
+    assert result.exit_code == 2 and "nothing to roll back to" in result.output
+
+
+def test_a_promotion_is_one_line_whatever_its_gates_say(registry: Registry, bundles: list[Bundle]) -> None:
+    first, second, _ = bundles
+    promote(first, registry, [Gate("regression", True, "not right: 'a\u2028b\u2029c\u0085d'")])
+    promote(second, registry, GREEN)
+    assert [entry["to"] for entry in history(registry)] == [first.digest, second.digest]
+    assert roll_back(registry) == (second.digest, first.digest)

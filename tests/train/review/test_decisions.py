@@ -114,3 +114,59 @@ def test_a_foreign_file_is_refused_and_stays(tmp_path: Path, content: str) -> No
 def test_only_the_user_can_read_it(tmp_path: Path) -> None:
     DecisionLog(tmp_path / "l.jsonl").close()
     assert os.stat(tmp_path / "l.jsonl").st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"my notes, one line",
+        b"my notes,\ntwo lines",
+        b"PAR1\x15\x04\n\x00\xffmiddle\n\x00PAR1",
+        b"PAR1\x15\x04\x00PAR1",
+        b'{"id": "1", "request": "no decision"}',
+        b'{"id": "1", "request": "no decision"}\n{"id": "2", "request": "nor here"}',
+        b"{ notes in braces",
+        b"[]",
+    ],
+)
+def test_a_foreign_file_is_never_shortened(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "foreign"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"foreign:1: "):
+        DecisionLog(path)
+    assert path.read_bytes() == content
+
+
+def test_a_row_that_is_no_decision_stays_behind_decisions_too(tmp_path: Path) -> None:
+    path = written(tmp_path / "l.jsonl", decision(0))
+    path.write_text(before := path.read_text() + json.dumps(GOLD[1]))
+    with pytest.raises(DatasetError, match=r"l\.jsonl:2: is not a reviewer's decision"):
+        DecisionLog(path)
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_last_decision_without_its_line_end_gets_it(tmp_path: Path, count: int) -> None:
+    path = written(tmp_path / "l.jsonl", *(decision(row) for row in range(count)))
+    whole = path.read_bytes()
+    path.write_bytes(whole.removesuffix(b"\n"))
+    log = DecisionLog(path)
+    assert path.read_bytes() == whole and len(log.decisions) == count
+    assert log.add(decision(4), known=0)
+    assert path.read_bytes().startswith(whole) and len(log.decisions) == count + 1
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"id": "half', '{"id": "hälf'.encode()[:-3]])
+def test_a_first_line_that_is_torn_is_cut(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "l.jsonl"
+    path.write_bytes(torn)
+    assert DecisionLog(path).decisions == [] and path.read_bytes() == b""
+
+
+def test_what_another_process_left_torn_does_not_spoil_the_next_decision(tmp_path: Path) -> None:
+    path = tmp_path / "l.jsonl"
+    log = DecisionLog(path)
+    with path.open("a") as file:
+        file.write('{"id": "half')
+    assert log.add(decision(0), known=0)
+    assert [json.loads(line)["id"] for line in path.read_text().split("\n")[:-1]] == [GOLD[0]["id"]]

@@ -11,12 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from batch.contract.contract import Contract
+from batch.contract.json_text import json_line
 from tests.conftest import ROOT
 from tests.train.review.conftest import Output
 from train.cli import main
 from train.config import Config
 from train.dataset import load_rows
-from train.review.improve import extend
+from train.review.improve import Extended, extend
+from train.review.serve import ids_in
 
 CONTRACT = ("--contract", str(ROOT / "data/contract.toml"))
 GOLD = [json.loads(line) for line in (ROOT / "data/v2/train.jsonl").read_text().splitlines()]
@@ -176,3 +178,115 @@ def test_reviewed_rows_join_the_training_rows_and_never_what_measures(
     assert len(extended) == len(GOLD) + 1
     assert made.config.data.validation == config.data.validation
     assert extend(config, [path], tmp_path / "reviewed").config == made.config
+
+
+def extended(tmp_path: Path, reviewed: list[dict[str, Any]]) -> tuple[Extended, dict[str, str]]:
+    """What becomes of the reviewed rows beside data/v2, and the requests of the new training rows by id."""
+    path = tmp_path / "reviewed.jsonl"
+    path.write_text(
+        "".join(json.dumps({**row, "decision": "label", "reviewer": "ann"}) + "\n" for row in reviewed)
+    )
+    made = extend(Config.load(ROOT / "train/mini-v2.toml"), [path], tmp_path / "out")
+    rows = map(json.loads, Path(made.config.data.train).read_text().split("\n")[:-1])
+    return made, {row["id"]: row["request"] for row in rows}
+
+
+FRESH = "Zoologists wish to look up feeding plans written down by earlier keepers."
+
+
+def test_an_id_that_another_training_row_has_throws_nothing_out(tmp_path: Path) -> None:
+    taken = GOLD[7]["id"]
+    also = {**GOLD[8], "id": f"{taken}-reviewed", "request": "Beekeepers count hives by phone each spring."}
+    made, requests = extended(tmp_path, [also, {**GOLD[0], "id": taken, "request": FRESH}])
+    assert (made.added, made.known, made.measuring) == (2, 0, 0)
+    assert len(requests) == len(GOLD) + 2
+    assert requests[taken] == GOLD[7]["request"]
+    assert requests[f"{taken}-reviewed"] == also["request"]
+    assert requests[f"{taken}-reviewed-2"] == FRESH
+
+
+def test_an_id_that_a_measuring_row_has_costs_no_reviewed_row(tmp_path: Path) -> None:
+    measuring = json.loads((ROOT / "data/v2/test.jsonl").read_text().split("\n")[0])["id"]
+    made, requests = extended(tmp_path, [{**GOLD[0], "id": measuring, "request": FRESH}])
+    assert (made.added, made.measuring) == (1, 0)
+    assert requests[f"{measuring}-reviewed"] == FRESH and measuring not in requests
+
+
+def test_a_near_twin_is_replaced_and_its_id_is_free_again(tmp_path: Path) -> None:
+    other = next(row for row in GOLD if row["risk"] != GOLD[5]["risk"])
+    again = {**other, "id": GOLD[5]["id"], "request": GOLD[5]["request"]}
+    made, requests = extended(tmp_path, [again])
+    assert made.added == 1 and len(requests) == len(GOLD) and requests[GOLD[5]["id"]] == again["request"]
+
+
+def bystander(tmp_path: Path, scored: Path, kind: str) -> tuple[list[Path], Path]:
+    """Labels, and a FINAL that is refused."""
+    labels = decided(tmp_path / "a.jsonl", scored)
+    if kind == "forgotten":
+        return [labels], decided(tmp_path / "b.jsonl", scored)
+    if kind == "no suffix":
+        return [labels], tmp_path / "final"
+    if kind == "labels in a table":
+        table = tmp_path / "labels.parquet"
+        pl.read_ndjson(labels).write_parquet(table)
+        return [labels, table], table
+    final = tmp_path / "final.parquet"
+    if kind == "hard link":
+        final.hardlink_to(scored)
+    elif kind == "another table":
+        pl.DataFrame({"id": ["r0"]}).write_parquet(final)
+    else:
+        final.write_text("notes")
+    return [labels], final
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("forgotten", "FINAL.parquet"),
+        ("no suffix", "FINAL.parquet"),
+        ("labels in a table", "one of the input's files"),
+        ("hard link", "one of the input's files"),
+        ("another table", "not a result of apply-reviews"),
+        ("notes", "not a result of apply-reviews"),
+    ],
+)
+def test_a_final_that_is_something_else_is_refused_untouched(
+    output: Output, tmp_path: Path, kind: str, why: str
+) -> None:
+    scored = output(5)
+    labels, final = bystander(tmp_path, scored, kind)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    result = invoke("apply-reviews", scored, *labels, final, *CONTRACT)
+    assert result.exit_code == 2 and why in result.output and len(result.output.splitlines()) == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_earlier_result_is_written_anew(output: Output, tmp_path: Path) -> None:
+    scored, final = output(5), tmp_path / "final.parquet"
+    labels = decided(tmp_path / "l.jsonl", scored)
+    for changed in ((), {"r1"}):
+        decided(labels, scored, frozenset(changed))
+        result = invoke("apply-reviews", scored, labels, final, *CONTRACT)
+        assert result.exit_code == 0 and f"{len(changed)} of them changed" in result.output, result.output
+
+
+def test_what_is_read_is_not_written_over(output: Output, tmp_path: Path) -> None:
+    scored = output(5)
+    labels, linked = decided(tmp_path / "l.jsonl", scored), tmp_path / "linked"
+    linked.hardlink_to(labels)
+    before = labels.read_bytes()
+    for line in (
+        ("agreement", scored, labels, *CONTRACT, "--out", labels),
+        ("agreement", "--out", linked, labels, labels, *CONTRACT),
+        ("audit", scored, "--labels", labels, *CONTRACT, "--metrics", labels),
+    ):
+        result = invoke(*line)
+        assert result.exit_code == 2 and "is one of the input's files; choose another name" in result.output
+    assert labels.read_bytes() == before
+
+
+def test_ids_with_strange_line_ends_in_them_are_read(tmp_path: Path) -> None:
+    path, names = tmp_path / "d.jsonl", {"a\u2028b", "c\u0085d", "e"}
+    path.write_text("".join(json_line({"id": name}) for name in sorted(names)) + "\n", encoding="utf-8")
+    assert ids_in(path) == names
