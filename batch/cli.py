@@ -67,7 +67,7 @@ def duration(text: str) -> float:
     "--adapter-column",
     metavar="NAME",
     type=Name(),
-    help="Column that names each row's adapter; null is --adapter.",
+    help="Column that names each row's adapter; rows with null use --adapter.",
 )
 @click.option(
     "--base-model",
@@ -106,7 +106,7 @@ def duration(text: str) -> float:
     type=click.Choice(["all", "human", "none"]),
     default="all",
     show_default=True,
-    help="Rows that get their free text: all, those that a person reads, or none. Labels are the same.",
+    help="Which rows get their free-text fields: all, those for a person, or none. Labels and scores do not change.",
 )
 @report_option
 @click.option(
@@ -138,7 +138,7 @@ def duration(text: str) -> float:
     "--deadline",
     metavar="DURATION",
     type=duration,
-    help="Stop before this much time is over, with 75; what is done is kept. 90m, 2h, 45s, …",
+    help="Stop before DURATION (90m, 2h, 45s) has elapsed and exit with 75; finished work is kept.",
 )
 @click.option(
     "--engine-timeout", metavar="SECONDS", type=Number(1, MOST_PATIENCE), default=600, show_default=True,
@@ -201,7 +201,7 @@ def main(
     OUTPUT.
 
     Exit codes: 0 done; 2 refused, nothing written; 3 done, but too many rows are errors; 4 another run holds
-    OUTPUT; 75 the engine or the machine failed, or the deadline came, run again to resume; 130, 143
+    OUTPUT; 75 the engine or the machine failed, or the deadline was reached, run again to resume; 130, 143
     interrupted, run again to resume.
     """
     with uncollected():

@@ -67,7 +67,7 @@ def commit(
 ) -> None:
     """Verify what shards have scored for OUTPUT, and publish it.
 
-    Exit codes: as those of a run; 75 where units are not scored yet, which are named.
+    Exit codes are those of a run; 75 also means that some units, which are listed, are not scored yet.
     """
     from batch.commit import commit
     from batch.reporting.observer import Observer, Outlets

@@ -7,7 +7,6 @@ so `data/v1/train.jsonl` in `train/mini.toml` is found from anywhere.
 
 import dataclasses
 import importlib.util
-import math
 import tomllib
 import types
 import typing
@@ -19,6 +18,19 @@ from batch.adapter.references import find_upwards
 from batch.errors import EXTRAS, ConfigError, nearest
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+MOST_STEPS = 10**9
+BOUNDS: Mapping[str, tuple[float, float]] = {  # of [training]'s numbers; beyond them is a slip of the keys
+    "batch_size": (1, 65_536),
+    "gradient_accumulation": (1, 65_536),
+    "eval_every": (1, MOST_STEPS),
+    "epochs": (1e-9, 100_000),
+    "learning_rate": (1e-9, 100),
+    "max_grad_norm": (1e-9, 1_000_000_000),
+    "weight_decay": (0, 100),
+    "early_stopping_patience": (0, MOST_STEPS),
+    "seed": (0, 2**32 - 1),  # numpy's largest
+    "warmup": (0, 0.99),
+}
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -57,15 +69,18 @@ class Data:
         0.6  # similarity from which rows of two splits are refused as nearly equal; 1 refuses equal ones only
     )
 
-    def splits(self) -> dict[str, str]:
-        """The file of each split that the recipe names."""
-        files = {
+    def files(self) -> dict[str, str | None]:
+        """The file of each split, as the recipe has it."""
+        return {
             "train": self.train,
             "validation": self.validation,
             "test": self.test,
             "calibration": self.calibration,
         }
-        return {split: file for split, file in files.items() if file}
+
+    def splits(self) -> dict[str, str]:
+        """The file of each split that the recipe names."""
+        return {split: file for split, file in self.files().items() if file}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +147,7 @@ class Config:
             raise ConfigError(
                 f"no config at {path}; give the path of a recipe such as train/mini.toml"
             ) from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: {error}; correct the file") from error
         try:
             if "path" in content:  # the one value that is not the file's to say
@@ -141,6 +156,8 @@ class Config:
             _check(config)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+        except (ValueError, OverflowError) as error:  # a whole number too large to be shown, or for a float
+            raise ConfigError(f"{path}: {error}; correct the file") from error
         return config
 
     def find(self, reference: str) -> Path:
@@ -210,26 +227,24 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
 
 def _check(config: Config) -> None:
     lora, quantisation, training = config.lora, config.quantisation, config.training
+    _named("[base]", {"model": config.base.model, "revision": config.base.revision})
+    _named("[data]", {"contract": config.data.contract, **config.data.files()})
     _among("[lora] target", lora.target, ("all-linear",))
     _among("[quantisation] type", quantisation.type, ("nf4", "fp4", "none"))
     _among("[quantisation] serve", quantisation.serve, ("expanded", "original", "measured"))
     _among("[quantisation] compute_dtype", quantisation.compute_dtype, ("auto", "bfloat16", "float32"))
     _among("[training] scheduler", training.scheduler, SCHEDULERS)
     _within("[lora] r", lora.r, 1, 512)
-    _within("[lora] alpha", lora.alpha, 1)
+    _within("[lora] alpha", lora.alpha, 1, 100_000)
     _within("[lora] dropout", lora.dropout, 0, 0.9)
-    for name in ("batch_size", "gradient_accumulation", "eval_every"):
-        _within(f"[training] {name}", getattr(training, name), 1)
-    for name in ("epochs", "learning_rate", "max_grad_norm"):
-        _within(f"[training] {name}", getattr(training, name), 1e-9)
-    for name in ("weight_decay", "early_stopping_patience", "seed"):
-        _within(f"[training] {name}", getattr(training, name), 0)
+    for name, (low, high) in BOUNDS.items():
+        _within(f"[training] {name}", getattr(training, name), low, high)
     _within("[data] likeness", config.data.likeness, 0.1, 1)
-    _within("[training] warmup", training.warmup, 0, 0.99)
     _within("[calibration] target_error", config.calibration.target_error, 1e-4, 0.5)
-    if training.max_steps < 1 and training.max_steps != -1:
+    if not (1 <= training.max_steps <= MOST_STEPS or training.max_steps == -1):
         raise ConfigError(
-            f"[training] max_steps must be at least 1, or -1 to count epochs, not {training.max_steps}"
+            f"[training] max_steps must be at least 1 and at most {MOST_STEPS}, or -1 to count epochs, "
+            f"not {training.max_steps}"
         )
     for tracker in training.report_to:
         _among("[training] report_to", tracker, TRACKERS)
@@ -247,7 +262,16 @@ def _among(where: str, value: str, known: tuple[str, ...]) -> None:
         )
 
 
-def _within(where: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high or math.isinf(value):
-        bounds = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
-        raise ConfigError(f"{where} must be {bounds}, not {value!r}")
+def _named(where: str, names: Mapping[str, str | None]) -> None:
+    for key, name in names.items():
+        if name is not None and not name.strip():
+            raise ConfigError(f"{where} {key} is empty; write a name, or leave the key out")
+
+
+def _within(where: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{where} must be between {_plain(low)} and {_plain(high)}, not {value!r}")
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

@@ -17,6 +17,7 @@ from typing import Any
 from batch.adapter.bundle import Bundle
 from batch.adapter.references import find_upwards
 from batch.contract.contract import Contract
+from batch.contract.json_text import compact_json
 from batch.errors import DatasetError, InvalidAnswer, nearest
 from batch.storage.location import file_digest
 from train import decisions, tables
@@ -173,6 +174,10 @@ def split_path(bundle: Bundle, split: str) -> Path:
     facts = bundle.manifest.get("data", {}).get(split)
     if not facts:
         raise DatasetError(f"adapter {bundle.digest[:12]} names no {split} split; name a dataset")
+    if not isinstance(facts, Mapping) or not {"path", "sha256"} <= set(facts):
+        raise DatasetError(
+            f"adapter {bundle.digest[:12]} does not say which file its {split} split is; name a dataset"
+        )
 
     def unchanged(path: Path) -> bool:
         return path.is_file() and file_digest(path) == facts["sha256"]
@@ -209,8 +214,11 @@ def check_row(
     optional = {"id", *(field.name for field in contract.fields if not field.scored)} if evaluation else set()
     for key in ("id", "request", *names):
         if key not in content and key not in optional:
-            raise DatasetError(f"{where}: missing key {key!r}; add it")
+            cell = " (no such column, or an empty or NaN cell)" * (path.suffix.lower() in tables.SUFFIXES)
+            raise DatasetError(f"{where}: missing key {key!r}{cell}; add it")
     _check_texts(content, where, contract)
+    for key in ("facts", "probe", *names):
+        _check_storable(content.get(key), f"{where}: {key}")
     answer = contract.read(content)
     # A missing text is stood in for by a legal one, so that the other fields are checked as always.
     whole = {**contract.stand_ins, **answer}
@@ -245,6 +253,20 @@ def _check_texts(content: Mapping[str, Any], where: str, contract: Contract) -> 
     except UnicodeEncodeError as error:
         raise DatasetError(
             f"{where}: the request holds half of a surrogate pair, so it is not valid UTF-8; correct it"
+        ) from error
+
+
+def _check_storable(value: Any, where: str) -> None:
+    """Python reads NaN and infinity in JSON, and Parquet has dates, decimals and bytes: no answer holds them.
+
+    Raises `DatasetError`.
+    """
+    try:
+        compact_json(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DatasetError(
+            f"{where} holds what JSON does not have, {str(value)[:100]} ({type(value).__name__}); "
+            "write a text or a number"
         ) from error
 
 

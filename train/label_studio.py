@@ -38,7 +38,7 @@ def tasks(rows: Sequence[Mapping[str, Any]], contract: Contract) -> list[dict[st
     """Tasks of rows as `candidates` chooses them, the suggested answer as prediction."""
     return [
         {
-            "data": {"id": str(row["id"]), "request": row["request"], "why": ", ".join(row["why"])},
+            "data": {"id": str(row["id"]), "request": row["request"], "why": ", ".join(row["why"] or ())},
             "predictions": [
                 {
                     "model_version": "batch-route",

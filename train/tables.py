@@ -3,10 +3,12 @@ line of JSON would have.
 
 A table knows no booleans (CSV), no missing keys and no nesting: `TRUE` is true, an empty cell is a key that
 is not there, or none of the values of an optional field, and a cell of facts or of several values holds JSON.
+NaN is an empty cell: pandas writes a missing value so.
 """
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,15 @@ def read_table(path: Path, contract: Contract) -> Iterator[tuple[int, dict[str, 
 
 def _cells(row: Mapping[str, Any], fields: Mapping[str, Field]) -> Iterator[tuple[str, Any]]:
     for name, cell in row.items():
-        if cell not in (None, "") and name not in ROW_NUMBERS:
+        if not _empty(cell) and name not in ROW_NUMBERS:
             yield name, _value(name, cell, fields)
         elif field := fields.get(name):
             nothing: tuple[Any, ...] = (None, [])
             yield from ((name, none) for none in nothing if field.legal(field.read(none)))
+
+
+def _empty(cell: Any) -> bool:
+    return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _rows(path: Path, contract: Contract) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -57,7 +63,6 @@ def _rows(path: Path, contract: Contract) -> Iterator[tuple[int, Mapping[str, An
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         delimiter = delimiter_of(file.readline())
         file.seek(0)
@@ -73,7 +78,8 @@ def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def delimiter_of(header: str) -> str:
-    """The delimiter that cuts a table's first line into the most names."""
+    """The delimiter that cuts a table's first line into the most names. Raises `csv.Error`."""
+    csv.field_size_limit(LONGEST_CELL)
     return max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each), [])))
 
 
@@ -81,9 +87,21 @@ def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with pq.ParquetFile(path) as file:
         line = 0
         for batch in file.iter_batches():
-            for row in batch.to_pylist():
+            for row in _as_rows(batch, f"{path}: rows {line + 1} to {line + batch.num_rows}"):
                 line += 1
                 yield line, row
+
+
+def _as_rows(batch: pa.RecordBatch, where: str) -> list[dict[str, Any]]:
+    """Raises `DatasetError` for a column with a cell that Python has no value for, such as the year 20000."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[name] = column.to_pylist()
+        except (ValueError, OverflowError) as error:
+            what = f"{where}: column {name!r} ({column.type}) cannot be read: {reason(error)}"
+            raise DatasetError(f"{what}; save the column as texts") from error
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
 def _value(name: str, cell: Any, fields: Mapping[str, Field]) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from batch.contract import validation
+from batch.contract.contrast import check_contrast
 from batch.contract.field_types import check_fields, read_field
 from batch.contract.fields import LIST, Field
 from batch.contract.json_text import compact_json, pretty_json
@@ -78,21 +79,22 @@ class Contract:
             rule.name for i, rule in enumerate(rules) if rule.name in {earlier.name for earlier in rules[:i]}
         ]:
             raise ContractError(f"rule {repeated[0]!r} is duplicated; violations are counted by name")
-        try:
-            compact_json(raw.get("contrast"))  # only a measure of bias reads it, every bundle keeps it
-        except (TypeError, ValueError) as error:
-            raise ContractError(f"[contrast] holds a value that JSON does not have: {error}") from error
-        return cls(
+        policy = Policy.from_dict(raw.get("policy", {}), by_name)
+        check_contrast(raw.get("contrast", {}), policy.facts)
+        contract = cls(
             name=validation.text(raw["name"], "name"),
             fields=fields,
             system_prompt=_system_prompt(validation.text(prompt["system"], "[prompt] system"), fields),
             max_chars=validation.positive(bounds.get("max_chars", MAX_CHARS), "[input] max_chars"),
             max_tokens=validation.positive(bounds.get("max_tokens", MAX_TOKENS), "[input] max_tokens"),
-            policy=Policy.from_dict(raw.get("policy", {}), by_name),
+            policy=policy,
             rules=rules,
             enforce_rules=validation.flag(raw.get("enforce_rules", False), "enforce_rules"),
             raw=raw,
         )
+        for key, value in raw.items():
+            validation.storable(value, key)
+        return contract
 
     def to_json(self) -> str:
         """The snapshot that a bundle carries; :meth:`load` reads it back to an equal contract."""
@@ -242,16 +244,30 @@ class Contract:
     def sample_answers(self) -> list[Answer]:
         """A few dozen legal answers that show every value: for canaries, the replay engine and tests."""
         count = max(len(field.samples) for field in self.scored_fields)
-        tuples = sorted(self.policy.reachable or (), key=repr) or [
+        decided = self._decided(sorted(self.policy.reachable or (), key=repr))
+        tuples = decided or [
             tuple(field.samples[i % len(field.samples)] for field in self.scored_fields) for i in range(count)
         ]
         texts = {field.name: field.samples[0] for field in self.fields if not field.scored}
         scored = [field.name for field in self.scored_fields]
-        return [
-            {**dict(zip(scored, values, strict=True)), **texts}
-            for values in tuples
-            if UNDECIDED not in values
-        ]
+        return [{**dict(zip(scored, values, strict=True)), **texts} for values in tuples]
+
+    def _decided(self, tuples: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The tuples of scored values, with a sample for each that the policy table leaves open: the first
+        tuples that do so show all samples, later ones go on in turn.
+        """
+        samples, shown = [field.samples for field in self.scored_fields], [0] * len(self.scored_fields)
+        made: list[tuple[Any, ...]] = []
+        for values in tuples:
+            left = [i for i, value in enumerate(values) if value is UNDECIDED]
+            more = True
+            while more:
+                filled = {i: samples[i][shown[i] % len(samples[i])] for i in left}
+                made.append(tuple(filled.get(i, value) for i, value in enumerate(values)))
+                for i in left:
+                    shown[i] += 1
+                more = any(shown[i] < len(samples[i]) for i in left)
+        return made
 
     def _why_illegal(self, answer: Mapping[str, Any]) -> str:
         wrong = (field for field in self.fields if not field.legal(answer[field.name]))

@@ -15,11 +15,15 @@ from batch.errors import ContractError
 RESERVED = frozenset(
     {
         *("id", "request", "facts", "status", "score", "error", "error_code", "adapter", "triage"),
-        *("rules_applied", "decision", "reviewer", "reviewed_at", "suggested", "audit"),
+        *("rules_applied", "answered_by"),
+        # what labelled rows and reviewers' decisions add to their labels and are read for
+        *("decision", "reviewer", "reviewed_at", "suggested", "audit", "probe"),
     }
 )
 ENDINGS = ("_score", "_label_scores", "_second", "_second_score", "_model")  # of a field's other columns
 ASCII_TEXT = r"[ -!#-\[\]-~]"  # printable ASCII without the quote and the backslash, so JSON never escapes it
+LONGEST_TEXT = 100_000  # characters
+SAMPLE = "The request names these facts. "
 ANY_TEXT = r'[^"\\\x00-\x1f\x7f-\x9f\ud800-\udfff]'
 
 
@@ -57,7 +61,8 @@ class Text(Field):
 
     @property
     def samples(self) -> tuple[str, ...]:
-        return (("The request names these facts. " * self.max_chars)[: min(self.max_chars, 80)],)
+        length = max(self.min_chars, min(self.max_chars, 80))
+        return ((SAMPLE * (length // len(SAMPLE) + 1))[:length],)
 
     @property
     def stand_in(self) -> str:
@@ -103,6 +108,8 @@ class Text(Field):
         super().check(where)
         if self.min_chars > self.max_chars:
             raise ContractError(f"{where}: needs 0 < min_chars <= max_chars")
+        if self.max_chars > LONGEST_TEXT:
+            raise ContractError(f"{where}: max_chars must be at most {LONGEST_TEXT}, not {self.max_chars}")
 
 
 TYPES: Mapping[str, type[Field]] = {each.type: each for each in (Label, Boolean, Text, Integer, Labels)}

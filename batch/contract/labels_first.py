@@ -1,6 +1,6 @@
 """A contract's answers in two parts: the labels, and behind them the free text that a person reads.
 
-    {"team":"…","urgent":true     ,"why":"…"}
+    {"team":"…","urgent":true  ,"reason":"…"}
     └──────── labels ───────┘     └─ texts ─┘
 
 The labels are decoded under the whole contract's grammar, up to where they end: so they and their scores are

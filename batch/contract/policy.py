@@ -39,6 +39,8 @@ class Policy:
         facts = {
             name: tuple(validation.items(values, f"[policy.facts] {name}")) for name, values in listed.items()
         }
+        for name, values in facts.items():
+            validation.storable(values, f"[policy.facts] {name}")
         entries = validation.items(policy["table"], "[[policy.table]]") if "table" in policy else []
         table = tuple(_entry(entry, facts, fields) for entry in entries)
         return cls(facts, table, tuple(name for name, field in fields.items() if field.scored))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from batch.contract.json_text import compact_json
 from batch.errors import ContractError, nearest
 
 NO_KEYS: frozenset[str] = frozenset()
@@ -38,6 +39,23 @@ def text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ContractError(f"{where} must be a text, not {value!r}")
     return value
+
+
+def texts(value: Any, where: str) -> list[str]:
+    """`value` as a list of texts; it may be empty."""
+    if not isinstance(value, list | tuple):
+        raise ContractError(f"{where} must be a list of texts, not {value!r}")
+    return [text(each, where) for each in value]
+
+
+def storable(value: Any, where: str) -> None:
+    """Refuse what a bundle's `contract.json` could not keep: TOML has dates and NaN, and JSON has neither."""
+    try:
+        compact_json(value).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ContractError(
+            f"{where} holds a value that JSON does not have: {error}; write it as a text"
+        ) from error
 
 
 def positive(value: Any, where: str) -> int:

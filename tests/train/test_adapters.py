@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,21 @@ def test_the_table_and_its_json(tiny_bundle: Bundle, tmp_path: Path) -> None:
     )
     (told,) = json.loads((tmp_path / "a.json").read_text())
     assert told["digest"] == tiny_bundle.digest and told["rank"] == 4 and told["validation_loss"] is None
+
+
+@pytest.mark.parametrize("data", [{"train": "x"}, {"train": 5}])
+def test_a_bundle_whose_manifest_is_damaged_hides_no_other(
+    tiny_bundle: Bundle, tmp_path: Path, data: dict[str, object]
+) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / tiny_bundle.digest)
+    damaged = shutil.copytree(tiny_bundle.path, tmp_path / ("0" * 64)) / "manifest.json"
+    damaged.write_text(json.dumps({**json.loads(damaged.read_text()), "data": data}))
+    result = CliRunner(env={"BATCH_ROUTE_ADAPTERS": str(tmp_path)}).invoke(main, ["adapters"])
+    assert result.exit_code == 0, result.output
+    assert tiny_bundle.digest[:12] in result.stdout and "000000000000" not in result.stdout
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("Warning: 000000000000 is damaged and left out: ")
+    assert warning.endswith("manifest.json: data.train is not a table; copy the bundle again")
 
 
 def test_an_empty_registry_says_which(tmp_path: Path) -> None:

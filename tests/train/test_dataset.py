@@ -1,17 +1,22 @@
 """Labelled requests: every way in which a row is refused names its file and line."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from batch.adapter.bundle import Bundle
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
+from batch.contract.field_types import RESERVED
 from batch.errors import DatasetError
-from train.dataset import check_splits, load_rows
+from train import decisions
+from train.dataset import NOTES, check_splits, load_rows, split_path
 from train.examples import encode
 from train.likeness import NEAR_DUPLICATE
+from train.review.apply import ANSWERED_BY
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"need": "analytics", "writes": False, "autonomous": False, "regulated": False, "system": "none"}
@@ -68,6 +73,9 @@ def test_v1_is_the_first_experiments_size_and_clean(contract: Contract) -> None:
             {**ROW, "request": "x" * 8001},
             "the request has 8001 characters, the contract accepts 8000; shorten it",
         ),
+        ({**ROW, "tier": float("nan")}, r"tier holds what JSON does not have, nan \(float\)"),
+        (json.dumps(ROW).replace('"medium"', "1e999"), "risk holds what JSON does not have, inf"),
+        ({**ROW, "facts": {**FACTS, "need": float("-inf")}}, "facts holds what JSON does not have, .*-inf"),
         ({**ROW, "request": "\ud800"}, "not valid UTF-8"),
         ("{'id': 1}", "is not JSON"),
         ("[1]", "is not a JSON object"),
@@ -155,3 +163,15 @@ def test_a_request_of_too_many_tokens_is_refused_not_cut(
         match=r"rows\.jsonl:2: the request has \d+ tokens, the contract accepts 1024; shorten it",
     ):
         encode(rows, Renderer.load(tiny_base, contract))
+
+
+def test_no_field_may_have_the_name_of_a_rows_other_keys() -> None:
+    read = (NOTES | decisions.KEYS) - {"why", "note", "family", "source"}  # those are only for people
+    assert {"id", "request", "facts", ANSWERED_BY} | read <= RESERVED
+
+
+@pytest.mark.parametrize("facts", ["x", {"path": "train.jsonl"}])
+def test_a_manifest_that_names_no_file_is_refused(tiny_bundle: Bundle, facts: Any) -> None:
+    bundle = dataclasses.replace(tiny_bundle, manifest={"data": {"train": facts}})
+    with pytest.raises(DatasetError, match="does not say which file its train split is; name a dataset"):
+        split_path(bundle, "train")

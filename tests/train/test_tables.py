@@ -1,7 +1,10 @@
 """Labelled rows out of spreadsheets and warehouses: the same rows as JSON lines give."""
 
 import csv
+import datetime
+import decimal
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,71 @@ def test_what_is_no_table_of_rows_is_refused_with_its_line(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         load_rows(tmp_path / name, contract)
+
+
+SIZES = """
+name = "sizes"
+[prompt]
+system = "{fields}"
+[[fields]]
+name = "size"
+type = "integer"
+labels = { 1 = "", 2 = "" }
+[[fields]]
+name = "floor"
+type = "label"
+optional = true
+labels = { "x" = "", "y" = "" }
+"""
+
+
+def parquet(path: Path, **columns: pa.Array) -> Path:
+    given = {
+        "id": ["a", "b"],
+        "request": ["One thing.", "Something else."],
+        "size": [1, 2],
+        "floor": ["x", "y"],
+    }
+    pq.write_table(pa.table({**given, **columns}), path / "rows.parquet")
+    return path / "rows.parquet"
+
+
+@pytest.fixture
+def sizes(tmp_path: Path) -> Contract:
+    (tmp_path / "contract.toml").write_text(SIZES)
+    return Contract.load(tmp_path / "contract.toml")
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([1.0, math.inf]), "1: size is 1.0"),
+        (pa.array([decimal.Decimal(1), None]), r"1: size holds what JSON does not have, 1 \(Decimal\)"),
+        (pa.array([datetime.date(2024, 1, 2)] * 2), r"1: size holds .*, 2024-01-02 \(date\)"),
+        (pa.array([0, 1], pa.timestamp("us")), "1: size holds .*, 1970-01-01 00:00:00"),
+        (pa.array([0, 1], pa.duration("us")), r"1: size holds .*, 0:00:00 \(timedelta\)"),
+        (pa.array([b"1", b"2"]), r"1: size holds .*, b'1' \(bytes\)"),
+        (pa.array([math.nan, 1.0]), r"1: missing key 'size' \(no such column, or an empty or NaN cell\)"),
+        (
+            pa.array([0, 1 << 60], pa.date64()),
+            r" rows 1 to 2: column 'size' \(date32.*save the column as texts",
+        ),
+    ],
+)
+def test_a_cell_that_no_answer_can_hold_is_refused_by_row_and_field(
+    tmp_path: Path, sizes: Contract, column: pa.Array, message: str
+) -> None:
+    with pytest.raises(DatasetError, match=rf"rows\.parquet:{message}"):
+        load_rows(parquet(tmp_path, size=column), sizes)
+
+
+def test_pandas_missing_value_is_an_empty_cell(tmp_path: Path, sizes: Contract) -> None:
+    nan = pa.array([math.nan] * 2)
+    found = load_rows(parquet(tmp_path, floor=nan, probe=nan, facts=nan), sizes)
+    assert [(dict(row.answer), row.note, row.facts) for row in found] == [
+        ({"size": 1, "floor": None}, None, None),
+        ({"size": 2, "floor": None}, None, None),
+    ]
 
 
 def test_a_likeness_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """`batch-train adapters`: the registry as a table."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.table import Table
 
-from batch.adapter.bundle import Bundle
+from batch.adapter.bundle import MANIFEST, Bundle
 from batch.adapter.files import read_json
 from batch.adapter.registry import Registry
+from batch.errors import AdapterError
 from batch.reporting.console import PlainConsole
 from train.commands.options import json_option
 from train.files import write_json
@@ -25,11 +27,14 @@ def adapters(json_path: Path | None) -> None:
     registry = Registry()
     aliases = registry.aliases()
     found = registry.survey()
-    bundles = [bundle for bundle in found.values() if isinstance(bundle, Bundle)]
-    lines = [
-        _facts(bundle, [alias for alias, digest in aliases.items() if digest == bundle.digest])
-        for bundle in sorted(bundles, key=lambda bundle: str(bundle.manifest.get("created_at", "")))
-    ]
+    bundles = {name: bundle for name, bundle in found.items() if isinstance(bundle, Bundle)}
+    lines = []
+    for name, bundle in sorted(bundles.items(), key=lambda each: str(each[1].manifest.get("created_at", ""))):
+        named = [alias for alias, digest in aliases.items() if digest == bundle.digest]
+        try:
+            lines.append(_facts(bundle, named))
+        except AdapterError as damage:
+            found[name] = damage
     if json_path:
         write_json(json_path, lines)
     if lines:
@@ -42,18 +47,29 @@ def adapters(json_path: Path | None) -> None:
 
 
 def _facts(bundle: Bundle, aliases: list[str]) -> dict[str, Any]:
+    """A bundle's line. Raises `AdapterError` for one whose tables are none."""
     metrics = read_json(bundle.path / "metrics.json", "an adapter bundle")
+    data = _table(bundle.manifest.get("data"), f"{bundle.path}: {MANIFEST}: data")
+    train = _table(data.get("train"), f"{bundle.path}: {MANIFEST}: data.train")
+    best = _table(metrics.get("best"), f"{bundle.path}: metrics.json: best")
     return {
         "digest": bundle.digest,
         "aliases": aliases,
         "contract": bundle.contract.name,
         "base": bundle.base["ref"],
         "rank": bundle.rank,
-        "rows": bundle.manifest.get("data", {}).get("train", {}).get("rows"),
-        "validation_loss": (metrics.get("best") or {}).get("validation_loss"),
+        "rows": train.get("rows"),
+        "validation_loss": best.get("validation_loss"),
         "threshold": bundle.calibration.threshold,
         "created": bundle.manifest.get("created_at"),
     }
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    """`value`, or an empty table where it is left out. Raises `AdapterError`."""
+    if value is not None and not isinstance(value, Mapping):
+        raise AdapterError(f"{where} is not a table; copy the bundle again")
+    return value or {}
 
 
 def _print(lines: list[dict[str, Any]]) -> None:

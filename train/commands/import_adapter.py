@@ -7,7 +7,7 @@ import click
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from train.commands.options import PATH
-from train.importing import import_folder, proved
+from train.importing import check_alias, import_folder, proved
 
 
 @click.command("import")
@@ -30,6 +30,7 @@ def import_adapter(folder: Path, contract: Path, base_model: str, revision: str 
     is refused (exit 2). It has no threshold until `calibrate`, and no record of its training rows, so
     `promote` needs --force.
     """
+    check_alias(alias)
     registry = Registry()
     bundle = import_folder(folder, Contract.load(contract), base_model, revision, registry)
     click.echo(f"verified: {proved(bundle, base_model)}")

@@ -1,11 +1,14 @@
 """`batch-train loop`: versions of the data, fitted and judged side by side."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from batch.adapter.base_model import resolve_base
 from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
 from batch.errors import InputError, one_line
 from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, json_option
@@ -18,6 +21,9 @@ from train.evaluation.ask import candidate
 from train.evaluation.evaluate import comparisons
 from train.evaluation.tables import show_measures
 from train.files import write_json
+from train.fit.base_checks import checked_renderer
+from train.fit.inputs import load_splits
+from train.importing import check_alias
 
 
 @click.command()
@@ -37,8 +43,12 @@ def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> N
         raise InputError(
             f"{versions!r} must be two versions at least, such as v1=train/mini.toml,v2=train/mini-v2.toml"
         )
+    for name, _, _ in pairs:
+        check_alias(name)
     registry, console = Registry(), PlainConsole()
     recipes = {name: Config.load(config) for name, _, config in pairs}
+    for recipe in recipes.values():
+        _check(recipe, datasets)
     fit_versions(recipes, registry, PlainConsole(stderr=True))
     subjects = [candidate(name, registry) for name in recipes]
     trains = [
@@ -57,3 +67,14 @@ def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> N
         write_json(json_path, {name: [each.as_json() for each in group] for name, group in groups.items()})
     for line in verdict(evaluations, diagnoses):
         click.echo(one_line(line))
+
+
+def _check(recipe: Config, datasets: Sequence[Path]) -> None:
+    """What can be refused of a recipe and of the rows that its fit is judged on, before anything is trained.
+    Raises `ConfigError`, `ContractError`, `DatasetError` or `AdapterError`.
+    """
+    contract = Contract.load(recipe.find(recipe.data.contract))
+    for path in datasets:
+        load_rows(path, contract, evaluation=True)
+    base = resolve_base(recipe.base.model, recipe.base.revision, near=recipe.path)
+    load_splits(recipe, contract, checked_renderer(base, contract))

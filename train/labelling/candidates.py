@@ -74,7 +74,7 @@ def candidates(
             "request": lines[i][text_column],
             **dict.fromkeys(names),
             "suggested": suggested,
-            "why": why,
+            **({} if "why" in names else {"why": why}),
         }
         chosen.append(row)
         if len(chosen) == n:

@@ -1,5 +1,6 @@
 """From a table of labelled texts to what `fit` takes: `batch-train contract init`."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -12,8 +13,9 @@ from pathlib import Path
 import polars as pl
 
 from batch.contract.contract import MAX_CHARS, MAX_TOKENS, Contract
+from batch.contract.field_types import check_fields, read_field
 from batch.contract.json_text import json_line
-from batch.errors import InputError, nearest
+from batch.errors import ContractError, InputError, nearest
 from batch.storage.location import reason
 from train.dataset import Row
 from train.likeness import Likeness, compared, signs
@@ -45,6 +47,7 @@ scheduler = "cosine"
 eval_every = {eval_every}   # steps between two validations: an epoch
 early_stopping_patience = 4
 """
+UNREADABLE = (OSError, UnicodeDecodeError, csv.Error, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 BATCH_SIZE, FEW = 4, 500  # rows a step; rows below which a fit takes more epochs
 
 
@@ -75,9 +78,16 @@ class Start:
 
 def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
     """Read and divide. Raises `InputError` for a file that does not give at least two labels a column, and
-    `ContractError` for labels that no contract can hold.
+    `ContractError` for columns and labels that no contract can hold.
     """
+    for name, times in Counter((text_column, *label_columns)).items():
+        if times > 1:
+            raise InputError(f"column {name!r} is named {times} times; name each column once")
     table = read_texts(path, (text_column, *label_columns))
+    try:
+        check_fields([read_field({"name": name, "type": "boolean"}) for name in label_columns])
+    except ContractError as error:
+        raise ContractError(f"{path}: rename the column: {error}") from error
     rows, left_out, seen = [], Counter[str](), set[tuple[str, ...]]()
     for number, line in enumerate(table.iter_rows(named=True), start=1):
         text, labels = line[text_column] or "", {name: line[name] for name in label_columns}
@@ -94,7 +104,10 @@ def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
         if len(own) < 2:
             raise InputError(f"{path}: column {name!r} has {len(own)} labels; name one with two or more")
     contract = contract_text(path.stem, values)
-    Contract.from_dict(tomllib.loads(contract))
+    try:
+        Contract.from_dict(tomllib.loads(contract))
+    except ContractError as error:
+        raise ContractError(f"{path}: {error}") from error
     return Start(contract, split(rows), left_out)
 
 
@@ -110,13 +123,26 @@ def read_texts(path: Path, columns: Sequence[str]) -> pl.DataFrame:
             with path.open(encoding="utf-8-sig") as file:
                 delimiter = delimiter_of(file.readline())
             table = pl.read_csv(path, infer_schema=False, separator=delimiter)
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+    except UNREADABLE as error:
         why = reason(error) if isinstance(error, OSError) else str(error).split("\n")[0]
         raise InputError(f"{path}: cannot be read: {why}; give CSV, TSV, JSONL or Parquet") from error
     for name in columns:
         if name not in table.columns:
             raise InputError(f"{path}: has no column {name!r}{nearest(name, table.columns)}")
-    return table.select(pl.col(name).cast(pl.String) for name in columns)
+    return table.select(_as_texts(table[name], path) for name in columns)
+
+
+def _as_texts(column: pl.Series, path: Path) -> pl.Series:
+    """Raises `InputError` for a column whose values are no texts: lists, objects, bytes."""
+    try:
+        if column.dtype.is_nested():
+            raise pl.exceptions.InvalidOperationError("nested")
+        return column.cast(pl.String)
+    except pl.exceptions.PolarsError as error:
+        kind = "lists or objects" if column.dtype.is_nested() else str(column.dtype)
+        raise InputError(
+            f"{path}: column {column.name!r} holds {kind}; name a column with one text or label a row"
+        ) from error
 
 
 def contract_text(name: str, values: Mapping[str, Sequence[str]]) -> str:

@@ -125,7 +125,7 @@ class Session:
         elif kind not in ("unsure", "skip", "undo"):
             raise InvalidAnswer(f"unknown decision {kind!r}")
         if note := str(given.get("note") or "").strip():
-            line["note"] = note[:2000]
+            line.setdefault("note", note[:2000])  # a field of that name has its label there
         line |= {
             "decision": kind,
             "reviewer": self._reviewer,
@@ -153,7 +153,8 @@ class Session:
             check_row(row, Path("review"), 1, self._contract)
         except DatasetError as error:
             raise InvalidAnswer(str(error).partition(": ")[2]) from error
-        return row | {"suggested": dict(item.answer) or None, "adapter": item.adapter, "why": list(item.why)}
+        row |= {"suggested": dict(item.answer) or None, "adapter": item.adapter}
+        return row if "why" in names else row | {"why": list(item.why)}
 
     def _table(self) -> list[dict[str, Any]] | None:
         """Every combination of facts with the answer that the policy table gives; None where they are too

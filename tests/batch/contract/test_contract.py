@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from datetime import date
 from itertools import product
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +257,7 @@ def sites() -> dict[str, Any]:
                 "labels": {"Zürich": "", "東京": "", "São Paulo (C++)": "", "😀": ""},
             },
             {"name": "open", "type": "boolean"},
-            {"name": "note", "type": "text", "min_chars": 1, "max_chars": 9, "ascii": False},
+            {"name": "matter", "type": "text", "min_chars": 1, "max_chars": 9, "ascii": False},
             {"name": "size", "type": "label", "labels": {"groß": "", "klein": ""}},
         ],
     }
@@ -265,16 +267,16 @@ def sites() -> dict[str, Any]:
 def test_non_ascii_labels_and_texts(kind: str) -> None:
     contract = Contract.from_dict(sites())
     served = grammar(contract, kind)
-    for city, note in product(("Zürich", "東京", "São Paulo (C++)", "😀"), ("é", "\u2028 naïve", "😀" * 9)):
-        answer = {"city": city, "open": False, "note": note, "size": "groß"}
+    for city, matter in product(("Zürich", "東京", "São Paulo (C++)", "😀"), ("é", "\u2028 naïve", "😀" * 9)):
+        answer = {"city": city, "open": False, "matter": matter, "size": "groß"}
         text = contract.serialise(answer)
         parsed, spans = contract.parse(text)
         assert parsed == answer and served(text) and len(text.encode()) <= contract.max_answer_bytes
         for name, (start, end) in spans.items():
             assert text.encode()[start:end] == json.dumps(answer[name], ensure_ascii=False).encode()
-    for note in ("", "x" * 10, "\x80", "\ud800", '"'):
+    for matter in ("", "x" * 10, "\x80", "\ud800", '"'):
         with pytest.raises(InvalidAnswer):
-            contract.serialise({"city": "東京", "open": True, "note": note, "size": "klein"})
+            contract.serialise({"city": "東京", "open": True, "matter": matter, "size": "klein"})
 
 
 @pytest.mark.parametrize(
@@ -338,6 +340,23 @@ def test_non_ascii_labels_and_texts(kind: str) -> None:
         (("fields", 1), {"type": "bool"}, "type must be one of label, boolean, text"),
         (("fields", 1), {"labels": {"a": "", "b": ""}}, "a boolean field has no labels"),
         (("fields", 2), {"min_chars": 10}, "0 < min_chars <= max_chars"),
+        (("fields", 2), {"max_chars": 10**8}, "max_chars must be at most 100000, not 100000000"),
+        ((), {"policy": {"facts": {"d": [date(2024, 1, 1)]}}}, r"\[policy.facts\] d holds a value that JSON"),
+        ((), {"policy": {"facts": {"a": ["x"], "d": [1.0, nan]}}}, r"\[policy.facts\] d holds a value that"),
+        ((), {"name": "\ud800"}, "name holds a value that JSON does not have"),
+        ((), {"contrast": 5}, r"\[contrast\] must be a table"),
+        ((), {"contrast": {"generic": 5}}, r"\[contrast\] generic must be a list of texts, not 5"),
+        ((), {"contrast": {"generic": []}}, r"\[contrast\] generic is empty"),
+        ((), {"contrast": {"generic": [5]}}, r"\[contrast\] generic must be a text, not 5"),
+        ((), {"contrast": {"competitor": ["x"]}}, r"unknown key 'competitor' in \[contrast\].*'competitors'"),
+        ((), {"contrast": {"competitors": "x"}}, r"\[contrast\] competitors must be a list of texts"),
+        ((), {"contrast": {"frames": {"text": "x"}}}, r"\[\[contrast.frames\]\] must be a list of tables"),
+        ((), {"contrast": {"frames": [{"text": "x"}]}}, "must hold {system} once"),
+        (
+            (),
+            {"contrast": {"frames": [{"text": "{system}", "facts": {"need": "x"}}]}},
+            "need = 'x' is not a fact with one of the values",
+        ),
         (("fields", 2), {"max_chars": "9"}, "max_chars must be a positive whole number"),
         (("fields", 2), {"ascii": "no"}, "ascii must be true or false"),
     ],
@@ -355,7 +374,7 @@ def test_a_wrong_contract_is_refused(where: tuple[Any, ...], change: dict[str, A
 
 def test_a_contract_of_texts_alone_is_refused() -> None:
     with pytest.raises(ContractError, match="at least one field of labels"):
-        Contract.from_dict({**sites(), "fields": [{"name": "note", "type": "text"}]})
+        Contract.from_dict({**sites(), "fields": [{"name": "matter", "type": "text"}]})
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"\xff", None])
@@ -527,7 +546,7 @@ def test_an_escalation_of_unknown_values_is_refused(contract: Contract, escalate
     "names",
     [
         ("status",), ("Status",), ("SCORE",), ("error",), ("error_code",), ("adapter",), ("triage",), ("id",), ("request",),
-        ("facts",), ("rules_applied",), ("decision",), ("Reviewer",), ("reviewed_at",), ("suggested",), ("audit",), ("k", "k_score"), ("k_model", "k"), ("k", "k_second"), ("k", "K_second_score"), ("risk", "Risk"), ("K", "k_Score"),
+        ("facts",), ("rules_applied",), ("decision",), ("Reviewer",), ("reviewed_at",), ("suggested",), ("audit",), ("answered_by",), ("probe",), ("k", "k_score"), ("k_model", "k"), ("k", "k_second"), ("k", "K_second_score"), ("risk", "Risk"), ("K", "k_Score"),
     ],
 )  # fmt: skip
 def test_a_field_that_collides_with_a_column_is_refused(names: tuple[str, ...]) -> None:
@@ -541,3 +560,40 @@ def test_a_snapshot_that_is_no_table_is_refused(tmp_path: Path, content: str) ->
     (tmp_path / "contract.json").write_text(content)
     with pytest.raises(ContractError):
         Contract.load(tmp_path / "contract.json")
+
+
+def team(*table: dict[str, Any]) -> Contract:
+    """A contract of two fields whose policy table is `table`."""
+    return Contract.from_dict(
+        {
+            "name": "team",
+            "prompt": {"system": "{fields}"},
+            "policy": {"facts": {"matter": ["money", "goods"]}, "table": list(table)},
+            "fields": [
+                {"name": "team", "type": "label", "labels": {"x": "", "y": ""}},
+                {"name": "language", "type": "label", "optional": True, "labels": {"de": "", "fr": ""}},
+            ],
+        }
+    )
+
+
+def test_samples_of_a_table_that_leaves_a_field_open_are_legal_and_show_all_of_it() -> None:
+    contract = team(
+        {"when": {"matter": "money"}, "then": {"team": "x"}},
+        {"when": {"matter": "goods"}, "then": {"team": "y"}},
+    )
+    samples = contract.sample_answers()
+    assert [(each["team"], each["language"]) for each in samples] == [
+        ("x", "de"),
+        ("x", "fr"),
+        ("x", None),
+        ("y", "de"),
+    ]
+    assert all(contract.policy_mismatch(each, None) is None for each in samples)
+    partly = team({"when": {"matter": "money"}, "then": {"team": "x", "language": "fr"}}).sample_answers()
+    assert {(each["team"], each["language"]) for each in partly} == {
+        ("x", "fr"),  # the table's
+        ("x", "de"),
+        ("y", "fr"),
+        ("x", None),
+    }

@@ -222,6 +222,15 @@ def test_escalation_of_numbers_and_sets() -> None:
     assert trades.under_escalates(("b", "c"), ("a", "b")) and not trades.under_escalates(("b",), ("a", "c"))
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "length"), [(1, 20, 20), (1, 160, 80), (90, 160, 90), (9, 100_000, 80)]
+)
+def test_the_sample_of_a_text_is_legal(least: int, most: int, length: int) -> None:
+    text = read_field({"name": "t", "type": "text", "min_chars": least, "max_chars": most})
+    (sample,) = text.samples
+    assert text.legal(sample) and len(sample) == length and sample.startswith("The request names th")
+
+
 def test_each_type_has_its_name_and_its_column() -> None:
     assert {name: each.arrow for name, each in TYPES.items()} == {
         "label": "string", "boolean": "bool", "text": "string", "integer": "int64", "labels": "list<string>",

@@ -12,8 +12,9 @@ from tests.conftest import ROOT
 
 LABEL = {"name": "kind", "type": "label", "labels": {"a": "", "a (b)": "", "größe": ""}}
 FLAG = {"name": "flag", "type": "boolean"}
-WHY = {"name": "why", "type": "text", "min_chars": 2, "max_chars": 9}
-NOTE = {"name": "note", "type": "text", "min_chars": 1, "max_chars": 4, "ascii": False}
+GROUND = {"name": "ground", "type": "text", "min_chars": 2, "max_chars": 9}
+MATTER = {"name": "matter", "type": "text", "min_chars": 1, "max_chars": 4, "ascii": False}
+OPEN = {"when": {"f": 1}, "then": {"flag": True}}
 
 
 def contract(*fields: dict[str, Any]) -> Contract:
@@ -22,8 +23,8 @@ def contract(*fields: dict[str, Any]) -> Contract:
 
 CONTRACTS = [
     Contract.load(ROOT / "data/contract.toml"),
-    contract(FLAG, LABEL, WHY, NOTE),
-    contract(LABEL, FLAG, NOTE),
+    contract(FLAG, LABEL, GROUND, MATTER),
+    contract(LABEL, FLAG, MATTER),
 ]
 
 
@@ -54,12 +55,18 @@ def test_what_follows_makes_the_answer_whole(contract: Contract) -> None:
         assert not re.fullmatch(first.rest(labels, labels), text[len(labels) :] + "}")
 
 
+def test_a_field_that_the_policy_table_leaves_open_has_labels_too() -> None:
+    raw = {**contract(FLAG, LABEL, GROUND).raw, "policy": {"facts": {"f": [1]}, "table": [OPEN]}}
+    whole = Contract.from_dict(raw)
+    assert LabelsFirst(whole).labels('{"flag":true,"kind":"a","gro') == '{"flag":true,"kind":"a"'
+
+
 def test_a_text_in_front_of_a_label_is_refused() -> None:
-    with pytest.raises(ContractError, match=r"field 'why' is a text in front of a label.*--reasons"):
-        LabelsFirst(contract(LABEL, WHY, FLAG))
+    with pytest.raises(ContractError, match=r"field 'ground' is a text in front of a label.*--reasons"):
+        LabelsFirst(contract(LABEL, GROUND, FLAG))
 
 
 def test_an_answer_without_texts_or_with_all_of_them_is_whole() -> None:
     assert labels_first(contract(LABEL, FLAG), "none") is None
-    assert labels_first(contract(WHY, LABEL), "all") is None
-    assert labels_first(contract(LABEL, WHY), "human") is not None
+    assert labels_first(contract(GROUND, LABEL), "all") is None
+    assert labels_first(contract(LABEL, GROUND), "human") is not None

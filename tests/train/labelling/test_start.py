@@ -1,6 +1,6 @@
 """`batch-train contract init`: from other people's tables to a contract and splits that `fit` takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +19,7 @@ TEXTS = [
 LABELS = [label for _ in range(30) for label in ("card_lost", "card stolen, again")]
 
 
-def table(**extra: list[str | None]) -> pl.DataFrame:
+def table(**extra: Sequence[str | None]) -> pl.DataFrame:
     return pl.DataFrame({"text": TEXTS, "intent": LABELS, **extra})
 
 
@@ -125,6 +125,20 @@ def test_what_cannot_be_learnt_from_is_left_out_and_counted(tmp_path: Path) -> N
     [
         (["--label-column", "intnt", "--text-column", "text"], "has no column 'intnt'"),
         (["--label-column", "same", "--text-column", "text"], "column 'same' has 1 labels"),
+        (
+            ["--label-column", "intent", "--label-column", "intent", "--text-column", "text"],
+            "column 'intent' is named 2 times; name each column once",
+        ),
+        (["--label-column", "text", "--text-column", "text"], "column 'text' is named 2 times"),
+        (
+            ["--label-column", "Queue Name", "--text-column", "text"],
+            "bank.csv: rename the column: field 'Queue Name': a name is letters, digits and underscores",
+        ),
+        (
+            ["--label-column", "status", "--text-column", "text"],
+            "bank.csv: rename the column: field 'status': that is a column of every output",
+        ),
+        (["--label-column", "quoted", "--text-column", "text"], "bank.csv: field 'quoted': label 'a\"b'"),
         (["--label-column", "intent", "--text-column", "text", "--out", "."], "exists; name a new folder"),
     ],
 )
@@ -132,8 +146,32 @@ def test_refusals_are_one_line_and_write_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    table(same=["one"] * 60).write_csv("bank.csv")
+    quoted = ['a"b', "c"] * 30
+    table(same=["one"] * 60, status=LABELS, quoted=quoted, **{"Queue Name": LABELS}).write_csv("bank.csv")
     code, said = run("bank.csv", *words)
     assert code == 2 and message in said and len(said.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["bank.csv"]
     assert run("none.csv", "--label-column", "x")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "t", "queue": ["a"]}\n' * 3, "a.jsonl: column 'queue' holds lists or objects"),
+        (
+            "a.jsonl",
+            '{"text": {"t": 1}, "queue": "a"}\n' * 3,
+            "a.jsonl: column 'text' holds lists or objects",
+        ),
+        ("a.csv", f"text,{'x' * 140_000}\na,b\n", "a.csv: has no column 'queue'"),
+        ("a.csv", f"text,{'x' * (1 << 24)}x\na,b\n", "a.csv: cannot be read: field larger than field limit"),
+    ],
+)
+def test_a_file_without_a_text_and_a_label_a_row_is_refused(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    out = tmp_path / "task"
+    code, said = run(tmp_path / name, "--text-column", "text", "--label-column", "queue", "--out", out)
+    assert code == 2 and message in said and len(said.splitlines()) == 1
+    assert not out.exists()

@@ -15,7 +15,7 @@ from train.cli import main
 from train.dataset import load_rows
 from train.decisions import DecisionLog
 from train.review.app import build_app
-from train.review.queue import Selection, drawn, read_items
+from train.review.queue import Item, Selection, drawn, read_items
 from train.review.session import Session
 
 SECRET = "s3cret"
@@ -171,3 +171,24 @@ def test_another_site_cannot_post_read_or_frame(output: Output, contract: Contra
     for body in (b"x" * (2 << 20), b"[1]", b"{}", b"[" * 100_000):
         assert http.post(address, content=body, headers=secret).status_code == 400
     assert (tmp_path / "l.jsonl").read_text() == ""
+
+
+def test_fields_named_as_a_decisions_own_keys_keep_their_labels(tmp_path: Path) -> None:
+    contract = Contract.from_dict(
+        {
+            "name": "notes",
+            "prompt": {"system": "Sort it by {fields}."},
+            "fields": [
+                {"name": "note", "type": "label", "labels": {"complaint": "a", "praise": "b"}},
+                {"name": "why", "type": "text"},
+            ],
+        }
+    )
+    item = Item(
+        "r0", "It is broken.", {"note": "praise", "why": "x"}, {"note": 0.1}, {}, None, ("score 0.10",)
+    )
+    session = Session([item], contract, DecisionLog(tmp_path / "l.jsonl"), "ann", [])
+    given = {"answer": {"note": "complaint", "why": "My own words."}, "note": "I am torn"}
+    session.decide("label", "r0", 0, given)
+    (row,) = load_rows(tmp_path / "l.jsonl", contract)
+    assert row.answer == {"note": "complaint", "why": "My own words."}

@@ -1,0 +1,70 @@
+"""What `import` and `loop` can refuse, they refuse before an engine runs or anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from batch.errors import InputError
+from tests.conftest import ROOT
+from train.cli import main
+
+TEST = "data/v1/test.jsonl"
+
+
+def refused(*words: str | Path) -> str:
+    result = CliRunner().invoke(main, list(map(str, words)))
+    assert result.exit_code == 2 and len(result.output.splitlines()) == 1, result.output
+    return result.output
+
+
+def never(*arguments: Any, **settings: Any) -> None:
+    raise AssertionError("work was begun")
+
+
+@pytest.fixture
+def recipes(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two sound ones; whoever would fit them fails."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(tmp_path / "adapters"))
+    monkeypatch.setattr("train.commands.loop.fit_versions", never)
+    text = (ROOT / "train/mini.toml").read_text().replace('"data/mini-base"', f'"{tiny_base}"')
+    made = tmp_path / "a.toml", tmp_path / "b.toml"
+    for path in made:
+        path.write_text(text)
+    return made
+
+
+@pytest.mark.parametrize("alias", ["My Adapter", "", "-x", "a" * 65])
+def test_the_alias_of_an_import(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.commands.import_adapter.import_folder", never)
+    contract = ROOT / "data/contract.toml"
+    said = refused("import", "folder", "--contract", contract, "--base", "base", "--alias", alias)
+    assert said.startswith(f"Error: alias {alias!r}: use lower-case letters")
+
+
+def test_the_names_of_versions(recipes: tuple[Path, Path]) -> None:
+    first, second = recipes
+    assert "alias 'V2': use lower-case letters" in refused("loop", f"v1={first},V2={second}", TEST)
+
+
+def test_the_recipe_and_the_rows_of_every_version(recipes: tuple[Path, Path], tmp_path: Path) -> None:
+    first, second = recipes
+    versions = f"v1={first},v2={second}"
+    assert "no dataset at nowhere.jsonl" in refused("loop", versions, TEST, "nowhere.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"id": "a"}\n')
+    assert "bad.jsonl:1: missing key 'request'" in refused("loop", versions, TEST, tmp_path / "bad.jsonl")
+    text = second.read_text()
+    second.write_text(text.replace('"data/v1/train.jsonl"', '"data/v1/none.jsonl"'))
+    assert "no file data/v1/none.jsonl" in refused("loop", versions, TEST)
+    second.write_text(text.replace('"data/v1/train.jsonl"', '"data/v1/test.jsonl"'))
+    assert "data/v1/test.jsonl:1: id" in refused("loop", versions, TEST)
+
+
+def test_what_is_sound_goes_on(recipes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def begun(*arguments: Any) -> None:
+        raise InputError("begun")
+
+    monkeypatch.setattr("train.commands.loop.fit_versions", begun)
+    assert refused("loop", f"v1={recipes[0]},v2={recipes[1]}", TEST) == "Error: begun\n"
