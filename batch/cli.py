@@ -106,7 +106,7 @@ def duration(text: str) -> float:
     type=click.Choice(["all", "human", "none"]),
     default="all",
     show_default=True,
-    help="Which rows get their free-text fields: all, those for a person, or none. Labels and scores do not change.",
+    help="Rows that get their free-text fields: all, those for a person, or none. Labels and scores stay.",
 )
 @report_option
 @click.option(
