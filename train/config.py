@@ -24,7 +24,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {  # of [training]'s numbers; beyond
     "gradient_accumulation": (1, 65_536),
     "eval_every": (1, MOST_STEPS),
     "epochs": (1e-9, 100_000),
-    "learning_rate": (1e-9, 100),
+    "learning_rate": (1e-9, 1e38),  # a fit says by itself that one is too high
     "max_grad_norm": (1e-9, 1_000_000_000),
     "weight_decay": (0, 100),
     "early_stopping_patience": (0, MOST_STEPS),

@@ -57,12 +57,12 @@ class Contract:
         except (OSError, ValueError, RecursionError) as error:
             raise ContractError(f"{path}: {error}; correct the file") from error
         try:
-            return cls.from_dict(raw)
+            return cls.from_dict(raw, in_bundle=path.suffix == ".json")
         except ContractError as error:
             raise ContractError(f"{path}: {error}") from error
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "Contract":
+    def from_dict(cls, raw: Mapping[str, Any], in_bundle: bool = False) -> "Contract":
         known = {"input", "policy", "rules", "enforce_rules", "contrast", "negation"}
         validation.keys(raw, "contract", required={"name", "prompt", "fields"}, optional=known)
         bounds = validation.keys(raw.get("input", {}), "[input]", optional={"max_chars", "max_tokens"})
@@ -79,21 +79,21 @@ class Contract:
             rule.name for i, rule in enumerate(rules) if rule.name in {earlier.name for earlier in rules[:i]}
         ]:
             raise ContractError(f"rule {repeated[0]!r} is duplicated; violations are counted by name")
-        policy = Policy.from_dict(raw.get("policy", {}), by_name)
-        check_contrast(raw.get("contrast", {}), policy.facts)
         contract = cls(
             name=validation.text(raw["name"], "name"),
             fields=fields,
             system_prompt=_system_prompt(validation.text(prompt["system"], "[prompt] system"), fields),
             max_chars=validation.positive(bounds.get("max_chars", MAX_CHARS), "[input] max_chars"),
             max_tokens=validation.positive(bounds.get("max_tokens", MAX_TOKENS), "[input] max_tokens"),
-            policy=policy,
+            policy=Policy.from_dict(raw.get("policy", {}), by_name),
             rules=rules,
             enforce_rules=validation.flag(raw.get("enforce_rules", False), "enforce_rules"),
             raw=raw,
         )
         for key, value in raw.items():
-            validation.storable(value, key)
+            validation.storable(value, f"[{key}]" if isinstance(value, dict) else key)
+        if not in_bundle:  # which serves without it
+            check_contrast(raw.get("contrast", {}), contract.policy.facts)
         return contract
 
     def to_json(self) -> str:

@@ -63,7 +63,7 @@ def test_answers_are_legal_and_probabilities_are_after_the_grammar(
     assert engine.facts["vllm"].startswith("0.32")
     assert seen["patches_idle"] == []
     assert {name.rpartition(".")[2] for name in engine.facts["patches"]} == {
-        "XgrammarBackend", "validate_xgrammar_grammar", "PunicaWrapperCPU", "cpu_unquantized_gemm", "apply_grammar_bitmask", "Sampler", "RejectionSampler",
+        "XgrammarBackend", "validate_xgrammar_grammar", "PunicaWrapperCPU", "cpu_unquantized_gemm", "apply_grammar_bitmask", "Sampler", "RejectionSampler", "LogitsProcessor",
     }  # fmt: skip
     assert not any("made for" in release for release in engine.facts["patches"].values())
     for completion in complete(engine, adapter, tiny_bundle, REQUESTS).values():
