@@ -12,13 +12,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from batch.contract import validation
 from batch.contract.contract import Contract
+from batch.contract.contrast import SLOT, check_contrast
 from batch.contract.rules import Rule
-from batch.errors import ContractError
 from train.dataset import Row
 
-SLOT = "{system}"
 GENERIC = ("our system", "the usual tool")
 NEGATIONS = (", no {word} involved", ", without {word}")
 MAX_FRAMES = 20  # cut from labelled rows
@@ -60,13 +58,13 @@ def probes(contract: Contract, rows: Sequence[Row] = ()) -> list[Probe]:
     rules = mention_rules(contract)
     if not rules:
         return []
-    raw = validation.keys(
-        contract.raw.get("contrast", {}), "[contrast]", optional={"generic", "competitors", "frames"}
-    )
-    generic = [validation.text(word, "[contrast] generic") for word in raw.get("generic", GENERIC)]
-    competitors = [validation.text(word, "[contrast] competitors") for word in raw.get("competitors", ())]
+    raw = contract.raw.get("contrast", {})
+    check_contrast(raw, contract.policy.facts)  # a bundle's is not checked when it loads
+    generic, competitors = raw.get("generic", GENERIC), raw.get("competitors", ())
     frames = (
-        [_frame(entry, contract) for entry in raw["frames"]] if "frames" in raw else list(_cut(rows, rules))
+        [Frame(entry["text"], entry.get("facts", {})) for entry in raw["frames"]]
+        if "frames" in raw
+        else list(_cut(rows, rules))
     )
     found = []
     for frame in frames:
@@ -85,21 +83,6 @@ def probes(contract: Contract, rows: Sequence[Row] = ()) -> list[Probe]:
             )
             found.append(_probe(text, "negated", frame, contract))
     return list({probe.request: probe for probe in found}.values())
-
-
-def _frame(entry: Any, contract: Contract) -> Frame:
-    table = validation.keys(entry, "[[contrast.frames]]", required={"text"}, optional={"facts"})
-    text = validation.text(table["text"], "[[contrast.frames]] text")
-    if text.count(SLOT) != 1:
-        raise ContractError(f"[[contrast.frames]] text must hold {SLOT} once: {text!r}")
-    facts = validation.table(table.get("facts", {}), "[[contrast.frames]] facts")
-    for name, value in facts.items():
-        if not validation.among(value, contract.facts.get(name, ())):
-            raise ContractError(
-                f"[[contrast.frames]] facts: {name} = {value!r} is not a fact with one of the "
-                "values in [policy.facts]"
-            )
-    return Frame(text, facts)
 
 
 def _cut(rows: Sequence[Row], rules: Sequence[Rule]) -> Iterator[Frame]:
