@@ -74,25 +74,25 @@ def _as_the_command_has_them(options: Mapping[str, object]) -> dict[str, Any]:
     known = {option.name: option for option in main.params}
     made: dict[str, Any] = {}
     for name, value in options.items():
-        if value is None or name not in known:
+        if name not in known:
             made[name] = value  # who takes no such option says so
-            continue
-        try:
-            if isinstance(value, tuple | list):
-                spelt: object = "/".join(map(str, value))
-            elif name in ("deadline", "cache_max") and isinstance(value, int | float):
-                spelt = str(int(value))
-            else:
-                spelt = (
-                    str(value)
-                    if isinstance(value, int | float) and not getattr(known[name], "is_flag", False)
-                    else value
-                )
-            made[name] = known[name].type_cast_value(click.Context(main), spelt)
-        except (click.BadParameter, TypeError, ValueError, OverflowError) as error:
-            told = error.message if isinstance(error, click.BadParameter) else str(error)
-            raise InputError(f"{name}={value!r}: {told}") from error
-    return {name: value for name, value in made.items() if value is not None or name not in known}
+        elif value is not None:
+            try:
+                spelt = _spelt(name, value, getattr(known[name], "is_flag", False))
+                made[name] = known[name].type_cast_value(click.Context(main), spelt)
+            except (click.BadParameter, TypeError, ValueError, OverflowError) as error:
+                told = error.message if isinstance(error, click.BadParameter) else str(error)
+                raise InputError(f"{name}={value!r}: {told}") from error
+    return made
+
+
+def _spelt(name: str, value: object, is_flag: bool) -> object:
+    """An option's value as one would write it behind the command; a path and a flag are taken as they are."""
+    if isinstance(value, tuple | list):
+        return "/".join(map(str, value))
+    if isinstance(value, int | float) and not is_flag:
+        return str(int(value)) if name in ("deadline", "cache_max") else str(value)
+    return value
 
 
 def commit(output: str, work_dir: str | None = None) -> Summary:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from batch.contract.json_text import json_line
+from batch.contract.json_text import json_line, parse_json
 from batch.errors import DatasetError, StorageError
 
 KINDS = ("label", "unsure", "skip", "undo")
@@ -187,8 +187,8 @@ class DecisionLog:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line.decode(errors="replace"))
-    except (ValueError, RecursionError):
+        parse_json(line.decode(errors="replace"))
+    except ValueError:
         return False
     return True
 

@@ -14,7 +14,7 @@ from batch.adapter.bundle import BASE_FOLDER, Bundle, seal_bundle
 from batch.adapter.files import read_json
 from batch.adapter.fits import check_fits
 from batch.adapter.peft_checks import highest_rank, lint
-from batch.adapter.registry import ALIAS, Registry
+from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError
@@ -27,15 +27,6 @@ from train.fit.calibrate import raw
 from train.fit.shape import check_weights
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
-
-
-def check_alias(alias: str) -> None:
-    """For before the work whose result gets it. Raises `AdapterError` where no registry would take it."""
-    if not ALIAS.fullmatch(alias):
-        raise AdapterError(
-            f"alias {alias!r}: use lower-case letters, digits, dashes and underscores, 64 at most, "
-            "and begin with a letter"
-        )
 
 
 def import_folder(

@@ -19,6 +19,15 @@ KEPT = 16  # opened bundles that a registry remembers
 PATIENCE = 120.0  # seconds to wait for another command's change
 
 
+def check_alias(alias: str) -> None:
+    """For before the work whose result gets it. Raises `AdapterError` where no registry would take it."""
+    if not ALIAS.fullmatch(alias):
+        raise AdapterError(
+            f"alias {alias!r}: use lower-case letters, digits, dashes and underscores, 64 at most, "
+            "and begin with a letter"
+        )
+
+
 class Registry:
     """Bundles by digest under one folder, and aliases (small files) that name them. `$BATCH_ROUTE_ADAPTERS`
     moves it.
@@ -101,8 +110,7 @@ class Registry:
         return found
 
     def set_alias(self, alias: str, digest: str) -> None:
-        if not ALIAS.fullmatch(alias):
-            raise AdapterError(f"alias {alias!r}: use lower-case letters, digits, dashes and underscores")
+        check_alias(alias)
         (self.root / "aliases").mkdir(parents=True, exist_ok=True)
         write_file(self.root / "aliases" / alias, f"{digest}\n".encode())
 

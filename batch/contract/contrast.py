@@ -14,7 +14,6 @@ def check_contrast(raw: Any, facts: Mapping[str, tuple[Any, ...]]) -> None:
     `ContractError`.
     """
     table = validation.keys(raw, "[contrast]", optional={"generic", "competitors", "frames"})
-    validation.storable(raw, "[contrast]")
     validation.texts(table.get("competitors", ()), "[contrast] competitors")
     if not validation.texts(table.get("generic", ("",)), "[contrast] generic"):
         raise ContractError("[contrast] generic is empty; name some words, or leave it out")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from batch.adapter.registry import Registry
+from batch.adapter.registry import Registry, check_alias
 from batch.contract.contract import Contract
 from train.commands.options import PATH
-from train.importing import check_alias, import_folder, proved
+from train.importing import import_folder, proved
 
 
 @click.command("import")

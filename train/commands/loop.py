@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from batch.adapter.base_model import resolve_base
-from batch.adapter.registry import Registry
+from batch.adapter.registry import Registry, check_alias
 from batch.contract.contract import Contract
 from batch.errors import InputError, one_line
 from batch.reporting.console import PlainConsole
@@ -23,7 +23,6 @@ from train.evaluation.tables import show_measures
 from train.files import write_json
 from train.fit.base_checks import checked_renderer
 from train.fit.inputs import load_splits
-from train.importing import check_alias
 
 
 @click.command()
