@@ -147,7 +147,9 @@ class Config:
             raise ConfigError(
                 f"no config at {path}; give the path of a recipe such as train/mini.toml"
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: {error}; correct the file") from error
         try:
             if "path" in content:  # the one value that is not the file's to say

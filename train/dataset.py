@@ -9,7 +9,6 @@ the policy table must give exactly the labels. Evaluation reads rows without tex
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from typing import Any
 from batch.adapter.bundle import Bundle
 from batch.adapter.references import find_upwards
 from batch.contract.contract import Contract
-from batch.contract.json_text import compact_json
+from batch.contract.validation import storable
 from batch.errors import DatasetError, InvalidAnswer, nearest
-from batch.storage.location import file_digest
+from batch.storage.location import file_digest, reason
 from train import decisions, tables
+from train.files import strict_json
 from train.likeness import NEAR_DUPLICATE, Likeness, compared, signs
 
 # keys for people and reports; training ignores them
@@ -81,7 +81,9 @@ def read_rows(
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise DatasetError(f"no dataset at {path}; give the path of a file of labelled requests") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {reason(error)}; give the path of a file") from error
+    except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: {error}; save it as UTF-8 text") from error
     taken = _reviewed(lines, path, contract)
     for number, text in enumerate(lines, start=1):
@@ -193,8 +195,8 @@ def split_path(bundle: Bundle, split: str) -> Path:
 def _row(text: str, path: Path, line: int, contract: Contract, evaluation: bool) -> Row:
     where = f"{path}:{line}"
     try:
-        content = json.loads(text, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
+        content = strict_json(text)
+    except ValueError as error:
         raise DatasetError(f"{where}: is not JSON: {error}; write one JSON object a line") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{where}: is not a JSON object; write one JSON object a line")
@@ -217,8 +219,8 @@ def check_row(
             cell = " (no such column, or an empty or NaN cell)" * (path.suffix.lower() in tables.SUFFIXES)
             raise DatasetError(f"{where}: missing key {key!r}{cell}; add it")
     _check_texts(content, where, contract)
-    for key in ("facts", "probe", *names):
-        _check_storable(content.get(key), f"{where}: {key}")
+    for key in ("id", "facts", "probe", *names):
+        storable(content.get(key), f"{where}: {key}", DatasetError)
     answer = contract.read(content)
     # A missing text is stood in for by a legal one, so that the other fields are checked as always.
     whole = {**contract.stand_ins, **answer}
@@ -256,20 +258,6 @@ def _check_texts(content: Mapping[str, Any], where: str, contract: Contract) -> 
         ) from error
 
 
-def _check_storable(value: Any, where: str) -> None:
-    """Python reads NaN and infinity in JSON, and Parquet has dates, decimals and bytes: no answer holds them.
-
-    Raises `DatasetError`.
-    """
-    try:
-        compact_json(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"{where} holds what JSON does not have, {str(value)[:100]} ({type(value).__name__}); "
-            "write a text or a number"
-        ) from error
-
-
 def _refuse_repeats(rows: Sequence[Row]) -> None:
     ids: dict[str, Row] = {}
     requests: dict[tuple[str, ...], Row] = {}
@@ -284,11 +272,3 @@ def _refuse_repeats(rows: Sequence[Row]) -> None:
                 f"{row.where}: the request is also at {requests[wording].where}; remove one of them"
             )
         ids[row.id] = requests[wording] = row
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"key {repeated!r} is duplicated")
-    return content

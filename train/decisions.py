@@ -7,7 +7,6 @@ each line is one write under a lock, synced before the reviewer sees the next re
 """
 
 import fcntl
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from batch.contract.json_text import json_line, parse_json
 from batch.errors import DatasetError, StorageError
+from train.files import strict_json
 
 KINDS = ("label", "unsure", "skip", "undo")
 # What a decision's line has beside a dataset row's own keys; training ignores them.
@@ -33,8 +33,8 @@ class Decision(NamedTuple):
 def parse(text: str, where: str, line: int) -> Decision | None:
     """The decision in a line of JSON; None for a row that is not one. Raises `DatasetError`."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = strict_json(text.removeprefix("\ufeff"))  # an editor's byte order mark
+    except ValueError as error:
         raise DatasetError(f"{where}:{line}: is not JSON: {error}; write one JSON object a line") from error
     if not isinstance(content, dict) or "decision" not in content:
         return None

@@ -6,6 +6,7 @@ What cannot be served as it was trained is refused before an engine starts, with
 """
 
 import datetime
+import os
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from batch.scoring.adapters import engine_spec, spec_of
 from train.doctor.proof import REQUESTS, ServingProof, prove
 from train.doctor.served import answers
 from train.files import write_json
-from train.fit.base_checks import checked_renderer
+from train.fit.base_checks import check_safetensors, checked_renderer
 from train.fit.calibrate import raw
 from train.fit.shape import check_weights
 
@@ -33,11 +34,12 @@ def import_folder(
     folder: Path, contract: Contract, base_ref: str, revision: str | None, registry: Registry
 ) -> Bundle:
     """A registered bundle of the adapter in `folder`. Raises `AdapterError` for what cannot be served."""
-    if (folder / "adapter_model.bin").exists() and not (folder / WEIGHTS[0]).exists():
+    if os.path.exists(folder / "adapter_model.bin") and not os.path.exists(folder / WEIGHTS[0]):
         raise AdapterError(
             f"{folder}: adapter_model.bin is a pickle, which is never loaded; save safetensors"
         )
     modules = lint(folder)
+    check_safetensors(folder / WEIGHTS[0])
     base = resolve_base(base_ref, revision)
     renderer = checked_renderer(base, contract)
     check_weights(base)

@@ -12,7 +12,8 @@ from xml.sax.saxutils import quoteattr
 
 from batch.contract.contract import Contract
 from batch.contract.fields import Field, as_text
-from batch.errors import DatasetError
+from batch.errors import DatasetError, one_line
+from train.files import strict_json
 
 SUFFIX = ".json"
 SETS = "labels"  # type of a field whose answer is several labels
@@ -23,7 +24,7 @@ def page(contract: Contract) -> str:
     lines = ["<View>", '  <Text name="request" value="$request"/>', '  <Text name="why" value="$why"/>']
     for field in contract.fields:
         name = quoteattr(field.name)
-        lines.append(f"  <Header value={quoteattr(field.meaning or field.name)}/>")
+        lines.append(f"  <Header value={quoteattr(one_line(field.meaning or field.name))}/>")
         if not field.values:
             lines.append(f'  <TextArea name={name} toName="request" maxSubmissions="1"/>')
             continue
@@ -64,8 +65,8 @@ def _result(field: Field, value: Any) -> dict[str, Any]:
 def read_export(path: Path, contract: Contract) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each annotated task's number and row: `id`, `request` and the fields. Raises `DatasetError`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        content = strict_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise DatasetError(f"{path}: is not JSON: {error}; export it from Label Studio as JSON") from error
     if not isinstance(content, list):
         raise DatasetError(f"{path}: is not a list of tasks; export it from Label Studio as JSON")

@@ -21,12 +21,19 @@ from batch.contract.fields import Field
 from batch.contract.json_text import compact_json
 from batch.errors import DatasetError
 from batch.storage.location import reason
+from batch.storage.schema import readable
 from train import label_studio
 
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet", label_studio.SUFFIX})
 ROW_NUMBERS = frozenset({"", "__index_level_0__"})  # columns that pandas writes
 LONGEST_CELL = 1 << 24  # characters; what is too long for a request, the contract says
 DELIMITERS = ",;\t"  # a spreadsheet in much of Europe writes the second
+
+
+def id_texts(column: pa.Array) -> list[str | None]:
+    """Ids as texts: a UUID with its dashes, other bytes as UTF-8 or else hexadecimal."""
+    values = column.to_pylist() if isinstance(column.type, pa.UuidType) else readable(column)
+    return [None if value is None else str(value) for value in values]
 
 
 def read_table(path: Path, contract: Contract) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -37,6 +44,8 @@ def read_table(path: Path, contract: Contract) -> Iterator[tuple[int, dict[str, 
             yield line, dict(_cells(row, fields))
     except FileNotFoundError:
         raise DatasetError(f"no dataset at {path}; give the path of a file of labelled requests") from None
+    except IsADirectoryError:
+        raise DatasetError(f"{path}: is a directory; give the path of a file") from None
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         form = "Parquet" if path.suffix.lower() == ".parquet" else "UTF-8 text"
         raise DatasetError(f"{path}: cannot be read: {reason(error)}; save it again, as {form}") from error
@@ -97,7 +106,7 @@ def _as_rows(batch: pa.RecordBatch, where: str) -> list[dict[str, Any]]:
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            columns[name] = column.to_pylist()
+            columns[name] = id_texts(column) if name == "id" else column.to_pylist()
         except (ValueError, OverflowError) as error:
             what = f"{where}: column {name!r} ({column.type}) cannot be read: {reason(error)}"
             raise DatasetError(f"{what}; save the column as texts") from error

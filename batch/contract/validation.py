@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from batch.contract.json_text import compact_json
-from batch.errors import ContractError, nearest
+from batch.errors import BatchRouteError, ContractError, nearest
 
 NO_KEYS: frozenset[str] = frozenset()
 
@@ -48,13 +48,16 @@ def texts(value: Any, where: str) -> list[str]:
     return [text(each, where) for each in value]
 
 
-def storable(value: Any, where: str) -> None:
-    """Refuse what a bundle's `contract.json` could not keep: TOML has dates and NaN, and JSON has neither."""
+def storable(value: Any, where: str, refusal: type[BatchRouteError] = ContractError) -> None:
+    """Refuse what no JSON can keep, neither a bundle's `contract.json` nor an answer: TOML has dates and NaN,
+    Python reads NaN in JSON, Parquet has decimals and bytes.
+    """
     try:
         compact_json(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ContractError(
-            f"{where} holds a value that JSON does not have: {error}; write it as a text"
+        raise refusal(
+            f"{where} holds a value that JSON does not have, {str(value)[:100]}: {error}; write a text or a "
+            "number"
         ) from error
 
 

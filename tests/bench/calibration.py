@@ -74,7 +74,7 @@ def main(adapter: str, target_error: float, rows: int) -> None:
         folder = Path(name)
         dataset = folder / "calibration.jsonl"
         dataset.write_text("".join(json.dumps(row) + "\n" for row in sets["calibrated on"]), encoding="utf-8")
-        made, content = calibrate_bundle(bundle, dataset, target_error, Registry(folder / "adapters"))
+        made, content = calibrate_bundle(bundle, dataset, target_error, Registry(folder / "adapters"), print)
         print(f"calibrated on {rows} rows", *summary(content), sep="\n  ")
         for label in ("separate", "shifted"):
             pl.DataFrame({key: [row[key] for row in sets[label]] for key in ("id", "request")}).write_parquet(

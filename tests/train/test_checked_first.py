@@ -36,7 +36,59 @@ def recipes(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return made
 
 
-@pytest.mark.parametrize("alias", ["My Adapter", "", "-x", "a" * 65])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tfidf", TEST, "--id-column", "key"], "--id-column is that of the --from-scored output"),
+        (["base", TEST, "--train", "data/v1/train.jsonl"], "--train is what baselines learn from"),
+        (
+            ["tfidf", TEST, "--attack", "--train", "data/v1/train.jsonl"],
+            "--train is what baselines learn from",
+        ),
+        (
+            ["tfidf", TEST, "--cross-validate", "2", "--train", "x.jsonl"],
+            "--train is what baselines learn from",
+        ),
+        (["tfidf", TEST, "--base-model", "nosuch"], "--base-model is that of an adapter or of `base`"),
+        (["tfidf", TEST, "--cross-validate", "2", "--base-model", "x"], "--base-model is that of an adapter"),
+        (
+            ["tfidf", TEST, "--cross-validate", "2", "--from-scored", "x"],
+            "--cross-validate trains models of its own",
+        ),
+        (["base", TEST, "--attack", "--from-scored", "x"], "--attack asks adapters themselves"),
+        ([",", TEST], "no adapter to judge"),
+    ],
+)
+def test_an_option_of_eval_that_would_change_nothing(words: list[str], message: str) -> None:
+    assert message in refused("eval", *words)
+
+
+def test_a_revision_of_a_folder(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.commands.import_adapter.import_folder", never)
+    line = ("import", "folder", "--contract", "c.toml", "--base", tiny_base, "--revision", "main")
+    assert f"--revision is of a hub id, and {tiny_base} is a folder; leave it out" in refused(*line)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval", "base", TEST, "--contract", ""),
+        ("eval", "tfidf", TEST, "--train", ""),
+        ("doctor", "champion", "--base-model", ""),
+        ("export", "champion", "x", "--merge", "--base-model", ""),
+        ("report", "champion", "--against", ""),
+        ("review", "x.parquet", "--labels", "l.jsonl", "--reviewer", ""),
+        ("candidates", "x.parquet", "--contract", ""),
+        ("import", "x", "--contract", "c.toml", "--base", "b", "--revision", ""),
+    ],
+)
+def test_an_option_that_is_empty(words: tuple[str, ...]) -> None:
+    """As an unset variable is: it is no default."""
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and "it is empty (is a variable unset?)" in result.output
+
+
+@pytest.mark.parametrize("alias", ["My Adapter", "-x", "a" * 65])
 def test_the_alias_of_an_import(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.commands.import_adapter.import_folder", never)
     contract = ROOT / "data/contract.toml"
@@ -44,9 +96,41 @@ def test_the_alias_of_an_import(alias: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert said.startswith(f"Error: alias {alias!r}: use lower-case letters")
 
 
+@pytest.mark.parametrize(
+    ("alias", "message"),
+    [
+        (
+            "champion",
+            "alias champion: an adapter becomes the champion through the gates; choose another alias",
+        ),
+        ("base", "alias base: `eval` takes it for a baseline; choose another alias"),
+        ("tfidf", "alias tfidf: `eval` takes it for a baseline; choose another alias"),
+    ],
+)
+def test_an_alias_that_is_not_to_be_chosen(
+    recipes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, alias: str, message: str
+) -> None:
+    monkeypatch.setattr("train.commands.import_adapter.import_folder", never)
+    first, second = recipes
+    imported = (
+        "import",
+        "folder",
+        "--contract",
+        ROOT / "data/contract.toml",
+        "--base",
+        "base",
+        "--alias",
+        alias,
+    )
+    assert message in refused(*imported)
+    assert message in refused("loop", f"{alias}={first},v2={second}", TEST)
+
+
 def test_the_names_of_versions(recipes: tuple[Path, Path]) -> None:
     first, second = recipes
     assert "alias 'V2': use lower-case letters" in refused("loop", f"v1={first},V2={second}", TEST)
+    assert "alias latest: each fit moves it" in refused("loop", f"v1={first},latest={second}", TEST)
+    assert "each with its own name" in refused("loop", f"v1={first},v1={second},v2={second}", TEST)
 
 
 def test_the_recipe_and_the_rows_of_every_version(recipes: tuple[Path, Path], tmp_path: Path) -> None:

@@ -158,9 +158,29 @@ def drop(name: str) -> Callable[[Path], object]:
     return change
 
 
+def moved(by: int, more: bytes = b"") -> Callable[[Path], object]:
+    """Moves the tensor that lies last, and writes `more` behind all of them."""
+
+    def change(folder: Path) -> None:
+        weights = folder / "adapter_model.safetensors"
+        content = weights.read_bytes()
+        length = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:length])
+        tensors = (entry["data_offsets"] for name, entry in header.items() if name != "__metadata__")
+        last = max(tensors, key=lambda offsets: offsets[1])
+        last[:] = [last[0] + by, last[1] + by]
+        text = json.dumps(header).encode()
+        weights.write_bytes(len(text).to_bytes(8, "little") + text + content[length:] + more)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (moved(0, b"x"), r"adapter_model\.safetensors: is not a safetensors file: .*not fully covered; copy"),
+        (moved(4, bytes(4)), "is not a safetensors file: .*invalid offset"),  # a gap
+        (moved(-4), "is not a safetensors file: .*invalid offset"),  # an overlap
         (drop("layers.1.mlp.up_proj.lora_B"), r"lacks lora_B of model\.layers\.1\.mlp\.up_proj"),
         (drop("layers.1.mlp.up_proj"), r"has no weights for layers\.1\.mlp\.up_proj"),
         (

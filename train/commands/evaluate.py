@@ -11,7 +11,7 @@ from batch.completion import adapters
 from batch.contract.contract import Contract
 from batch.errors import InputError
 from batch.reporting.console import PlainConsole
-from train.commands.options import PATH, json_option
+from train.commands.options import NAME, PATH, json_option
 from train.config import Config
 from train.dataset import load_rows
 from train.evaluation.ask import candidates, judge
@@ -37,11 +37,13 @@ from train.files import write_json
 )
 @click.option(
     "--contract",
+    type=NAME,
     help="The contract, for `base` and --from-scored.  "
     "[default: the adapter's beside it, else the champion's, else data/contract.toml]",
 )
 @click.option(
     "--base-model",
+    type=NAME,
     help="The base model.  "
     "[default: the adapter's; for `base` that beside it, else the champion's, else data/mini-base]",
 )
@@ -54,7 +56,11 @@ from train.files import write_json
     help="Evaluate this output Parquet by id, without an engine; ADAPTER may be left out.",
 )
 @click.option(
-    "--id-column", default="id", show_default=True, help="The column of ids in the --from-scored output."
+    "--id-column",
+    type=NAME,
+    default="id",
+    show_default=True,
+    help="The column of ids in the --from-scored output.",
 )
 @click.option(
     "--cross-validate",
@@ -75,6 +81,7 @@ def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, *
     datasets = [Path(each) for each in (arguments if alone else arguments[1:])]
     if not datasets:
         raise InputError("no dataset to judge on; give labelled requests as JSONL after the adapters")
+    _refuse_idle(names, attack, **options)
     console = PlainConsole()
     if attack:
         content = _attack(names, datasets, console, **options)
@@ -86,6 +93,25 @@ def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, *
         write_json(json_path, content)
 
 
+def _refuse_idle(
+    names: list[str], attack: bool, *, from_scored: Path | None, id_column: str, cross_validate: int | None,
+    train: Path | None, base_model: str | None, contract: str | None
+) -> None:  # fmt: skip
+    """Options that would change nothing are a misunderstanding. Raises `InputError`."""
+    if attack and (from_scored or cross_validate or not names):
+        raise InputError("--attack asks adapters themselves; leave out --from-scored and --cross-validate")
+    if cross_validate and from_scored:
+        raise InputError("--cross-validate trains models of its own; leave out --from-scored")
+    if id_column != "id" and not from_scored:
+        raise InputError("--id-column is that of the --from-scored output; name that too, or leave it out")
+    if train and (attack or cross_validate or BASELINES.keys().isdisjoint(names)):
+        raise InputError("--train is what baselines learn from; name a baseline, or leave it out")
+    if base_model and (cross_validate or BASELINES.keys() >= set(names)):
+        raise InputError("--base-model is that of an adapter or of `base`; name one, or leave it out")
+    if not names and not from_scored:
+        raise InputError("no adapter to judge; name one, or --from-scored")
+
+
 def _attack(
     names: list[str],
     datasets: list[Path],
@@ -94,8 +120,6 @@ def _attack(
     base_model: str | None,
     **options: Any,
 ) -> dict[str, Any]:
-    if options["from_scored"] or options["cross_validate"] or not names:
-        raise InputError("--attack asks adapters themselves; leave out --from-scored and --cross-validate")
     registry = Registry()
     attacks = measure_attacks(candidates(names, registry, contract, base_model), datasets)
     show_attacks(attacks, console)

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import click
 
-from batch.adapter.registry import Registry, check_alias
+from batch.adapter.base_model import local_folder
+from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from train.commands.options import PATH
+from batch.errors import InputError
+from train.commands.options import NAME, PATH
+from train.evaluation.ask import check_chosen_alias
 from train.importing import import_folder, proved
 
 
@@ -17,11 +20,14 @@ from train.importing import import_folder, proved
     "--base",
     "base_model",
     metavar="REF",
+    type=NAME,
     required=True,
     help="The adapter's base model: a folder or a hub id.",
 )
-@click.option("--revision", help="Commit of the base's hub id.")
-@click.option("--alias", default="latest", show_default=True, help="Alias of the bundle.")
+@click.option("--revision", type=NAME, help="Commit of the base's hub id.")
+@click.option(
+    "--alias", type=NAME, default="latest", show_default=True, help="Alias of the bundle; not `champion`."
+)
 def import_adapter(folder: Path, contract: Path, base_model: str, revision: str | None, alias: str) -> None:
     """Make a bundle from a PEFT adapter, and verify it.
 
@@ -30,7 +36,9 @@ def import_adapter(folder: Path, contract: Path, base_model: str, revision: str 
     is refused (exit 2). It has no threshold until `calibrate`, and no record of its training rows, so
     `promote` needs --force.
     """
-    check_alias(alias)
+    check_chosen_alias(alias)
+    if revision and local_folder(base_model):
+        raise InputError(f"--revision is of a hub id, and {base_model} is a folder; leave it out")
     registry = Registry()
     bundle = import_folder(folder, Contract.load(contract), base_model, revision, registry)
     click.echo(f"verified: {proved(bundle, base_model)}")

@@ -13,7 +13,7 @@ from batch.contract.json_text import json_line
 from batch.errors import DatasetError, InputError, one_line
 from batch.storage.location import write_file
 from train import label_studio
-from train.commands.options import PATH, json_option, outlet
+from train.commands.options import NAME, PATH, json_option, outlet
 from train.dataset import load_rows
 from train.evaluation.from_scored import contract_of, read_scored
 from train.files import write_json
@@ -40,7 +40,11 @@ def told(found: Sequence[Finding]) -> Iterator[str]:
 @click.command()
 @click.argument("datasets", metavar="DATASET...", nargs=-1, required=True, type=PATH)
 @click.option(
-    "--contract", default="data/contract.toml", show_default=True, help="The contract of the labels."
+    "--contract",
+    type=NAME,
+    default="data/contract.toml",
+    show_default=True,
+    help="The contract of the labels.",
 )
 @click.option(
     "--likeness",
@@ -81,10 +85,13 @@ def lint(datasets: tuple[Path, ...], contract: str, likeness: float, json_path: 
 @outlet("--out", help="Write the rows here.  [default: print them]")
 @click.option(
     "--contract",
+    type=NAME,
     help="The rows' contract.  [default: that of the adapter that wrote SCORED, else data/contract.toml]",
 )
-@click.option("--id-column", default="id", show_default=True, help="Column of unique ids.")
-@click.option("--text-column", default="request", show_default=True, help="Column of request texts.")
+@click.option("--id-column", type=NAME, default="id", show_default=True, help="Column of unique ids.")
+@click.option(
+    "--text-column", type=NAME, default="request", show_default=True, help="Column of request texts."
+)
 @click.option(
     "--format",
     "kind",
@@ -112,7 +119,7 @@ def candidates(
     studio = kind == "label-studio"
     if studio and (out is None or out.suffix != ".json"):
         raise InputError("--format label-studio writes two files; name the first with --out FILE.json")
-    table = read_scored(scored, id_column)
+    table = read_scored(scored, id_column, text_column)
     rules = contract_of(table, Registry(), contract)
     rows = [row for path in labelled for row in load_rows(path, rules, evaluation=True)]
     chosen = choose(table, scored, rows, rules, count, id_column, text_column)

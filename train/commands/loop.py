@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from batch.adapter.base_model import resolve_base
-from batch.adapter.registry import Registry, check_alias
+from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import InputError, one_line
 from batch.reporting.console import PlainConsole
@@ -17,7 +17,7 @@ from train.dataset import load_rows
 from train.diagnosis.examine import examine
 from train.diagnosis.loop import fit_versions, verdict
 from train.diagnosis.tables import show_diagnoses
-from train.evaluation.ask import candidate
+from train.evaluation.ask import candidate, check_chosen_alias
 from train.evaluation.evaluate import comparisons
 from train.evaluation.tables import show_measures
 from train.files import write_json
@@ -38,12 +38,15 @@ def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> N
     significantly worse in a field on any DATASET (exact McNemar). Each adapter gets its NAME as an alias.
     """
     pairs = [version.strip().partition("=") for version in versions.split(",")]
-    if any(not config for _, _, config in pairs) or len({name for name, _, _ in pairs}) < 2:
+    if any(not config for _, _, config in pairs) or len({name for name, _, _ in pairs}) < max(2, len(pairs)):
         raise InputError(
-            f"{versions!r} must be two versions at least, such as v1=train/mini.toml,v2=train/mini-v2.toml"
+            f"{versions!r} must be two versions at least, each with its own name, such as "
+            "v1=train/mini.toml,v2=train/mini-v2.toml"
         )
     for name, _, _ in pairs:
-        check_alias(name)
+        check_chosen_alias(name)
+        if name == "latest":
+            raise InputError("alias latest: each fit moves it; choose another name for the version")
     registry, console = Registry(), PlainConsole()
     recipes = {name: Config.load(config) for name, _, config in pairs}
     for recipe in recipes.values():

@@ -8,11 +8,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from batch.cli_errors import Number
+from batch.cli_errors import LocalPath, Name, Number
 from batch.storage.location import Location
 from batch.storage.places import check_writable, refuse_inputs
 
-PATH = click.Path(path_type=Path)
+PATH = LocalPath()
+NAME = Name()
 SHARE = Number(1e-4, 0.5)
 P = ParamSpec("P")
 R = TypeVar("R")

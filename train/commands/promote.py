@@ -57,18 +57,16 @@ def promote(
     every field; all of the doctor's checks pass; ADAPTER is not significantly worse than the champion
     (exact McNemar); a label is answered in at most 5 % of the probes that do not mention the words that its
     rule requires. A gate without data that fits the contract passes and reports that. A bundle directory from
-    elsewhere is copied into the registry first.
+    elsewhere is copied into the registry.
     """
     registry = Registry()
     bundle = Bundle.open(registry.resolve(adapter))
     outside = _outside(mlflow)
-    if not (registry.root / bundle.digest).exists():
-        staging = registry.staging()
-        shutil.copytree(bundle.path, staging, dirs_exist_ok=True)
-        bundle = registry.add(staging)
-    passed = gates(bundle.digest, registry, GateData(regression, against, probes))
+    passed = gates(str(bundle.path), registry, GateData(regression, against, probes))
     for gate in passed:
         click.echo(one_line(str(gate)))
+    if bundle.path.resolve() != (registry.root / bundle.digest).resolve():
+        bundle = _copied(bundle, registry)
     promotions.promote(bundle, registry, passed, force)
     click.echo(f"champion is {bundle.digest}")
     if outside:
@@ -87,6 +85,16 @@ def rollback(mlflow: str | None) -> None:
     click.echo(f"champion is {now}, no longer {was}")
     if outside:
         click.echo(f"in MLflow it is {outside.register(Bundle.open(registry.resolve(now)))}")
+
+
+def _copied(bundle: Bundle, registry: Registry) -> Bundle:
+    """In the registry, in place of a damaged copy if there is one."""
+    staging = registry.staging()
+    try:
+        shutil.copytree(bundle.path, staging, dirs_exist_ok=True)
+        return registry.add(staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _outside(uri: str | None) -> "ModelRegistry | None":

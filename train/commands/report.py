@@ -6,7 +6,7 @@ import click
 
 from batch.adapter.registry import Registry
 from batch.completion import adapters
-from train.commands.options import PATH, outlet
+from train.commands.options import NAME, PATH, outlet
 from train.report.html import write_adapter_report
 
 
@@ -14,7 +14,7 @@ from train.report.html import write_adapter_report
 @click.argument("adapter", shell_complete=adapters)
 @click.argument("datasets", metavar="[DATASET]...", nargs=-1, type=PATH)
 @outlet("--out", default=Path("report.html"), show_default=True, help="The HTML file to write.")
-@click.option("--against", metavar="ADAPTER", help="Another adapter (or `base`) to compare with.")
+@click.option("--against", metavar="ADAPTER", type=NAME, help="Another adapter (or `base`) to compare with.")
 @click.option(
     "--data",
     type=PATH,

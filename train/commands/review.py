@@ -1,6 +1,7 @@
 """`batch-train review`, `agreement`, `apply-reviews` and `audit`: people in the loop."""
 
 import getpass
+import os
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line
 from batch.storage.location import write_file
-from train.commands.options import PATH, outlet, writable
+from train.commands.options import NAME, PATH, outlet, writable
 from train.dataset import load_rows
 from train.decisions import DecisionLog
 from train.review import apply as people
@@ -34,10 +35,10 @@ def share(text: str) -> float:
 
 
 contract_option = click.option(
-    "--contract", help="The labels' contract.  [default: that of the adapter that wrote SCORED]"
+    "--contract", type=NAME, help="The labels' contract.  [default: that of the adapter that wrote SCORED]"
 )
 id_option = click.option(
-    "--id-column", metavar="NAME", default="id", show_default=True, help="Column of unique ids."
+    "--id-column", metavar="NAME", type=NAME, default="id", show_default=True, help="Column of unique ids."
 )
 prefix_option = click.option("--prefix", metavar="P", default="", help="The --prefix of the run.")
 
@@ -51,7 +52,7 @@ prefix_option = click.option("--prefix", metavar="P", default="", help="The --pr
     callback=writable,
     help="File for the decisions; it is only appended to.",
 )
-@click.option("--reviewer", metavar="NAME", help="Who decides.  [default: the user's login]")
+@click.option("--reviewer", metavar="NAME", type=NAME, help="Who decides.  [default: the user's login]")
 @click.option(
     "--order",
     type=click.Choice(["worth", "queue"]),
@@ -85,7 +86,12 @@ prefix_option = click.option("--prefix", metavar="P", default="", help="The --pr
 @contract_option
 @id_option
 @click.option(
-    "--text-column", metavar="NAME", default="request", show_default=True, help="Column of request texts."
+    "--text-column",
+    metavar="NAME",
+    type=NAME,
+    default="request",
+    show_default=True,
+    help="Column of request texts.",
 )
 @prefix_option
 def review(
@@ -129,7 +135,9 @@ def review(
 @click.command()
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
-@click.option("--contract", default="data/contract.toml", show_default=True, help="The labels' contract.")
+@click.option(
+    "--contract", type=NAME, default="data/contract.toml", show_default=True, help="The labels' contract."
+)
 @outlet("--out", help="Write the disagreements here, for `review --only`.")
 def agreement(first: Path, second: Path, contract: str, out: Path | None) -> None:
     """Measure how far two reviewers agree.
@@ -202,7 +210,7 @@ def audit(
     Counts the rows that `review --audit` drew, over the outputs of one or more nights. Exit 3 if more of them
     are wrong than the target allows; fewer than 20 rows are no statement (exit 0).
     """
-    outputs = sorted(scored, key=lambda path: path.stat().st_mtime if path.exists() else 0.0)[
+    outputs = sorted(scored, key=lambda path: path.stat().st_mtime if os.path.exists(path) else 0.0)[
         -(nights or len(scored)) :
     ]
     task = task_of(outputs[-1], contract, prefix)

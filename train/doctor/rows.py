@@ -16,11 +16,13 @@ from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
 from batch.engine import AdapterSpec
 from batch.errors import AdapterError, DatasetError, InvalidAnswer
+from batch.storage.location import reason
 from train import tables
 from train.dataset import Row
 from train.doctor.check import Check, judge
 from train.doctor.grammar import ServedGrammar
 from train.examples import IGNORED, count_tokens, encode
+from train.files import strict_json
 
 SLOT = "ANSWER"
 
@@ -64,7 +66,11 @@ def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:
                 legal.append(row)
             except InvalidAnswer:
                 illegal.append(row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: cannot be read: {reason(error)}; name the training data with --data"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             f"{path}: is not a file of labelled rows ({type(error).__name__}); name the training "
             "data with --data"
@@ -82,7 +88,7 @@ def _contents(path: Path, bundle: Bundle) -> Iterator[tuple[int, dict[str, Any]]
         return
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
-            yield number, json.loads(line)
+            yield number, strict_json(line)
 
 
 def _find(bundle: Bundle) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from batch.adapter.base_model import check_holds, resolve_base
 from batch.adapter.bundle import Bundle
-from batch.adapter.registry import Registry
+from batch.adapter.registry import Registry, check_alias
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.engine import DEFAULT_ENGINE, adapter_spec
@@ -33,6 +33,20 @@ class Candidate:
     contract: Contract
     renderer: Renderer
     base: Path
+
+
+def check_chosen_alias(alias: str) -> None:
+    """For before the work whose result gets the alias that a user chose. Raises `AdapterError` for one that
+    no registry takes, that only a promotion moves, or that names something else here.
+    """
+    check_alias(alias)
+    if alias == "champion":
+        raise AdapterError(
+            "alias champion: an adapter becomes the champion through the gates; choose another alias, then "
+            "batch-train promote it"
+        )
+    if alias == "base" or alias in BASELINES:
+        raise AdapterError(f"alias {alias}: `eval` takes it for a baseline; choose another alias")
 
 
 def candidates(

@@ -54,10 +54,7 @@ def calibrate(
     """
     pairs = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.answer is not None]
     if len(pairs) < MIN_ROWS:
-        return raw(
-            f"{len(pairs)} labelled rows are too few to calibrate on, {MIN_ROWS} are needed; "
-            "scores are the model's own"
-        )
+        return raw(too_few(len(rows), len(pairs)))
     answers = [answer for _, answer in pairs]
     right = {
         f.name: np.array([a.answer[f.name] == row.answer[f.name] for row, a in pairs])  # type: ignore[index]
@@ -94,6 +91,13 @@ def calibrate(
             "risk_coverage": risk_coverage(np.where(sure, score, 0.0), all_right),
         },
     }
+
+
+def too_few(rows: int, answered: int) -> str:
+    """Why these do not do, of which so many have a valid answer."""
+    if rows < MIN_ROWS:
+        return f"{rows} labelled rows are too few to calibrate on, {MIN_ROWS} are needed"
+    return f"{answered} of {rows} labelled rows have a valid answer, {MIN_ROWS} are needed to calibrate on"
 
 
 def raw(why: str) -> dict[str, Any]:

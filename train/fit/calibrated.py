@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.registry import Registry
 from batch.engine import DEFAULT_ENGINE
 from batch.engine.supervisor import Supervisor
+from batch.errors import DatasetError
 from batch.scoring.adapters import engine_spec, lane_of, spec_of
 from batch.scoring.lane import ScoredRow
 from batch.scoring.router import Requests, Router
-from train.dataset import Row, file_facts, load_rows
+from train.dataset import Row, file_facts, load_rows, split_path
 from train.files import write_json
-from train.fit.calibrate import MIN_ROWS, calibrate, raw
+from train.fit.calibrate import MIN_ROWS, calibrate, raw, too_few
 from train.fit.card import model_card
+from train.likeness import NEAR_DUPLICATE, Likeness
 
 
 def calibrate_folder(
@@ -29,13 +31,74 @@ def calibrate_folder(
     scores stay raw.
     """
     bundle = Bundle.open(folder)
+    content = fitted(bundle, rows, data, target_error)
+    _seal(bundle, folder, content)
+    return content
+
+
+def calibrate_bundle(
+    bundle: Bundle, dataset: Path, target_error: float, registry: Registry, warn: Callable[[str], object]
+) -> tuple[Bundle, dict[str, Any]]:
+    """A calibrated copy of the bundle in the registry, with the alias `latest`. Raises `EngineError`, and
+    `DatasetError` for rows that are too few or were trained on; nothing is written then.
+    """
+    rows = load_rows(dataset, bundle.contract, evaluation=True)
     if len(rows) < MIN_ROWS:
-        content = raw(
-            f"{len(rows)} labelled rows are too few to calibrate on, {MIN_ROWS} are needed; scores "
-            "are the model's own"
+        raise DatasetError(f"{dataset}: {too_few(len(rows), 0)}; label more")
+    data = file_facts(dataset, str(dataset), rows)
+    check_unseen(bundle, rows, data, warn)
+    content = fitted(bundle, rows, data, target_error)
+    if not content["calibrated"]:
+        raise DatasetError(f"{dataset}: {content['why']}; batch-train doctor looks for the cause")
+    staging = registry.staging()
+    try:
+        shutil.copytree(bundle.path, staging, dirs_exist_ok=True)
+        _seal(bundle, staging, content)
+        made = registry.add(staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    registry.set_alias("latest", made.digest)
+    return made, content
+
+
+def check_unseen(
+    bundle: Bundle, rows: Sequence[Row], data: Mapping[str, Any], warn: Callable[[str], object]
+) -> None:
+    """Refuse rows that the bundle was trained on, or nearly, as `fit` does: a model is surer of those than of
+    others, and so would its scores be. Raises `DatasetError`; without the training rows it warns.
+    """
+    recorded = bundle.manifest.get("data", {}).get("train")
+    same = isinstance(recorded, Mapping) and recorded.get("sha256") == data["sha256"]
+    try:
+        trained = rows if same else load_rows(split_path(bundle, "train"), bundle.contract)
+    except DatasetError:
+        warn(
+            f"Warning: the training rows of adapter {bundle.digest[:12]} are not here, so {data['path']} is "
+            "not compared with them"
         )
-    else:
-        content = {**calibrate(rows, answers(bundle, rows), bundle.contract, target_error), "data": data}
+        return
+    limit = bundle.manifest.get("recipe", {}).get("data", {}).get("likeness", NEAR_DUPLICATE)
+    known = Likeness((row.request for row in (*trained, *rows)), limit)
+    for row in trained:
+        known.add(row.request)
+    if seen := [row for row in rows if known.nearest(row.request)]:
+        raise DatasetError(
+            f"{seen[0].where}: this request and {len(seen) - 1} more of {len(rows)} are those that adapter "
+            f"{bundle.digest[:12]} was trained on, or nearly; calibrate on others"
+        )
+
+
+def fitted(
+    bundle: Bundle, rows: Sequence[Row], data: Mapping[str, Any], target_error: float
+) -> dict[str, Any]:
+    """The content of `calibration.json`. Too few rows cost no engine."""
+    if len(rows) < MIN_ROWS:
+        return raw(too_few(len(rows), 0))
+    return {**calibrate(rows, answers(bundle, rows), bundle.contract, target_error), "data": data}
+
+
+def _seal(bundle: Bundle, folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `content`, and the card with it, into the bundle's files in `folder`."""
     write_json(folder / "calibration.json", content)
     facts = {key: value for key, value in bundle.manifest.items() if key != "files"}
     if (folder / "card.md").exists():
@@ -44,25 +107,6 @@ def calibrate_folder(
             model_card(bundle.contract, facts, metrics, content), encoding="utf-8"
         )
     seal_bundle(folder, facts)
-    return content
-
-
-def calibrate_bundle(
-    bundle: Bundle, dataset: Path, target_error: float, registry: Registry
-) -> tuple[Bundle, dict[str, Any]]:
-    """A calibrated copy of the bundle in the registry, with the alias `latest`. Raises `DatasetError`,
-    `EngineError`.
-    """
-    rows = load_rows(dataset, bundle.contract, evaluation=True)
-    staging = registry.staging()
-    try:
-        shutil.copytree(bundle.path, staging, dirs_exist_ok=True)
-        content = calibrate_folder(staging, rows, file_facts(dataset, str(dataset), rows), target_error)
-        made = registry.add(staging)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    registry.set_alias("latest", made.digest)
-    return made, content
 
 
 def answers(bundle: Bundle, rows: Sequence[Row], kind: str = DEFAULT_ENGINE) -> list[ScoredRow]:

@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from batch.contract.contract import Contract
 from batch.errors import InputError
 from train.dataset import Row
+from train.evaluation.from_scored import check_kinds
 from train.likeness import NEAR_DUPLICATE, shingles
 
 
@@ -36,9 +37,10 @@ def candidates(
     for name in (text_column, "score", *(field.name for field in contract.fields)):
         if name not in table.columns:
             raise InputError(
-                f"{path}: has no column {name!r}; give a scored output, and its text column with "
-                "--text-column"
+                f"{path}: has no column {name!r} with texts, numbers or booleans; give a scored output, and "
+                "its text column with --text-column"
             )
+    check_kinds(table, path, ["score"], ["error_code"])
     known = {row.id for row in labelled}
     usable = table.filter(
         pl.col(text_column).str.strip_chars().str.len_chars() > 0, ~pl.col(id_column).is_in(list(known))

@@ -45,12 +45,15 @@ def lint(paths: Sequence[Path], contract: Contract, limit: float = NEAR_DUPLICAT
     found: list[Finding] = []
     rows: list[Row] = []
     for path in paths:
+        before = len(rows) + len(found)
         for row in read_rows(path, contract, evaluation=True):
             if isinstance(row, DatasetError):
                 where, _, message = str(row).partition(": ")
                 found.append(Finding("refused", where, message))
             else:
                 rows.append(row)
+        if len(rows) + len(found) == before:
+            raise DatasetError(f"{path}: holds no rows; add labelled requests")
     found += _repeated_ids(rows)
     for row, twin, likeness in near_duplicates(rows, limit):
         kind, note = ("leak", "in another split") if row.path != twin.path else ("near-duplicate", "")

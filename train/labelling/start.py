@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,18 +27,18 @@ SYSTEM = """
 You classify requests. Answer with one compact JSON object and nothing else.
 {fields}
 """
-RECIPE = """# batch-train fit {folder}/recipe.toml
-# docs/reference.md lists every key and its default. Paths: from the current directory.
+RECIPE = """# For `batch-train fit`. docs/reference.md lists every key and its default.
+# Paths: from the current directory.
 
 [base]
 model = "data/mini-base"   # a stand-in; name your base here, a folder or a hub id with its revision
 
 [data]
-contract = "{folder}/contract.toml"
-train = "{folder}/train.jsonl"
-validation = "{folder}/validation.jsonl"
-test = "{folder}/test.jsonl"   # never trained on; only checked for leaks
-# calibration = "{folder}/calibration.jsonl"   # 200 rows or more, for `triage`; else the validation rows
+contract = {contract}
+train = {train}
+validation = {validation}
+test = {test}   # never trained on; only checked for leaks
+# calibration = {calibration}   # 200 rows or more, for `triage`; else the validation rows
 
 [training]
 epochs = {epochs}
@@ -67,8 +68,10 @@ class Start:
             text = "".join(json_line(row.as_json()) for row in rows)
             (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
         count = len(self.splits["train"])
+        splits = (*SPLITS, "calibration")
         recipe = RECIPE.format(
-            folder=folder,
+            contract=_quoted(str(folder / "contract.toml")),
+            **{name: _quoted(str(folder / f"{name}.jsonl")) for name in splits},
             epochs=10 if count < FEW else 3,
             batch_size=BATCH_SIZE,
             eval_every=math.ceil(count / BATCH_SIZE) or 1,
@@ -94,6 +97,8 @@ def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
         wording = tuple(signs(text))
         if not text.strip() or not all(labels.values()):
             left_out["without a text or a label"] += 1
+        elif len(text) > MAX_CHARS:
+            left_out[f"with a text of more than {MAX_CHARS} characters"] += 1
         elif wording in seen:
             left_out["with a text that is already there"] += 1
         else:
@@ -108,12 +113,20 @@ def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
         Contract.from_dict(tomllib.loads(contract))
     except ContractError as error:
         raise ContractError(f"{path}: {error}") from error
-    return Start(contract, split(rows), left_out)
+    splits = split(rows)
+    if empty := [name for name, own in splits.items() if not own]:
+        raise InputError(
+            f"{path}: {len(rows)} rows give no {' and no '.join(empty)} rows; that takes three rows of the "
+            "same labels at least, with texts that are not nearly equal"
+        )
+    return Start(contract, splits, left_out)
 
 
 def read_texts(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     """The columns as texts, of a CSV, TSV, JSONL or Parquet file. Raises `InputError`."""
     suffix = path.suffix.lower()
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a directory; give a CSV, TSV, JSONL or Parquet file")
     try:
         if suffix == ".parquet":
             table = pl.read_parquet(path)
@@ -128,7 +141,10 @@ def read_texts(path: Path, columns: Sequence[str]) -> pl.DataFrame:
         raise InputError(f"{path}: cannot be read: {why}; give CSV, TSV, JSONL or Parquet") from error
     for name in columns:
         if name not in table.columns:
-            raise InputError(f"{path}: has no column {name!r}{nearest(name, table.columns)}")
+            hint = nearest(name, table.columns)
+            raise InputError(
+                f"{path}: has no column {name!r}{hint}; name those with --text-column and --label-column"
+            )
     return table.select(_as_texts(table[name], path) for name in columns)
 
 
@@ -147,21 +163,22 @@ def _as_texts(column: pl.Series, path: Path) -> pl.Series:
 
 def contract_text(name: str, values: Mapping[str, Sequence[str]]) -> str:
     """A contract of one label field a column, as TOML to go on with."""
-
-    def quoted(text: str) -> str:
-        return json.dumps(text, ensure_ascii=False)  # a JSON string is a TOML string
-
     lines = [
         "# Say what each label means: the model reads it. Rules and a policy table: see data/contract.toml.",
-        f"name = {quoted(name)}",
+        f"name = {_quoted(name)}",
         "\n[input]\n# A longer request becomes an error row (`too_long`).",
         f"max_chars = {MAX_CHARS}\nmax_tokens = {MAX_TOKENS}   # of the request alone",
         f'\n[prompt]\nsystem = """{SYSTEM}"""',
     ]
     for field, labels in values.items():
-        lines += [f'\n[[fields]]\nname = {quoted(field)}\ntype = "label"\nmeaning = {quoted(_said(field))}']
-        lines += ["[fields.labels]", *(f"{quoted(label)} = {quoted(_said(label))}" for label in labels)]
+        lines += [f'\n[[fields]]\nname = {_quoted(field)}\ntype = "label"\nmeaning = {_quoted(_said(field))}']
+        lines += ["[fields.labels]", *(f"{_quoted(label)} = {_quoted(_said(label))}" for label in labels)]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: it is a JSON string, but for DEL, which JSON does not escape."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _said(name: str) -> str:

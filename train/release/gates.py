@@ -53,6 +53,11 @@ class GateData:
     against: Path | None = None  # rows to beat the champion on; by default the adapter's own test split
     probes: Path | None = None
 
+    @property
+    def named(self) -> Sequence[Path]:
+        """Those that the caller named: they must be sound, whether a gate needs them or not."""
+        return [path for path in (self.regression, self.against, self.probes) if path is not None]
+
 
 def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFAULT_ENGINE) -> list[Gate]:
     """Every gate, passed or not. Raises `DatasetError` for data named by the caller that do
@@ -62,11 +67,18 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
     assert subject.bundle is not None
     digest = registry.aliases().get("champion")
     champion = candidate(digest, registry) if digest and digest != subject.bundle.digest else None
+    named: dict[Path | None, list[Row]] = {
+        path: load_rows(path, subject.contract, evaluation=True) for path in data.named
+    }
     comparable = champion is not None and _task(champion.contract) == _task(subject.contract)
     chosen: dict[str, list[Row]] = {
-        "regression": _rows(data.regression, REGRESSION, subject.contract),
-        "against": _rows(data.against, _test_split(subject.bundle), subject.contract) if comparable else [],
-        "bias": _rows(data.probes, PROBES, subject.contract) if mention_rules(subject.contract) else [],
+        "regression": named.get(data.regression) or _rows(REGRESSION, subject.contract),
+        "against": (named.get(data.against) or _rows(_test_split(subject.bundle), subject.contract))
+        if comparable
+        else [],
+        "bias": (named.get(data.probes) or _rows(PROBES, subject.contract))
+        if mention_rules(subject.contract)
+        else [],
     }
     contrast = [] if chosen["bias"] else probes(subject.contract)
     texts = [
@@ -90,9 +102,7 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
     ]
 
 
-def _rows(named: Path | None, default: Path | None, contract: Contract) -> list[Row]:
-    if named is not None:
-        return load_rows(named, contract, evaluation=True)
+def _rows(default: Path | None, contract: Contract) -> list[Row]:
     try:
         return load_rows(default, contract, evaluation=True) if default else []
     except DatasetError:

@@ -83,13 +83,14 @@ def write_adapter_report(
         [*([row.request for row in rows] for rows in each), [p.request for p in own]]
         for each, own in zip(gold, contrast, strict=True)
     ]
+    checks = doctor(bundle, data)
     answers = route(subjects, texts)
     biases = [
         _biases(subject, chosen, rows, own, given)
         for subject, rows, own, given in zip(subjects, gold, contrast, answers, strict=True)
     ]
     judged = list(_judged(subjects, chosen, gold, answers))
-    page = render(bundle, adapter, doctor(bundle, data), judged, gold[0], answers[0][: len(chosen)], biases)
+    page = render(bundle, adapter, checks, judged, gold[0], answers[0][: len(chosen)], biases)
     write_file(out, page.encode())
 
 

@@ -15,6 +15,7 @@ from batch.storage.manifest import manifest_location
 from batch.storage.output import WRITING
 from batch.storage.places import LONGEST_SUFFIX, check_writable, refuse_inputs
 from train.dataset import Row
+from train.tables import id_texts
 
 ANSWERED_BY = "answered_by"
 BATCH = 16_384  # rows
@@ -107,7 +108,7 @@ def _answered(
     id_column: str,
     prefix: str,
 ) -> tuple[pa.RecordBatch, tuple[int, int, int]]:
-    ids = [str(value) for value in batch.column(id_column).to_pylist()]
+    ids = [name or "" for name in id_texts(batch.column(id_column))]
     hits = [index for index, name in enumerate(ids) if name in given]
     arrays = list(batch.columns)
     changed: set[int] = set()
@@ -120,7 +121,14 @@ def _answered(
                 if field.scored and field.read(values[index]) != answer[field.name]:
                     changed.add(index)
                 values[index] = answer[field.name]
-        arrays[at] = pa.array(values, batch.schema.field(at).type)
+        kind = batch.schema.field(at).type
+        try:
+            arrays[at] = pa.array(values, kind)
+        except (pa.ArrowException, TypeError, OverflowError) as error:
+            raise InputError(
+                f"column {prefix + field.name!r} holds {kind}, which has no room for the answers of people; "
+                "give the output that was reviewed"
+            ) from error
     arrays.append(pa.array([given[name][1] if name in given else "model" for name in ids], pa.string()))
     return pa.RecordBatch.from_arrays(arrays, schema=schema), (batch.num_rows, len(hits), len(changed))
 
@@ -136,13 +144,13 @@ def _prove(
     """Every value is as it was, but for the contract's columns of the rows that people answered."""
     answered = {prefix + field.name for field in contract.fields}
     for before, after in zip(_batches(scored), _batches(final), strict=True):
-        people = pa.array([str(name) in given for name in before.column(id_column).to_pylist()])
+        people = pa.array([name in given for name in id_texts(before.column(id_column))])
         for name in before.schema.names:
             old, new = before.column(name), after.column(name)
             if name in answered:
                 mask = pa.compute.invert(people)
                 old, new = old.filter(mask), new.filter(mask)
-            if not old.equals(new):
+            if not old.equals(new) and repr(old.to_pylist()) != repr(new.to_pylist()):  # NaN is not NaN
                 raise StorageError(
                     f"{final.name}: column {name!r} changed where no person answered; run again"
                 )

@@ -16,6 +16,7 @@ from batch.contract.contract import Contract
 from batch.errors import InputError
 from batch.reporting.prometheus import write_textfile
 from train.dataset import Row
+from train.evaluation.from_scored import check_kinds, read_scored
 from train.evaluation.statistics import Proportion
 
 ENOUGH = 20  # audited rows, below which nothing is said of the target
@@ -78,12 +79,12 @@ def _night(
     path: Path, given: Mapping[str, Row], contract: Contract, id_column: str = "id", prefix: str = ""
 ) -> Night:
     names = [field.name for field in contract.scored_fields]
-    try:
-        table = pl.read_parquet(path, columns=[id_column, *(prefix + name for name in (*names, "triage"))])
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: {why}; give an output with a triage column") from error
-    auto = table.filter(pl.col(prefix + "triage") == "auto").with_columns(pl.col(id_column).cast(pl.String))
+    wanted = [prefix + name for name in (*names, "triage")]
+    table = read_scored(path, id_column, names=wanted)
+    if missing := [name for name in wanted if name not in table.columns]:
+        raise InputError(f"{path}: has no column {missing[0]!r}; give an output with a triage column")
+    check_kinds(table, path, (), [prefix + "triage"])
+    auto = table.filter(pl.col(prefix + "triage") == "auto")
     seen = auto.filter(pl.col(id_column).is_in(list(given)))
     wrong = sum(
         any(

@@ -10,6 +10,7 @@ import polars as pl
 
 from batch.contract.contract import Contract
 from batch.errors import InputError
+from train.evaluation.from_scored import check_kinds, read_scored
 from train.labelling.candidates import most_worth
 
 Order = Literal["worth", "queue"]
@@ -75,29 +76,28 @@ def _read(path: Path, contract: Contract, selection: Selection) -> list[dict[str
     """The rows that may be asked for, with the columns that are shown, under their names without
     the prefix.
     """
-    prefix, ours = selection.prefix, ["score", "status", "error", "error_code", "adapter", "triage"]
-    for field in contract.fields:
-        ours += [field.name, f"{field.name}_score", f"{field.name}_model"]
-        ours += [f"{field.name}_second", f"{field.name}_second_score"]
-    try:
-        scan = pl.scan_parquet(path)
-        present = scan.collect_schema().names()
-        for name in (selection.id_column, selection.text_column):
-            if name not in present:
-                raise InputError(f"{path}: has no column {name!r}; name it with --id-column or --text-column")
-        for name in ("score", "status", *(field.name for field in contract.fields)):
-            if prefix + name not in present:
-                raise InputError(f"{path}: has no column {prefix + name!r}; give an output of batch-route")
-        columns = [pl.col(prefix + name).alias(name) for name in ours if prefix + name in present]
-        table = scan.select(
-            pl.col(selection.id_column).cast(pl.String).alias("id"),
-            pl.col(selection.text_column).cast(pl.String).alias("request"),
-            *columns,
-        ).collect()
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+    prefix, names = selection.prefix, [field.name for field in contract.fields]
+    numbers = ["score", *(f"{name}{end}" for name in names for end in ("_score", "_second_score"))]
+    texts = ["status", "error", "error_code", "adapter", "triage"]
+    values = [f"{name}{end}" for name in names for end in ("", "_model", "_second")]
+    ours = {prefix + name: name for name in (*numbers, *texts, *values)}
+    table = read_scored(path, selection.id_column, selection.text_column, ours)
+    for name in ("score", "status", *names):
+        if prefix + name not in table.columns:
+            raise InputError(
+                f"{path}: has no column {prefix + name!r} with texts, numbers or booleans; give an output of "
+                "batch-route"
+            )
+    table = table.select(
+        pl.col(selection.id_column).alias("id"),
+        pl.col(selection.text_column).alias("request"),
+        *(pl.col(column).alias(name) for column, name in ours.items() if column in table.columns),
+    )
+    check_kinds(table, path, numbers, texts)
+    if selection.audit and "triage" not in table.columns:
         raise InputError(
-            f"{path}: {' '.join(str(error).split())[:200]}; give an output of batch-route"
-        ) from error
+            f"{path}: has no column {prefix + 'triage'!r} to draw `auto` rows by; leave out --audit"
+        )
     usable = table.filter(pl.col("request").str.strip_chars().str.len_chars() > 0)
     if selection.ids is not None:
         return usable.filter(pl.col("id").is_in(list(selection.ids))).to_dicts()
@@ -127,7 +127,7 @@ def _item(line: Mapping[str, Any], contract: Contract, selection: Selection, see
         answer=answer,
         scores=scores,
         seconds={
-            name: (line[f"{name}_second"], line[f"{name}_second_score"])
+            name: (line.get(f"{name}_second"), line[f"{name}_second_score"])
             for name in scores
             if line.get(f"{name}_second_score") is not None
         },

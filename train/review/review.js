@@ -11,6 +11,14 @@ let started = Date.now(), saved = 0;
 const ahead = new Map(); // id → promise of the request: the next ones are there before they are needed
 const tables = { answers: new Map(), texts: new Map() };
 
+// JSON as it is written: JavaScript would round 2⁵³ + 1 and write 1.0 as 1, and its objects all have a `constructor`.
+function parse(text) {
+  return JSON.parse(text, (key, value, { source }) => {
+    if (typeof value === "number") return String(value) === source ? value : JSON.rawJSON(source);
+    return value && typeof value === "object" && !Array.isArray(value) ? Object.setPrototypeOf(value, null) : value;
+  });
+}
+
 async function call(path, content) {
   const options = content && {
     method: "POST",
@@ -23,7 +31,7 @@ async function call(path, content) {
   } catch {
     throw new Error("The server is not reachable: nothing was saved. Start batch-train review again, then reload this page.");
   }
-  const body = await response.json();
+  const body = parse(await response.text());
   if (!response.ok) throw Object.assign(new Error(body.error), { status: response.status });
   return body;
 }
@@ -39,7 +47,7 @@ function visible(text) {
   return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, (c) => String.fromCharCode(c === "\u007f" ? 0x2421 : 0x2400 + c.charCodeAt(0)));
 }
 
-const shown = (value) => (Array.isArray(value) ? value.map(shown).join(", ") || "none of these" : value === null ? "none of these" : typeof value === "boolean" ? (value ? "yes" : "no") : String(value));
+const shown = (value) => (Array.isArray(value) ? value.map(shown).join(", ") || "none of these" : value === null ? "none of these" : typeof value === "boolean" ? (value ? "yes" : "no") : String(value?.rawJSON ?? value));
 const keyOf = (facts) => JSON.stringify(Object.keys(task.facts).map((name) => facts[name]));
 const byFacts = () => task.table && task.table.length > 0;
 
@@ -58,7 +66,7 @@ function show() {
   questions = asked();
   const labelled = item.decision?.decision === "label" && item.decision;
   const proposed = byFacts() ? labelled.facts || item.facts : labelled || item.answer;
-  item.chosen = Object.fromEntries(questions.filter((q) => proposed && q.name in proposed).map((q) => [q.name, proposed[q.name]]));
+  item.chosen = Object.setPrototypeOf(Object.fromEntries(questions.filter((q) => proposed && q.name in proposed).map((q) => [q.name, proposed[q.name]])), null);
   at("id").textContent = item.id;
   const text = visible(item.request);
   at("request").textContent = text.slice(0, SHOWN);
@@ -101,7 +109,11 @@ function question(q, number) {
   return element("fieldset", { className: long ? "" : "short" }, legend, element("div", { className: long ? "choices long" : "choices" }, ...choices));
 }
 
-const percent = (score) => (score === undefined || score === null ? "no score" : (100 * score).toFixed(score > 0.995 ? 1 : 0) + " %");
+function percent(score) {
+  if (score === undefined || score === null) return "no score";
+  const number = Number(score.rawJSON ?? score);
+  return (100 * number).toFixed(number > 0.995 ? 1 : 0) + " %";
+}
 
 // The probability of the model's value, and what it held for the next likeliest.
 function odds(name) {
@@ -330,6 +342,7 @@ at("again").onclick = () => { again = true; ahead.clear(); refresh().catch(probl
 
 (async () => {
   try {
+    if (!JSON.rawJSON) throw new Error("This browser is too old to keep every digit of a number: use a newer one.");
     task = await call("task");
     for (const { facts, answer } of task.table || []) tables.answers.set(keyOf(facts), answer);
     for (const { facts, texts } of task.texts) tables.texts.set(keyOf(facts), texts);

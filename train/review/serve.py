@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import polars as pl
 import uvicorn
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, DatasetError, InputError
+from batch.storage.location import reason
 from batch.storage.manifest import manifest_location, read_manifest
+from batch.storage.schema import readable
 from train.dataset import Row, load_rows, split_path
 from train.decisions import Decision, parse, settled
+from train.evaluation.from_scored import sources_of
+from train.files import strict_json
 from train.review.app import build_app
 from train.review.session import Session
 
@@ -41,14 +44,15 @@ def task_of(scored: Path, contract: str | None, prefix: str = "") -> ReviewTask:
 
 
 def _adapter_of(scored: Path, prefix: str) -> Bundle | None:
-    registry = Registry()
+    registry, name = Registry(), prefix + "adapter"
+    sources = sources_of(scored)
+    if name not in sources[0].schema.names:
+        raise InputError(f"{scored}: has no column {name!r}; give an output of batch-route")
+    batches = (batch for source in sources for batch in source.batches(columns=[name]))
+    named = (str(value) for batch in batches for value in readable(batch.column(name)) if value is not None)
     try:
-        column = pl.scan_parquet(scored).select(pl.col(prefix + "adapter")).drop_nulls().head(1).collect()
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{scored}: {why}; give an output of batch-route") from error
-    try:
-        return Bundle.open(registry.resolve(column.item())) if column.height else None
+        first = next(named, None)
+        return Bundle.open(registry.resolve(first)) if first else None
     except AdapterError:
         return None
 
@@ -83,15 +87,17 @@ def examples_of(task: ReviewTask, named: Path | None) -> list[Row]:
 def ids_in(path: Path) -> frozenset[str]:
     """The ids in a JSONL file. Raises `InputError`."""
     try:
-        return frozenset(
-            str(json.loads(line)["id"])
-            for line in path.read_text(encoding="utf-8").split("\n")
-            if line.strip()
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        ids = frozenset(str(strict_json(line)["id"]) for line in lines if line.strip())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}; check the path") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: is not a file of JSON objects with an id ({type(error).__name__}); correct it"
         ) from error
+    if not ids:
+        raise InputError(f"{path}: holds no ids; give what `agreement --out` writes")
+    return ids
 
 
 def reviewed(paths: Sequence[Path], contract: Contract, audited: bool = False) -> list[tuple[Row, str]]:
@@ -117,7 +123,7 @@ def reviewed(paths: Sequence[Path], contract: Contract, audited: bool = False) -
 
 
 def _decisions(path: Path, fields: Sequence[str]) -> list[Decision]:
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     every = [parse(text, str(path), number) for number, text in enumerate(lines, start=1) if text.strip()]
     if None in every:
         raise DatasetError(

@@ -142,9 +142,9 @@ def test_a_scored_file_that_does_not_fit_is_refused(contract: Contract, tmp_path
         scored(tmp_path / "other.parquet", rows, request=["x"] * 5),
     )
     for path, message in (
-        (tmp_path / "broken.parquet", "cannot be read"),
+        (tmp_path / "broken.parquet", "is truncated"),
         (twice, "an id twice"),
-        (tmp_path / "none.parquet", "cannot be read"),
+        (tmp_path / "none.parquet", "No such file"),
     ):
         with pytest.raises(InputError, match=message):
             read_scored(path)

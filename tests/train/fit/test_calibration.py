@@ -183,6 +183,11 @@ def test_what_is_fitted_is_what_is_served(contract: Contract, tmp_path: Path) ->
 def test_too_few_rows_leave_scores_raw_and_say_so(contract: Contract, tmp_path: Path) -> None:
     content = calibrate(*labelled(contract, MIN_ROWS - 1), contract, 0.02)
     assert content["calibrated"] is False and "199 labelled rows are too few" in content["why"]
+    rows, answers = labelled(contract, MIN_ROWS + 1)
+    answers[:2] = [ScoredRow(None, None, (), "invalid_output")] * 2
+    assert calibrate(rows, answers, contract, 0.02)["why"] == (
+        "199 of 201 labelled rows have a valid answer, 200 are needed to calibrate on"
+    )
     served = Calibration.load(written(tmp_path, content), contract)
     row = ScoredRow(dict(ANSWER), {"tier": 0.9})
     assert outcome(row, contract, served).scores == {"tier": 0.9} and served.threshold is None
@@ -239,8 +244,6 @@ def test_a_calibration_that_makes_no_sense_is_refused(
 def test_a_bundle_is_calibrated_on_the_served_path(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """On vLLM with random weights: honest figures of a bad model, a bundle of its own, no threshold, every row for a person."""
     registry = Registry(tmp_path / "adapters")
-    made, content = calibrate_bundle(tiny_bundle, ROOT / "data/natural.jsonl", 0.02, registry)
-    assert content["calibrated"] is False and made.digest != tiny_bundle.digest  # 191 rows
     rows = [
         json.loads(line)
         for path in ("natural", "probes")
@@ -249,7 +252,10 @@ def test_a_bundle_is_calibrated_on_the_served_path(tiny_bundle: Bundle, tmp_path
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({**row, "id": str(n)}) + "\n" for n, row in enumerate(rows))
     )
-    made, content = calibrate_bundle(tiny_bundle, tmp_path / "rows.jsonl", 0.02, registry)
+    warned: list[str] = []
+    made, content = calibrate_bundle(tiny_bundle, tmp_path / "rows.jsonl", 0.02, registry, warned.append)
+    assert made.digest != tiny_bundle.digest
+    assert len(warned) == 1 and "the training rows of adapter" in warned[0]
     assert content["threshold"] is None and "every row needs a person" in content["why"]
     assert (
         made.calibration.fields["risk"].keys() == {"low", "medium", "high"}

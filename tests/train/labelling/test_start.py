@@ -1,5 +1,6 @@
 """`batch-train contract init`: from other people's tables to a contract and splits that `fit` takes."""
 
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from click.testing import CliRunner
 
 from batch.contract.contract import Contract
 from train.cli import main
+from train.config import Config
 from train.dataset import check_splits, load_rows
+from train.labelling.start import SPLITS
 
 TEXTS = [
     f"my card number {i} was {what} in town {i * 7} by somebody {i * 13}"
@@ -118,6 +121,47 @@ def test_what_cannot_be_learnt_from_is_left_out_and_counted(tmp_path: Path) -> N
         and "2 rows without a text or a label" in said
         and "1 rows with a text that is already there" in said
     )
+
+
+def test_texts_that_fit_would_refuse_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    longest = "word " * 1599 + "words"  # 8,000 characters
+    table = pl.DataFrame({"request": [*TEXTS, longest, longest + "s"], "label": [*LABELS, *LABELS[:2]]})
+    table.write_parquet(path)
+    code, said = run(path, "--label-column", "label", "--out", tmp_path / "task")
+    assert code == 0 and "1 rows with a text of more than 8000 characters are left out" in said
+    contract = Contract.load(tmp_path / "task/contract.toml")
+    rows = [row for name in SPLITS for row in load_rows(tmp_path / f"task/{name}.jsonl", contract)]
+    assert sorted(row.request for row in rows) == sorted([*TEXTS, longest])
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_too_few_rows_for_every_split_are_refused(tmp_path: Path, rows: int) -> None:
+    table().head(rows).write_csv(tmp_path / "few.csv")
+    code, said = run(
+        tmp_path / "few.csv", "--text-column", "text", "--label-column", "intent", "--out", tmp_path / "task"
+    )
+    assert code == 2 and said == (
+        f"Error: {tmp_path}/few.csv: {rows} rows give no validation and no test rows; that takes three rows of "
+        "the same labels at least, with texts that are not nearly equal\n"
+    )
+    assert not (tmp_path / "task").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ['a "quoted" one', "back\\slash", "t\u00e4sk\u2028", "line\nend", "del\x7f", "it's"]
+)
+def test_names_of_any_folder_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    table().write_csv(f"{name}.csv")
+    code, said = run(f"{name}.csv", "--text-column", "text", "--label-column", "intent")
+    assert code == 0 and len(said.splitlines()) == 2, said
+    recipe = Config.load(tmp_path / name / "recipe.toml")
+    assert Contract.load(recipe.find(recipe.data.contract)).name == name
+    assert recipe.data.splits() == {split: f"{name}/{split}.jsonl" for split in SPLITS}
+    text = (tmp_path / name / "recipe.toml").read_text()
+    calibration = next(line for line in text.split("\n") if line.startswith("# calibration"))
+    assert tomllib.loads(calibration.removeprefix("# ")) == {"calibration": f"{name}/calibration.jsonl"}
 
 
 @pytest.mark.parametrize(

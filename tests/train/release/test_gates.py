@@ -178,6 +178,41 @@ def test_another_task_has_no_gates_of_this_one(registry: Registry, bundles: list
         gates(triage.digest, registry, GateData(regression=ROOT / "data/regression.jsonl"), engine="replay")
 
 
+@pytest.mark.parametrize("which", ["regression", "against", "probes"])
+def test_named_rows_are_read_whether_a_gate_needs_them_or_not(
+    registry: Registry, bundles: list[Bundle], tmp_path: Path, which: str
+) -> None:
+    """There is no champion to compare with, and the other task has no rule on mentions."""
+    triage = next(bundle for bundle in registry.list() if bundle.contract.name == "support-triage")
+    with pytest.raises(DatasetError, match=r"no dataset at .*nosuch\.jsonl"):
+        gates(triage.digest, registry, GateData(**{which: tmp_path / "nosuch.jsonl"}), engine="replay")
+    result = CliRunner().invoke(
+        main,
+        ["promote", str(triage.path), f"--{which}", str(tmp_path / "nosuch.jsonl")],
+        env={"BATCH_ROUTE_ADAPTERS": str(tmp_path / "adapters")},
+    )
+    assert result.exit_code == 2 and "no dataset at" in result.output
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_a_good_copy_takes_the_place_of_a_damaged_one(
+    bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path / "adapters")
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(registry.root))
+    monkeypatch.setattr("train.commands.promote.gates", lambda *_: GREEN)
+    copy, home = bundles[0].path, registry.root / bundles[0].digest
+    for _ in range(2):  # as what is new, and as the champion that it is already
+        assert CliRunner().invoke(main, ["promote", str(copy)]).exit_code == 0
+        assert Bundle.open(home).digest == bundles[0].digest
+        (home / "metrics.json").write_text("damaged")
+    assert CliRunner().invoke(main, ["promote", str(copy)]).exit_code == 0
+    assert Bundle.open(home).digest == registry.aliases()["champion"] == bundles[0].digest
+    assert not list(registry.root.glob(".building-*"))
+    assert CliRunner().invoke(main, ["promote", str(home)]).exit_code == 0  # its own place is not copied
+    assert len(list(registry.root.glob(".damaged-*"))) == 2
+
+
 def test_gates_on_known_answers(contract: Contract) -> None:
     rows = load_rows(ROOT / "data/v2/test.jsonl", contract)
     gold = [Guess(dict(row.answer)) for row in rows]

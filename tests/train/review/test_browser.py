@@ -295,3 +295,120 @@ def test_sets_numbers_and_null_are_answered_by_keys(opened: Page, tmp_path: Path
         (("plumber", "electrician"), 4, None),
         ((), 4, None),
     ]
+
+
+NAMES = ("constructor", "toString", "__proto__")
+ODD_FIELDS = """
+name = "odd"
+[prompt]
+system = "{fields}"
+[[fields]]
+name = "number"
+type = "integer"
+labels = { 9007199254740993 = "", 9007199254740992 = "" }
+""" + "".join(
+    f'[[fields]]\nname = "{name}"\ntype = "label"\nlabels = {{ a = "", b = "" }}\n' for name in NAMES
+)
+ODD_FACTS = """
+name = "odd"
+[prompt]
+system = "{fields}"
+[[fields]]
+name = "size"
+type = "integer"
+labels = { 9007199254740993 = "", 9007199254740992 = "" }
+[policy.facts]
+metres = [1.0, 1e22, 9007199254740993]
+constructor = [true, false]
+__proto__ = ["x", "y"]
+[[policy.table]]
+when = { constructor = true }
+then = { size = 9007199254740993 }
+[[policy.table]]
+when = {}
+then = { size = 9007199254740992 }
+"""
+
+
+def odd(folder: Path, contract: str, answers: list[dict[str, object]], status: str = "ok") -> Server:
+    """Serves a scored output with these answers; the labels are in `labels.jsonl`."""
+    (folder / "contract.toml").write_text(contract)
+    (folder / "examples.jsonl").write_text(json.dumps({"id": "e", "request": "An example.", **answers[0]}))
+    rows = [
+        {
+            "id": f"r{number}",
+            "request": f"Request {number}.",
+            **answer,
+            **{f"{name}_score": 1.0 for name in answer},
+            "score": 1.0,
+            "status": status,
+            "adapter": "0" * 64,
+            "triage": "human",
+        }
+        for number, answer in enumerate(answers)
+    ]
+    pl.DataFrame(rows, infer_schema_length=None).write_parquet(folder / "out.parquet")
+    named = ("--contract", str(folder / "contract.toml"), "--examples", str(folder / "examples.jsonl"))
+    return Server(folder / "out.parquet", folder / "labels.jsonl", *named, "--order", "queue")
+
+
+def test_numbers_keep_their_digits_and_fields_have_any_name(opened: Page, tmp_path: Path) -> None:
+    number = 2**53 + 1
+    said: dict[str, object] = {"number": number, **dict.fromkeys(NAMES, "b")}
+    with odd(tmp_path, ODD_FIELDS, [said, said]) as server:
+        start(opened, server.address)
+        assert opened.locator("fieldset").nth(0).inner_text().split() == [
+            *("number", "1", str(number), "model,", "100.0", "%", "2", str(number - 1))
+        ]
+        assert opened.locator("fieldset input:checked").count() == 4
+        opened.keyboard.press("Enter")  # as the model says
+        moved(opened, "r0")
+        for _ in range(3):
+            opened.keyboard.press("ArrowUp")
+        for key in ("2", "1", "1", "1", "Enter"):
+            opened.keyboard.press(key)
+        moved(opened, "r1")
+        opened.keyboard.press("u")  # comes again as it was saved
+        opened.wait_for_selector("#work:not([hidden])")
+        expect(opened.locator("fieldset input:checked")).to_have_count(4)
+        opened.keyboard.press("Enter")
+        opened.wait_for_selector("#end:not([hidden])")
+    found = load_rows(tmp_path / "labels.jsonl", Contract.load(tmp_path / "contract.toml"))
+    assert [dict(row.answer) for row in found] == [said, {"number": number - 1, **dict.fromkeys(NAMES, "a")}]
+
+
+def test_a_field_that_no_one_has_answered_is_open_whatever_its_name(opened: Page, tmp_path: Path) -> None:
+    said: dict[str, object] = {"number": 2**53 + 1, **dict.fromkeys(NAMES, "b")}
+    with odd(tmp_path, ODD_FIELDS, [said], status="error") as server:
+        start(opened, server.address)
+        assert opened.locator("fieldset input:checked").count() == 0
+        opened.keyboard.press("1")
+        expect(opened.locator("fieldset input:checked")).to_have_count(1)
+        expect(opened.locator("#save")).to_be_disabled()
+
+
+def test_facts_keep_their_form(opened: Page, tmp_path: Path) -> None:
+    with odd(tmp_path, ODD_FACTS, [{"size": 2**53 + 1}] * 3) as server:
+        start(opened, server.address)
+        assert opened.locator("fieldset").nth(0).inner_text().split()[2::2] == [
+            "1.0",
+            "1e+22",
+            str(2**53 + 1),
+        ]
+        for number in range(3):
+            assert opened.locator("fieldset input:checked").count() == 0
+            for key in (str(number + 1), "12"[number % 2], "1"):
+                opened.keyboard.press(key)
+            wanted = str(2**53 + 1 - number % 2)
+            expect(opened.locator("#outcome strong")).to_have_text(wanted)
+            opened.keyboard.press("Enter")
+            moved(opened, f"r{number}")
+    found = load_rows(tmp_path / "labels.jsonl", Contract.load(tmp_path / "contract.toml"))
+    assert [repr((row.facts, row.answer["size"])) for row in found] == [
+        repr(({"metres": metres, "constructor": constructor, "__proto__": "x"}, size))
+        for metres, constructor, size in (
+            (1.0, True, 2**53 + 1),
+            (1e22, False, 2**53),
+            (2**53 + 1, True, 2**53 + 1),
+        )
+    ]
