@@ -23,7 +23,7 @@ from batch.cli_shards import (
     shard,
 )
 from batch.completion import adapters
-from batch.errors import one_line
+from batch.errors import one_line, shown
 from batch.events import log_stderr_as_json
 from batch.imports import uncollected
 
@@ -206,7 +206,7 @@ def main(
     """
     with uncollected():
         from batch.dry_run import show_plan
-        from batch.job import Options, check
+        from batch.job import Options, check, kept_folders
         from batch.reporting.console import PlainConsole
         from batch.reporting.observer import Observer, Outlets
         from batch.reporting.progress import ProgressLine
@@ -217,10 +217,10 @@ def main(
 
     wanted = Options(**{name: value for name, value in options.items() if value is not None})
     outlets = Outlets(log_json, metrics, report)
-    if log_json and (dry_run or watch):
-        log_stderr_as_json()  # a run says by itself how it ends
+    if log_json:
+        log_stderr_as_json()  # what is refused before a run; a run says by itself how it ends
     if dry_run:
-        outlets.check(wanted.input, wanted.output)
+        outlets.check(wanted.input, wanted.output, kept_folders(wanted))
         show_plan(check(wanted), PlainConsole())
         return
     if watch:
@@ -240,7 +240,7 @@ def _watch(wanted: Any, outlets: Any) -> None:
     from batch import watch as folder
     from batch.adapter.registry import Registry
     from batch.errors import InputError
-    from batch.job import Options
+    from batch.job import Options, kept_folders
     from batch.reporting.observer import Observer
     from batch.run import EnginesFor, run
 
@@ -259,11 +259,12 @@ def _watch(wanted: Any, outlets: Any) -> None:
         click.echo(one_line(line), err=True)
 
     registry = Registry()
+    outlets.check(wanted.input, wanted.output, kept_folders(wanted, registry))
 
     def route(options: Options, engines_for: EnginesFor) -> None:
         result = run(options, Observer(outlets), engines_for, registry)
         speed = f", {result.rows_per_second:.1f} rows/s" if result.rows_per_second else ""
         say(f"{Path(options.input).name}: {result.tally.rows} rows, {result.tally.error_rows} errors{speed}")
 
-    say(f"watching {wanted.input}")
+    say(f"watching {shown(wanted.input)}")
     folder.watch(wanted, route, say)

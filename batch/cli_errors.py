@@ -1,18 +1,21 @@
 """What both command lines share: however a command ends, it is one line on stderr and an exit code."""
 
 import contextlib
-import errno
 import math
+import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
-from batch.errors import BatchRouteError, Interrupted, ours
+from batch.errors import BatchRouteError, Interrupted, one_line, ours, without_credentials
+from batch.events import JsonLines
 
 HELP = {"help_option_names": ["-h", "--help"]}
+LOG_JSON = "--log-json"
+WORDS = f"{__name__}.words"  # of the command line, in click's `meta`
 EMPTY = "it is empty (is a variable unset?)"
 
 
@@ -32,18 +35,46 @@ class Failure(click.ClickException):
         click.echo(f"Error: {self.format_message()}", file=file, err=True)
 
 
+class JsonFailure(click.ClickException):
+    """What click refuses, as the line that `--log-json` asks for."""
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(one_line(error.format_message()))
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click reads it from the instance
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        emit = JsonLines(secrets.token_hex(8), file)
+        emit("error", level="error", exit_code=self.exit_code, message=self.message)
+
+
+@contextlib.contextmanager
+def parsing(words: Sequence[str]) -> Iterator[None]:
+    """What click refuses is told without credentials. Before the options are known, `--log-json` is only one
+    of the words.
+    """
+    try:
+        yield
+    except click.UsageError as error:
+        error.message = without_credentials(error.message)  # type: ignore[misc]
+        if LOG_JSON not in words:
+            raise
+        raise JsonFailure(error) from error
+
+
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
     """Turn every exception into a line and an exit code."""
     try:
         yield
+    except click.UsageError as error:  # of a command in a group
+        context = click.get_current_context(silent=True)
+        with parsing(context.meta.get(WORDS, ()) if context else ()):
+            raise error
     except (click.ClickException, click.Abort, click.exceptions.Exit):
         raise
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit) and not isinstance(error, Interrupted):
             raise
-        if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise  # who read our output has enough: click ends quietly
         end = ours(error)
         if isinstance(end, Interrupted):
             told = str(end)
@@ -99,6 +130,10 @@ class ErrorCommand(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"context_settings": HELP, **kwargs})
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        with translated(), parsing([*args]):  # it takes them out of the list
+            return super().make_context(info_name, args, *rest, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         with translated():
             return super().invoke(ctx)
@@ -133,6 +168,13 @@ def _first_paragraph(command: click.Command) -> str:
 
 
 class ErrorGroup(click.Group):
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        words = [*args]  # those of its command too
+        with translated(), parsing(words):
+            context = super().make_context(info_name, args, *rest, **extra)
+        context.meta[WORDS] = words
+        return context
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The first paragraph of each command's help, whole: click cuts it off."""
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]

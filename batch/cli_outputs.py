@@ -1,5 +1,7 @@
 """The commands that read what a run has finished: `verify` and `show`."""
 
+import contextlib
+
 import click
 
 from batch.cli_errors import ErrorCommand
@@ -14,9 +16,10 @@ def verify(output: str, input: str | None) -> None:
     from batch.verify import verify
 
     rows = verify(output, input)
-    click.echo(f"{one_line(output)}: {rows} rows, whole and as its manifest says")
-    if input:
-        click.echo(f"row for row those of {one_line(input)}")
+    with contextlib.suppress(OSError):  # the exit code is the verdict
+        click.echo(f"{one_line(output)}: {rows} rows, whole and as its manifest says")
+        if input:
+            click.echo(f"row for row those of {one_line(input)}")
 
 
 @click.command(cls=ErrorCommand)

@@ -90,11 +90,13 @@ def shard(wanted: Any, outlets: Any) -> None:
         left = score_shard(wanted, Observer(outlets, progress))
     name, output = "{}/{}".format(*wanted.shard), one_line(wanted.output)
     if left.done:
-        click.echo(f"shard {name}: {output} is complete already; nothing was done")
+        told = f"{output} is complete already; nothing was done"
     elif left.units:
-        click.echo(f"shard {name}: done; {left.units} of the job's {left.of} units are left to other shards")
+        told = f"done; {left.units} of the job's {left.of} units are left to other shards"
     else:
-        click.echo(f"shard {name}: done; no unit is left, publish with: batch-route commit {output}")
+        told = f"done; no unit is left, publish with: batch-route commit {output}"
+    with contextlib.suppress(OSError):
+        click.echo(f"shard {name}: {told}")
 
 
 @contextlib.contextmanager
@@ -113,7 +115,8 @@ def end(result: Any, output: str, max_error_rate: float, log_json: bool) -> None
     from batch.reporting import summary
     from batch.reporting.console import PlainConsole
 
-    summary.show(result, output, PlainConsole())
+    with contextlib.suppress(OSError):  # a full disk takes no words; the output is complete
+        summary.show(result, output, PlainConsole())
     if result.tally.error_rate <= max_error_rate:
         return
     if not log_json:

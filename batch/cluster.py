@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from batch.adapter.registry import Registry
 from batch.errors import AdapterError, BatchRouteError, EngineError, InputError, StorageError
 from batch.job import Job, Options, check, work_dir_of
 from batch.launch import ray
-from batch.launch.actor import Here
+from batch.launch.actor import Here, Told, lost_in
 from batch.reporting.observer import Observer
 from batch.reporting.tally import Tally
 from batch.run import plan_of, start_engines, task_of
@@ -27,6 +28,7 @@ from batch.source import Unscored
 from batch.storage.folder import job_store, plan_store
 from batch.storage.location import Location, is_local
 from batch.storage.receipts import Receipts
+from batch.storage.store import Store
 from batch.storage.workdir import ANSWERS, ATTEMPTS, SHARDS, changes, fingerprint
 from batch.storage.written_plan import WrittenPlan
 
@@ -44,30 +46,43 @@ def score_on_cluster(job: Job, receipts: Receipts, observer: Observer) -> None:
     plan.write(plan_store(job.options.output, work_dir_of(job.options)))
     for marker in receipts.store.names(ATTEMPTS):
         receipts.store.remove(marker)  # an earlier driver's: its actors ended with it, whatever they scored
-    counts = Counts()
+    counts, spare = Counts(), 0
     while receipts.missing:
-        _one_pool(job, plan, receipts, counts, observer)
+        spare = max(spare, _one_pool(job, plan, receipts, counts, spare, observer))
     observer.engine_done(0, 0, {})
 
 
-def _one_pool(job: Job, plan: WrittenPlan, receipts: Receipts, counts: Counts, observer: Observer) -> None:
-    """Until every unit is scored, or those that are left wait for nodes that are lost."""
+def _one_pool(
+    job: Job, plan: WrittenPlan, receipts: Receipts, counts: Counts, spare: int, observer: Observer
+) -> int:
+    """Until every unit is scored, or those that are left wait for nodes or engines that are lost. Returns how
+    many engines were lost; `spare` is how many of the actors may meet such a place.
+    """
     options, needs = job.options, (job.options.tensor_parallel, job.options.threads or CPUS)
+    pool, lost = secrets.token_hex(4), dict[str, Told]()
     with ray.connected(options.ray or "auto"):
-        size = ray.size_of(options.devices, ray.room(*needs))
+        room = ray.size_of(options.devices, ray.room(*needs))
+        size = room._replace(actors=min(room.actors, len(receipts.missing) + spare))
         files = ray.share(_files(job.adapters.default))
+        fetch = functools.partial(ray.shared, files)
         begin = functools.partial(
-            engine_here, _for_nodes(job, size), plan.facts["adapter"], functools.partial(ray.shared, files)
+            engine_here, _for_nodes(job, size), plan.facts["adapter"], fetch, pool, ray.restarted
         )
         observer.emit("cluster ready", actors=size.actors, gpus=size.gpus, cpus=size.cpus)
         since = time.monotonic()  # the first receipt comes with its rows: engines' loading counts as scoring
         for told in ray.receipts(receipts.missing, begin, size):
             if told is None:
-                lost = size.actors - ray.room(*needs).actors
-                if len(receipts.missing) <= ray.IN_FLIGHT * lost:
-                    observer.emit("nodes lost", level="warning", engines=lost, units=len(receipts.missing))
-                    return
-                continue
+                _note_lost(receipts.store, pool, lost, observer)
+                gone, left = max(0, room.actors - ray.room(*needs).actors), len(receipts.missing)
+                waited_for = gone + sum(each["restarted"] for each in lost.values())
+                if len(lost) + gone < size.actors and left > ray.IN_FLIGHT * waited_for:
+                    continue
+                if gone:
+                    observer.emit("nodes lost", level="warning", engines=gone, units=left)
+                if left and len(lost) == room.actors:
+                    # a rerun may go further than those that served, but not than those that never could
+                    raise _raised(max(lost.values(), key=lambda each: int(each["exit_code"])))
+                return len(lost)
             if not told.get("receipt"):
                 raise _raised(told)
             receipt = receipts.take(told["receipt"])
@@ -79,10 +94,26 @@ def _one_pool(job: Job, plan: WrittenPlan, receipts: Receipts, counts: Counts, o
             observer.progressed()
     if missing := receipts.missing:
         raise EngineError(f"{len(missing)} units came back without a receipt; run again to resume")
+    _note_lost(receipts.store, pool, lost, observer)
+    return len(lost)
+
+
+def _note_lost(store: Store, pool: str, lost: dict[str, Told], observer: Observer) -> None:
+    """Tell of the pool's engines that did not start, and are not among the `lost` yet."""
+    for name in store.names(ATTEMPTS):
+        if name.startswith(lost_in(pool)) and name not in lost and (told := store.read(name)):
+            lost[name] = json.loads(told)
+            observer.emit("engine lost", level="warning", why=lost[name]["message"])
 
 
 @contextlib.contextmanager
-def engine_here(options: Options, digest: str, fetch: Callable[[], Files]) -> Iterator[Here]:
+def engine_here(
+    options: Options,
+    digest: str,
+    fetch: Callable[[], Files],
+    pool: str = "",
+    restarted: Callable[[], bool] = lambda: False,
+) -> Iterator[Here]:
     """In an actor: its part of the job, checked against the plan that is written down, and its engine."""
     path = work_dir_of(options)
     written = WrittenPlan.read(plan_store(options.output, path))
@@ -101,7 +132,7 @@ def engine_here(options: Options, digest: str, fetch: Callable[[], Files]) -> It
         task = task_of(job, written, Unscored(job), shards, answers)
         name = fingerprint(written.facts)
         store = job_store(options.output, path if is_local(options.output) else Path(scratch), name)
-        yield Here(task, Receipts(store, written.units, name), engines[0])
+        yield Here(task, Receipts(store, written.units, name), engines[0], pool, restarted())
 
 
 def _for_nodes(job: Job, size: ray.Size) -> Options:

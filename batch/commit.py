@@ -6,6 +6,7 @@ only the input, which must still be what was read.
 
 from pathlib import Path
 
+from batch.adapter.registry import Registry
 from batch.contract.json_text import as_json
 from batch.errors import InputError, StorageError, UnfinishedError, signals_raise
 from batch.launch.part_writer import kept_tally
@@ -17,7 +18,7 @@ from batch.storage.backlog import Backlog
 from batch.storage.folder import job_store, plan_store
 from batch.storage.location import Location, is_local
 from batch.storage.lock import lock_output
-from batch.storage.manifest import finished, manifest_location, manifest_version, part_names, read_manifest
+from batch.storage.manifest import finished, manifest_location, own_version, part_names, read_manifest
 from batch.storage.places import check_store
 from batch.storage.receipts import Receipts
 from batch.storage.store import Store
@@ -34,18 +35,20 @@ def commit(output: str, within: Path | None, max_error_rate: float, observer: Ob
     path = work_dir(output, within)
     plans = plan_store(output, path)
     source, adapter = _of(plans)
-    told = observer.around(source, output, adapter, max_error_rate)
+    kept = {"--work-dir": within, "the registry": Registry().root}
+    told = observer.around(source, output, adapter, max_error_rate, kept)
     with told, lock_output(output), signals_raise():
         if not is_local(output):
             check_store(Location.of(output))
         plan = WrittenPlan.read(plans)
-        manifest, replaces = read_manifest(manifest_location(output)), manifest_version(output)
+        manifest, replaces = read_manifest(manifest_location(output)), own_version(output)
         if manifest and finished(output, plan.facts if plan else manifest["job"]):
             folder.seal(output, part_names(manifest), fingerprint(manifest["job"]))
             WorkDir.discard(path)  # killed after the manifest, before this
             return observer.summary.adopt(manifest)
         if plan is None:
-            raise InputError(f"there is no work of shards on {output}; run batch-route --shard I/N first")
+            what = f"there is no work of shards on {output} whose plan can be read"
+            raise InputError(f"{what}; run batch-route --shard I/N first")
         with WorkDir.open(path, plan.facts) as work:
             backlog = unchanged_input(plan)
             observer.checked(backlog, plan)

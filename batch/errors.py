@@ -40,6 +40,25 @@ EXIT_TOO_MANY_ERRORS = 3  # no error: the output is complete, but more of its ro
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
+# A secret may hold slashes. What stands before an Azure account's name is a container.
+USER = re.compile(
+    r"(?<!hdfs)://[^/@:]*:.*@|://(?![^/@:]*@[^/@]*\.core\.windows\.net)[^/]*@", re.DOTALL | re.IGNORECASE
+)
+# A `?` before a path's next folder, as in `s3://bucket/part-?/day=1`, is a glob's.
+OPTIONS = re.compile(r"(https?://[^?]*(?=\?)|://[^?]*(?=\?[^/?]*=)).*", re.DOTALL | re.IGNORECASE)
+_URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+
+
+def shown(name: str) -> str:
+    """`name` on one line, without the credentials that a URI may carry."""
+    return OPTIONS.sub(r"\1", USER.sub("://", name)).replace("\n", " ").replace("\r", " ")
+
+
+def without_credentials(text: str) -> str:
+    """`text` with each URI in it as it is :func:`shown`."""
+    return _URI.sub(lambda found: shown(found[0]), text)
+
+
 def one_line(text: str) -> str:
     """`text` of whatever origin as it may be shown: on one line, nothing in it obeyed by a terminal."""
     return _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], text.replace("\n", " "))
@@ -51,7 +70,7 @@ class BatchRouteError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(one_line(message))
+        super().__init__(one_line(without_credentials(message)))
 
 
 class InputError(BatchRouteError):
@@ -198,7 +217,10 @@ def deadline(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-_NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
+_NO_MEMORY = re.compile(  # or no further thread or process
+    "cannot allocate memory|failed to map segment|can't start new thread|resource temporarily unavailable",
+    re.IGNORECASE,
+)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 EXTRAS = {  # of this package, by the module that is missing
     **dict.fromkeys(("bitsandbytes", "gguf", "psutil", "torch", "transformers", "vllm"), "engine"),
@@ -209,8 +231,9 @@ EXTRAS = {  # of this package, by the module that is missing
 }
 LASTING = {  # what a rerun would meet again: a person has to change something
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
-    errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL, errno.ENXIO,
+    errno.ENAMETOOLONG, errno.EROFS, errno.EINVAL, errno.ENXIO, errno.EOPNOTSUPP, errno.ENOSYS,
 }  # fmt: skip
+PASSING = {errno.ENOENT, errno.EEXIST}  # of these, what another process may have caused while we worked
 
 
 def ours(error: BaseException) -> BatchRouteError | Interrupted:
@@ -229,7 +252,9 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
     if isinstance(error, ModuleNotFoundError):
         return missing(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-        return StorageError("out of memory; free some, or give the run more, then run again to resume")
+        return StorageError(
+            "out of memory or threads; free some, or give the run more, then run again to resume"
+        )
     if isinstance(error, ImportError):
         what = f"the package {error.name or 'that is needed'} cannot be loaded ({type(error).__name__})"
         return InstallationError(f"{what}; run `make setup` again")
@@ -240,6 +265,8 @@ def ours(error: BaseException) -> BatchRouteError | Interrupted:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return StorageError("too many open files; raise `ulimit -n`, then run again to resume")
         why = error.strerror or type(error).__name__
+        if error.errno in LASTING - PASSING:
+            return InputError(f"{why}{where}; correct that")
         return StorageError(f"{why}{where}; correct that, then run again to resume")
     root = str(Path(__file__).parents[1])
     own = [each for each in traceback.extract_tb(error.__traceback__) if each.filename.startswith(root)]

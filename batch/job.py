@@ -13,15 +13,15 @@ from batch.adapter.base_model import check_divides
 from batch.adapter.registry import Registry
 from batch.engine import DEFAULT_ENGINE, ENGINES
 from batch.engine.process import PATIENCE
-from batch.errors import BacklogError, InputError
+from batch.errors import AdapterError, BacklogError, InputError
 from batch.launch.devices import placements
-from batch.launch.ray import check_installed
+from batch.launch.ray import check_asked
 from batch.scoring.adapters import Adapters
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
-from batch.storage.manifest import manifest_version
-from batch.storage.output import check_can_be_written, output_columns, output_schema
-from batch.storage.places import check_output, refuse_inputs
+from batch.storage.manifest import own_version
+from batch.storage.output import FIXED, check_can_be_written, output_columns, output_schema
+from batch.storage.places import Places, check_output, refuse_inputs, refuse_inside
 from batch.storage.workdir import work_dir
 from batch.storage.written_plan import WrittenPlan
 
@@ -58,6 +58,10 @@ class Options:
     shard: tuple[int, int] | None = None  # (I, N): units I, I + N, … only
     ray: str | None = None  # address of a cluster
 
+    @property
+    def folders(self) -> Places:
+        return {"--work-dir": self.work_dir, "--cache": self.cache}
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -74,8 +78,23 @@ class Job:
     replaces: str | None  # the version of the output's manifest that this run may replace
 
 
+def kept_folders(options: Options, registry: Registry | None = None) -> Places:
+    """In which no report or metrics may lie: they could be written over what a run needs."""
+    registry, adapter = registry or Registry(), None
+    with contextlib.suppress(AdapterError, OSError):  # told where it is opened
+        adapter = registry.resolve(options.adapter)
+    return {**options.folders, "the registry": registry.root, "the adapter": adapter}
+
+
+def refuse_kept(options: Options, registry: Registry | None = None) -> None:
+    """Refuse an output, cache or work folder among the adapters: `InputError`."""
+    kept = {**kept_folders(options, registry), **dict.fromkeys(options.folders)}
+    refuse_inside({"output": options.output, **options.folders}, kept)
+
+
 @contextlib.contextmanager
-def _of_the_backlog() -> Iterator[None]:
+def of_the_backlog() -> Iterator[None]:
+    """A fault of the input's own in the block: `BacklogError`."""
     try:
         yield
     except InputError as error:
@@ -91,20 +110,24 @@ def check(options: Options, registry: Registry | None = None, written: WrittenPl
     if options.ray is None:
         placements(options.devices, options.threads, options.tensor_parallel)
     else:
-        check_installed()
+        check_asked(options.ray, options.devices)
     if options.tensor_parallel > 1 and options.draft_tokens:
         raise InputError("--draft-tokens and --tensor-parallel exclude each other; leave one of them out")
-    folders = {"--work-dir": options.work_dir, "--cache": options.cache}
-    check_output(options.input, options.output, folders)
-    replaces = manifest_version(options.output)
-    with _of_the_backlog():
-        backlog = Backlog.open(options.input, options.id_column, options.text_column)
+    registry = registry or Registry()
+    refuse_kept(options, registry)
+    check_output(options.input, options.output, options.folders)
+    replaces = own_version(options.output)
+    with of_the_backlog():
+        fixed = [options.prefix + name for name in FIXED]
+        backlog = Backlog.open(options.input, options.id_column, options.text_column, fixed)
+        check_can_be_written(backlog.schema)
         names = options.id_column, options.text_column
         id_digest = written.ids_of(backlog.identity(), *names) if written else None
         # first: this process reads only what the child has read before
         id_digest = id_digest or backlog.check_ids()
-    adapters = Adapters.of(registry or Registry(), options.adapter, options.adapter_column, backlog)
+        adapters = Adapters.of(registry, options.adapter, options.adapter_column, backlog)
     base = adapters.default.resolve_base(options.base_model)
+    refuse_inside({"output": options.output, **options.folders}, {"the base model": base})
     check_divides(base, options.tensor_parallel)
     adapters = adapters.fitting(base).with_reasons(options.reasons)
     answers = adapters.answers
@@ -123,7 +146,6 @@ def check(options: Options, registry: Registry | None = None, written: WrittenPl
         "engine": options.engine,
         "dtype": options.dtype,
     }
-    check_can_be_written(backlog.schema)
     schema = output_schema(backlog.schema, answers, options.prefix, answers.triage)
     rows = backlog.rows
     if options.limit is not None and options.limit < rows:

@@ -3,7 +3,7 @@
 from batch.reporting import drift
 from batch.reporting.observer import Observer
 from batch.storage import folder
-from batch.storage.manifest import is_folder, write_manifest
+from batch.storage.manifest import is_folder, manifest_status, named_parts, write_manifest
 from batch.storage.output import assemble
 from batch.storage.receipts import Receipts
 from batch.storage.written_plan import WrittenPlan
@@ -16,10 +16,11 @@ def publish(
     manifest has the version `replaces`. The caller has seen that the input is still what was read. Raises
     `StorageError`, and an older output stays.
     """
-    earlier = drift.earlier_run(output, plan.facts)  # before its manifest is replaced
+    # before its manifest is replaced
+    earlier, older, like = drift.earlier_run(output, plan.facts), named_parts(output), manifest_status(output)
     id_column, expect = plan.facts["id_column"], (plan.rows, plan.ids)
     if is_folder(output):
-        proof = folder.publish(receipts, output, receipts.job, id_column, expect)
+        proof = folder.publish(receipts, output, plan.schema, id_column, expect)
     else:
         parts = [receipts.store.location(receipt.part) for receipt in receipts]
         size = sum(receipt.size for receipt in receipts)
@@ -27,5 +28,5 @@ def publish(
         replaces = None  # it has gone already
     compared = drift.compare(earlier, observer.summary.tally)
     told = observer.assembled(proof, compared)
-    write_manifest(output, plan.facts, proof, replaces, run=told, drift=compared)
-    folder.seal(output, [part.name for part in proof.parts or ()], receipts.job)
+    write_manifest(output, plan.facts, proof, replaces, like, run=told, drift=compared)
+    folder.seal(output, [part.name for part in proof.parts or ()], receipts.job, older)

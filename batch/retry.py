@@ -18,7 +18,7 @@ from batch.job import Job, work_dir_of
 from batch.scoring.lane import TEXT_ERRORS
 from batch.scoring.scorer import Chunk, read_texts
 from batch.storage.location import Location
-from batch.storage.manifest import finished, manifest_location, output_files, read_manifest
+from batch.storage.manifest import finished, output_files, whole_manifest
 from batch.storage.parquet import ParquetSource
 from batch.storage.workdir import changes, job_in
 
@@ -108,8 +108,9 @@ class Retry:
 
 def _why(output: str, job: dict[str, Any]) -> str:
     name = Location.of(output).name
-    manifest = read_manifest(manifest_location(output))
-    if manifest is None:
-        return f"{name} has no manifest"
+    try:
+        manifest = whole_manifest(output)
+    except InputError as error:
+        return str(error).rpartition("; ")[0]
     other = changes(manifest["job"], as_json(job))
     return f"{name} is another job's ({other})" if other else f"{name} is not as its manifest says"

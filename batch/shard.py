@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from batch.adapter.registry import Registry
 from batch.errors import InputError, deadline, signals_raise
-from batch.job import Job, Options, check, work_dir_of
+from batch.job import Job, Options, check, kept_folders, refuse_kept, work_dir_of
 from batch.launch import local
 from batch.launch.part_writer import kept_tally
 from batch.reporting.observer import Observer
@@ -40,7 +40,8 @@ def score_shard(options: Options, observer: Observer | None = None, registry: Re
     """Score the units of `options.shard`. Raises a `BatchRouteError`; a rerun resumes it."""
     index, count = options.shard or (0, 1)
     observer = observer or Observer()
-    told = observer.around(options.input, options.output, options.adapter, max_error_rate=1.0)
+    kept = kept_folders(options, registry)
+    told = observer.around(options.input, options.output, options.adapter, 1.0, kept)
     with (
         told,
         lock_output(options.output, shared=True),
@@ -52,7 +53,7 @@ def score_shard(options: Options, observer: Observer | None = None, registry: Re
         if work is None:
             return Left(0, 0, done=True)
         plan = plan_of(job)
-        observer.checked(job.backlog, plan)
+        observer.checked(job.backlog, plan, job.base)
         wanted = range(index, len(plan.units), count)
         mine = [plan.units[unit] for unit in wanted]
         name = fingerprint(job.facts)
@@ -89,6 +90,7 @@ def _joined(options: Options, registry: Registry | None) -> Iterator[tuple[Job, 
     other job takes that as long as one lives; in a store the plan is of the job whose shard began last.
     """
     _refuse(options)
+    refuse_kept(options, registry)  # before there is a lock or a folder
     path = work_dir_of(options)
     plans = plan_store(options.output, path)
     written = WrittenPlan.read(plans)

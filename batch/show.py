@@ -4,9 +4,8 @@ import itertools
 import random
 from typing import Any
 
-from batch.errors import InputError, one_line
-from batch.storage.location import Location
-from batch.storage.manifest import manifest_location, output_files, read_manifest
+from batch.errors import one_line
+from batch.storage.manifest import output_files, whole_manifest
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import readable
 
@@ -36,23 +35,17 @@ def show(output: str, count: int) -> list[dict[str, str]]:
 
 def _first_rows(output: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows as they lie there, and what the manifest says of the job."""
-    name = Location.of(output).name
-    manifest = read_manifest(manifest_location(output))
-    if manifest is None:
-        raise InputError(f"{name} has no manifest, so it is not complete; run batch-route first")
+    manifest = whole_manifest(output)
     job, rows = manifest["job"], list[dict[str, Any]]()
-    try:
-        given, made = set(job["input"]["schema"]), manifest["output"]["columns"]
-        columns = [job["id_column"], job["text_column"], *(each for each in made if each not in given)]
-        files = map(ParquetSource.open, output_files(output, manifest))
-        for batch in itertools.chain.from_iterable(file.batches(columns=columns) for file in files):
-            first = batch.slice(0, FIRST - len(rows))
-            values = zip(*map(readable, first.columns), strict=True)
-            rows += [dict(zip(first.schema.names, row, strict=True)) for row in values]
-            if len(rows) == FIRST:
-                break
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{name}: its manifest is damaged; run batch-route again with --fresh") from error
+    given, made = set(job["input"]["schema"]), manifest["output"]["columns"]
+    columns = [job["id_column"], job["text_column"], *(each for each in made if each not in given)]
+    files = map(ParquetSource.open, output_files(output, manifest))
+    for batch in itertools.chain.from_iterable(file.batches(columns=columns) for file in files):
+        first = batch.slice(0, FIRST - len(rows))
+        values = zip(*map(readable, first.columns), strict=True)
+        rows += [dict(zip(first.schema.names, row, strict=True)) for row in values]
+        if len(rows) == FIRST:
+            break
     return rows, job
 
 

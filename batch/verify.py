@@ -11,7 +11,7 @@ from batch.errors import InputError, StorageError
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
 from batch.storage.location import Location
-from batch.storage.manifest import is_folder, manifest_location, output_files, part_names, read_manifest
+from batch.storage.manifest import is_folder, output_files, part_names, whole_manifest
 from batch.storage.output import prove
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import conformed, plain
@@ -28,18 +28,12 @@ def verify(output: str, source: str | None = None) -> int:
 
     Returns the number of rows. Raises `InputError` naming the first thing that is not so.
     """
-    name = Location.of(output).name
-    manifest = read_manifest(manifest_location(output))
-    if manifest is None:
-        raise InputError(f"{name} has no manifest, so it is not complete; run batch-route again")
-    try:
-        told, job = manifest["output"], manifest["job"]
-        expected = told["parts"] if is_folder(output) else [told]
-        files = output_files(output, manifest)
-        _check_names(output, part_names(manifest))
-        rows = _check_files(files, expected, told, job)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{name}: its manifest is damaged; run batch-route again with --fresh") from error
+    manifest = whole_manifest(output)
+    told, job = manifest["output"], manifest["job"]
+    expected = told.get("parts", []) if is_folder(output) else [told]
+    files = output_files(output, manifest)
+    _check_names(output, part_names(manifest))
+    rows = _check_files(files, expected, told, job)
     if source is not None:
         _compare(source, files, rows, job)
     return rows

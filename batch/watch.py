@@ -31,13 +31,15 @@ from batch.errors import (
     Interrupted,
     StorageError,
     ours,
+    shown,
     signals_raise,
 )
-from batch.job import Job, Options, work_dir_of
+from batch.job import Job, Options, of_the_backlog, work_dir_of
 from batch.run import EnginesFor, start_engines, wanted_engines
 from batch.storage.listing import refuse_tables_above, unread
-from batch.storage.location import Location, is_local, reason, shown
+from batch.storage.location import Location, is_local, reason
 from batch.storage.manifest import manifest_location, read_manifest
+from batch.storage.places import check_folder, check_name
 from batch.storage.workdir import job_in
 
 POLL = 1.0  # seconds between two looks at the folder
@@ -116,6 +118,9 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     refuse_tables_above(Location.of(inbox), os.path.abspath(inbox))
     if inbox.resolve() == outbox.resolve():
         raise InputError("--watch: the outputs would be taken for inputs; name another folder for them")
+    for what, given in {"--work-dir": options.work_dir, "--cache": options.cache}.items():
+        if given is not None:
+            check_folder(given, f"{what} {given}", "choose another place")
     files: dict[Path, File] = {}
     left: dict[Path, str] = {}
     warm = WarmEngines()
@@ -151,6 +156,9 @@ def _try(
     started = time.monotonic()
     file.since = min(file.since, started)
     try:
+        with of_the_backlog():
+            Location.of(path)  # a name that is not UTF-8
+            check_name(output.name, f"output {output.name}")
         if not done(output, file.stamp):
             _refuse_taken(path, output)
             refuse_tables_above(Location.of(path), os.path.abspath(path.parent))

@@ -23,7 +23,7 @@ from batch.scoring.adapters import engine_spec, spec_of
 from train.doctor.proof import REQUESTS, ServingProof, prove
 from train.doctor.served import answers
 from train.files import write_json
-from train.fit.base_checks import check_safetensors, checked_renderer
+from train.fit.base_checks import checked_renderer
 from train.fit.calibrate import raw
 from train.fit.shape import check_weights
 
@@ -39,7 +39,6 @@ def import_folder(
             f"{folder}: adapter_model.bin is a pickle, which is never loaded; save safetensors"
         )
     modules = lint(folder)
-    check_safetensors(folder / WEIGHTS[0])
     base = resolve_base(base_ref, revision)
     renderer = checked_renderer(base, contract)
     check_weights(base)

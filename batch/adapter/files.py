@@ -50,7 +50,8 @@ class Tensor(NamedTuple):
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors by name, from the header: eight bytes of length, then JSON (the format's specification).
 
-    Raises `AdapterError` for a file that is not safetensors or is cut off.
+    Raises `AdapterError` for a file that is not safetensors or is cut off, or whose tensors do not lie one
+    behind the other up to its end.
     """
     try:
         size = path.stat().st_size
@@ -85,6 +86,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise AdapterError(
                 f"{path}: {name} does not have as many values as its shape; copy the folder again"
             )
+    at = 8 + length
+    for start, end in sorted((tensor.start, tensor.end) for tensor in tensors.values()):
+        at = end if start == at else -1
+    if at != size:  # what no tensor has could be anything; the format's own library refuses it as well
+        raise AdapterError(
+            f"{path}: has bytes that no tensor has, or that two have; save it again with safetensors"
+        )
     return tensors
 
 

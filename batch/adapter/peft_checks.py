@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batch.adapter.files import BYTES, Tensor, largest_values, read_json, read_tensors
+from batch.adapter.patterns import ALL, check_patterns
 from batch.errors import AdapterError
 
 MAX_RANK = 512  # the largest that vLLM's `max_lora_rank` takes
@@ -85,6 +86,7 @@ def lint(path: Path) -> tuple[LoraModule, ...]:
     weights = path / "adapter_model.safetensors"
     tensors = read_tensors(weights)
     modules = _pairs(tensors, weights)
+    check_patterns(config, [module.name for module in modules], f"{path}: adapter_config.json")
     for module in modules:
         if module.leaf in UNSERVED_LEAVES:
             raise AdapterError(
@@ -133,14 +135,6 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     for key, problem in problems.items():
         if problem:
             raise AdapterError(f"{where}: {key} {problem}; train a plain LoRA adapter")
-    try:
-        targets = config["target_modules"]
-        for pattern in (*ranks, *alphas, *([targets] if isinstance(targets, str) else [])):
-            re.compile(pattern)
-    except re.error as error:
-        raise AdapterError(
-            f"{where}: {pattern!r} is not a regular expression: {error}; correct it"
-        ) from error
 
 
 def _are_targets(value: Any) -> bool:
@@ -196,7 +190,7 @@ def _pairs(tensors: Mapping[str, Tensor], weights: Path) -> tuple[LoraModule, ..
 def _is_target(targets: Any, module: str) -> bool:
     """PEFT's rule: a list holds names or the ends of names, a text is an expression for whole names."""
     if isinstance(targets, str):
-        return targets.lower() == "all-linear" or re.fullmatch(targets, module) is not None
+        return targets.lower() == ALL or re.fullmatch(targets, module) is not None
     return any(module == target or module.endswith(f".{target}") for target in targets)
 
 

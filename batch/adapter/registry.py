@@ -83,7 +83,9 @@ class Registry:
         aliases = self.aliases()
         if ref in aliases:
             return self.root / aliases[ref]
-        if ALIAS.fullmatch(ref) and os.path.lexists(self.root / "aliases" / ref):
+        if ALIAS.fullmatch(ref) and os.path.lexists(alias := self.root / "aliases" / ref):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                alias.read_bytes()  # what this user may not read is not damaged
             raise AdapterError(
                 f"alias {ref} in {self.root}/ is damaged: it names no digest; promote an adapter again"
             )
@@ -101,7 +103,10 @@ class Registry:
     def aliases(self) -> dict[str, str]:
         """Alias → digest. What is not an alias (a folder, somebody's file) is left out."""
         found = {}
-        for file in sorted((self.root / "aliases").glob("*")):
+        folder, names = self.root / "aliases", list[str]()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names = sorted(os.listdir(folder))
+        for file in map(folder.joinpath, names):
             with contextlib.suppress(IsADirectoryError, FileNotFoundError, PermissionError, ValueError):
                 if ALIAS.fullmatch(file.name) and file.is_file():
                     digest = file.read_text(encoding="ascii").strip()

@@ -1,10 +1,11 @@
 """A stand-in engine for I/O and fault tests: a legal answer derived from the request's hash, at once.
 
 It has the faults of a real one on demand: `$BATCH_ROUTE_REPLAY_FAULTS` names a JSON file with requests (lists
-of ids) that `kill` the process or its `parent`, `stop` it, or `fail` in Python, and `delay`, the seconds that
-a step takes.
+of ids) that `kill` the process or its `parent`, `stop` it, or `fail` in Python, `delay`, the seconds that a
+step takes, and `refuse`, files that are not there: each is made by one engine, which then does not start.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from batch.engine import AdapterSpec, Asked, Completion, Continued, EngineSpec
+from batch.errors import AdapterError
 
 FAULTS = "BATCH_ROUTE_REPLAY_FAULTS"
 
@@ -31,6 +33,10 @@ class ReplayEngine:
         self._done: list[Completion] = []
         faults = json.loads(Path(os.environ[FAULTS]).read_text()) if FAULTS in os.environ else {}
         self._delay = faults.pop("delay", 0.0)
+        for refusal in faults.pop("refuse", ()):
+            with contextlib.suppress(FileExistsError):
+                Path(refusal).touch(exist_ok=False)
+                raise AdapterError("no GPU answers, as it were")
         self._faults = {tuple(ids): fault for fault, requests in faults.items() for ids in requests}
 
     @property

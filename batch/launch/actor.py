@@ -5,11 +5,13 @@ store, anew for each driver: a unit that ended several processes becomes error r
 those stops the job.
 
     attempts/00007-0    made before the first attempt at a unit, and so on; it stays if the process ends
+    attempts/lost-…     made where an engine does not start: its pool, and why
 """
 
 import contextlib
 import json
 import os
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,7 +22,7 @@ import numpy as np
 from batch.engine import AdapterSpec, Asked, Completion
 from batch.engine.supervisor import Supervisor
 from batch.engine.worker import Usage
-from batch.errors import BatchRouteError, EngineError, ours
+from batch.errors import AdapterError, BatchRouteError, EngineError, ours
 from batch.launch.worker import Task, Units, Worker
 from batch.reporting.observer import Observer
 from batch.storage.hashing import Int64s
@@ -41,6 +43,8 @@ class Here(NamedTuple):
     task: Task
     receipts: Receipts
     engine: Supervisor
+    pool: str = ""  # which pool of actors it is one of
+    restarted: bool = False  # whether calls of an earlier process wait for this one
 
 
 Begin = Callable[[], AbstractContextManager[Here]]
@@ -50,9 +54,9 @@ Told = dict[str, Any]  # what a call returns: `receipt`, or `message` and `exit_
 class UnitActor:
     """One unit a call, two calls at a time, so that the engine never waits at the end of one.
 
-    The constructor returns when the engine has proved itself, and raises `EngineError` where it cannot.
-    What another try would meet again, a refused adapter for one, each call returns instead: a cluster would
-    try again.
+    The constructor returns when the engine has proved itself. Where that does not start, it says so in the
+    store and never returns: it would get units, or another actor its GPU. What every actor would meet again,
+    such as another job on this node, each call returns instead: a cluster would try again.
     """
 
     def __init__(self, begin: Begin) -> None:
@@ -69,6 +73,8 @@ class UnitActor:
             return
         threading.Thread(target=self._work, daemon=True).start()
         self._ready.wait()
+        if isinstance(self._end, AdapterError | EngineError):
+            self._stand_still(self._end)
         if self._end and self._end.exit_code != 2:
             self._held.close()
             raise self._end
@@ -104,7 +110,7 @@ class UnitActor:
                 f"{rows} end the process that reads them; mend them in the input, then run again"
             )
         if number == ATTEMPTS:
-            task, receipts, engine = self._here
+            task, receipts, engine, *_ = self._here
             nobody = NoEngine(engine.facts)
             Worker(0, nobody, task, receipts, Observer(), _at_once).work(Units([unit]), NOTHING_REPEATED)
             return self._receipt(unit)
@@ -112,7 +118,7 @@ class UnitActor:
         self._units.until(lambda: unit.index in self._here.receipts or self._end is not None)
         if unit.index in self._here.receipts:
             return self._receipt(unit)
-        if isinstance(self._end, EngineError):
+        if isinstance(self._end, AdapterError | EngineError):
             self._leave()
         self._here.receipts.store.remove(_marker(unit.index, number))  # not the unit's fault
         return _told(self._end or EngineError("the unit was not scored; run again to resume"))
@@ -122,7 +128,7 @@ class UnitActor:
         return {"receipt": receipt.as_bytes().decode() if receipt else None}
 
     def _work(self) -> None:
-        task, receipts, engine = self._here
+        task, receipts, engine, *_ = self._here
         observer = Observer()
 
         def tell(call: Callable[[], None]) -> None:
@@ -151,6 +157,14 @@ class UnitActor:
         while not self._here.receipts.store.create(_marker(index, number), b"{}"):
             number += 1
         return number
+
+    def _stand_still(self, end: BatchRouteError) -> None:
+        """Until the cluster ends the actor with its pool. First the engine: it has a GPU."""
+        self._held.close()
+        told = {**_told(end), "restarted": self._here.restarted}
+        name = f"{lost_in(self._here.pool)}{secrets.token_hex(8)}"
+        self._here.receipts.store.create(name, json.dumps(told).encode())
+        threading.Event().wait()
 
     def _leave(self) -> None:
         """End the process: the cluster starts another, here or elsewhere. First the engine: it has a GPU."""
@@ -207,6 +221,11 @@ class NoEngine:
 
 def _marker(index: int, number: int) -> str:
     return f"attempts/{index:05d}-{number}"
+
+
+def lost_in(pool: str) -> str:
+    """What the names of the markers begin with that the lost engines of a pool leave."""
+    return f"attempts/lost-{pool}-"
 
 
 def _at_once(call: Callable[[], None]) -> None:

@@ -12,6 +12,9 @@ What Ray 2.60 does that one would not expect, and what is done about it:
 - `max_errored_blocks` drops the rows of what failed: it stays 0;
 - one actor that dies while it starts ends the job, and so does half an hour without a receipt: both limits
   are raised;
+- an actor that has started gets units, and one that died gets another in its place, on the same GPU: where
+  the engine refuses to start, the actor's constructor never returns (`actor.py`);
+- what is fetched ahead is held back until more comes: nothing is;
 - constructor arguments are kept for the life of the job: a name and a few strings; an adapter goes through
   the object store, once a node;
 - it takes SIGTERM for itself: given back;
@@ -28,6 +31,7 @@ import json
 import logging
 import os
 import queue
+import re
 import signal
 import socket
 import threading
@@ -56,12 +60,18 @@ class Size(NamedTuple):
     cpus: int
 
 
-def check_installed() -> None:
-    """Raises `InstallationError`."""
+def check_asked(address: str, devices: str | None) -> None:
+    """Refuse what needs no cluster to be refused, whether there is work for one or not. Raises
+    `InstallationError`, `InputError`.
+    """
     if importlib.util.find_spec("ray") is None:
         raise InstallationError(
             "--ray needs the package ray; run `make setup`, or pip install 'batch-route[ray]'"
         )
+    if address != "auto" and not re.fullmatch(r"(ray://)?.+:\d{1,5}", address):
+        raise InputError(f"--ray {address} is not the HOST:PORT of a node; give that, or --ray alone")
+    if devices not in (None, "all") and not re.fullmatch(r"0*[1-9][0-9]{0,8}", devices):
+        raise InputError(f"--devices {devices} is not known with --ray; give all, or a number of engines")
 
 
 @contextlib.contextmanager
@@ -130,13 +140,15 @@ def room(gpus: int, cpus: int) -> Size:
 
 
 def size_of(wanted: str | None, found: Size) -> Size:
-    """Of a pool on a cluster with that room, of `wanted` actors at most. Raises `InputError`."""
+    """Of a pool on a cluster with that room, of `wanted` actors, which :func:`check_asked` has seen. Raises
+    `InputError`.
+    """
     if not found.actors:
         needs = f"{found.cpus} CPUs" + (f" and {found.gpus} GPUs" if found.gpus else "")
         raise InputError(f"no node of the cluster has the {needs} that an engine takes; add one")
     if wanted in (None, "all"):
         return found
-    if not (wanted.isascii() and wanted.isdigit()) or not 1 <= int(wanted) <= found.actors:
+    if int(wanted) > found.actors:
         raise InputError(f"--devices {wanted}: the cluster has room for 1 to {found.actors} engines")
     return found._replace(actors=int(wanted))
 
@@ -154,9 +166,16 @@ def shared(reference: Any) -> Any:
     return ray.get(reference)
 
 
+def restarted() -> bool:
+    """Of the actor that asks: whether it was another process before, whose calls wait for this one."""
+    import ray
+
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
 def receipts(units: Sequence[int], begin: Begin, size: Size) -> Iterator[Told | None]:
-    """What actors tell of the `units`, as they are done; None each time that nothing was heard for `TICK`
-    seconds. Raises `EngineError` where Ray gives up.
+    """What a pool of that size tells of the `units`, as they are done; None each time that nothing was heard
+    for `TICK` seconds. Raises `EngineError` where Ray gives up.
     """
     heard: queue.SimpleQueue[Told | Exception | None] = queue.SimpleQueue()
     # in a thread: nothing interrupts who waits for Ray
@@ -188,7 +207,7 @@ def _listen(
     context.max_consecutive_actor_init_deaths = STARTS
     context.execution_no_progress_timeout_s = PATIENCE
     pool = ActorPoolStrategy(
-        size=min(size.actors, len(units)),
+        size=size.actors,
         max_tasks_in_flight_per_actor=IN_FLIGHT,
         max_concurrent_calls_per_actor=IN_FLIGHT,
         enable_true_multi_threading=True,
@@ -204,8 +223,9 @@ def _listen(
             compute=pool,
             fn_constructor_args=(begin,),
         )
-        for row in scored.iter_rows():
-            heard.put(json.loads(row["told"]))
+        for batch in scored.iter_batches(batch_size=None, prefetch_batches=0):
+            for told in batch["told"]:
+                heard.put(json.loads(told))
         heard.put(None)
     except Exception as error:
         heard.put(error)

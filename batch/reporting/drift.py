@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from batch.contract.json_text import as_json
-from batch.errors import BatchRouteError
+from batch.errors import BatchRouteError, shown
 from batch.reporting.tally import SCORE_BINS, Tally
 from batch.storage.location import Location
 from batch.storage.manifest import manifest_location, read_manifest
@@ -119,7 +119,7 @@ def _tally_of(run: Any) -> Tally | None:
 
 def _as_earlier(manifest: Mapping[str, Any], output: str) -> EarlierRun:
     return {
-        "output": Location.of(output).name.rpartition("/")[2],
+        "output": shown(output).rpartition("/")[2],
         "sha256": manifest["output"]["sha256"],
         "tally": manifest["run"]["tally"],
     }

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from batch import __version__
-from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, one_line, ours
+from batch.errors import EXIT_TOO_MANY_ERRORS, BatchRouteError, one_line, ours, shown
 from batch.events import JsonLines, nobody
 from batch.reporting.summary import NOTES, Device, Summary
 from batch.reporting.tally import Tally
 from batch.scoring.router import Counts
 from batch.storage.backlog import Backlog
-from batch.storage.location import shown
 from batch.storage.manifest import Proof
-from batch.storage.places import check_outlets
+from batch.storage.places import Places, check_outlets, refuse_inside
 from batch.storage.written_plan import WrittenPlan
 
 Progress = Callable[[Counts, int], None]  # (counts of this run, rows that it has to score)
@@ -33,9 +32,15 @@ class Outlets:
     metrics: Path | None = None
     report: Path | None = None
 
-    def check(self, source: str, output: str) -> None:
-        """Refuse, before any work, places that cannot be written or are the run's own: `InputError`."""
-        check_outlets(source, output, {"--metrics": self.metrics, "--report": self.report})
+    @property
+    def files(self) -> Places:
+        return {"--metrics": self.metrics, "--report": self.report}
+
+    def check(self, source: str, output: str, kept: Places | None = None) -> None:
+        """Refuse, before any work, places that cannot be written, or that are the run's own or lie in what is
+        `kept` for others: `InputError`.
+        """
+        check_outlets(source, output, self.files, kept)
 
 
 SILENT = Outlets()
@@ -53,7 +58,7 @@ class Observer:
         self._started = self._begun = time.monotonic()
         self._rows = self._asks = 0
         self._begun_phases: set[str] = set()
-        self._checked = False  # until then metrics could be written over the input
+        self._checked = False  # until then metrics could be written over the input, or the base model
 
     def emit(self, event: str, *, level: str = "info", **facts: Any) -> None:
         self._emit(event, level=level, **facts)
@@ -68,13 +73,16 @@ class Observer:
             self._phases(name)
 
     @contextlib.contextmanager
-    def around(self, source: str, output: str, adapter: str, max_error_rate: float) -> Iterator[None]:
+    def around(
+        self, source: str, output: str, adapter: str, max_error_rate: float, kept: Places | None = None
+    ) -> Iterator[None]:
         """Report on the run in the block, however it ends: metrics of a failed one too, the report only of a
-        finished output.
+        finished output. Neither may lie in a folder that is `kept` for others.
         """
-        self.emit("start", version=__version__, input=shown(source), output=shown(output), adapter=adapter)
+        places = {"input": shown(source), "output": shown(output), "adapter": shown(adapter)}
+        self.emit("start", version=__version__, **places)
         try:
-            self._outlets.check(source, output)
+            self._outlets.check(source, output, kept)
             self._checked = True
             yield
             if self._outlets.report:
@@ -102,7 +110,11 @@ class Observer:
             seconds=self.summary.seconds,
         )
 
-    def checked(self, backlog: Backlog, plan: WrittenPlan) -> None:
+    def checked(self, backlog: Backlog, plan: WrittenPlan, model: Path | None = None) -> None:
+        """`model` is the base model's folder, where it is known."""
+        self._checked = False
+        refuse_inside(self._outlets.files, {"the base model": model})
+        self._checked = True
         self._rows, adapters, base = plan.rows, list(plan.thresholds), plan.facts["base"]["ref"]
         self.summary.thresholds = {
             name: least for name, least in plan.thresholds.items() if least is not None

@@ -3,12 +3,12 @@ nights.
 
 An entry's key is a keyed hash of adapter and text, so the file holds no request and an entry is found only
 under the very fingerprint that it was made under. Its value carries a checksum: a damaged entry is ignored.
-Error rows are never stored, nor is anything that depends on what else was in the batch.
+Error rows are never stored, nor is anything that depends on what else was in the batch. The file's header
+says that it is such a store: another program's database is left as it is.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import sqlite3
 import time
@@ -18,7 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from batch.contract.json_text import compact_json
+from batch.contract.json_text import compact_json, fits, parse_json
+from batch.errors import InputError
 from batch.scoring.lane import ScoredRow
 from batch.storage.hashing import Int64s, text_hashes
 from batch.storage.location import refused_or_failed
@@ -29,9 +30,18 @@ PAGE = 4096  # bytes of one of the file's pages
 MARK_AT = 10_000  # used entries, to mark them as used
 CHECK_BYTES = 8
 FILE = "answers.sqlite"
-SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, used INTEGER NOT NULL, value BLOB NOT "
-    "NULL) WITHOUT ROWID"
+TABLE = "answers (key BLOB PRIMARY KEY, used INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID"
+SQLITE = b"SQLite format 3\0"  # what every database begins with
+OURS = b"b-rt"  # SQLite's `application_id`
+HEAD = 105  # bytes of a database up to the number of its tables
+NUMBER = int | float
+ENTRY = (  # as `_entry` writes it
+    {str: object},
+    {str: NUMBER},
+    [str],
+    (None, {str: [NUMBER]}),
+    [str],
+    (None, {str: [object]}),
 )
 
 
@@ -44,7 +54,7 @@ class AnswerStore:
         self, path: Path, facts: Mapping[str, Any], max_bytes: int | None, only: Int64s | None
     ) -> None:
         # half for the entries, half for the log of writes that are not yet among them
-        self._max_bytes = max_bytes and max_bytes // 2
+        self._max_bytes = None if max_bytes is None else max(1, max_bytes // 2)
         self._path, self._only = path, only
         self._secret = hashlib.sha256(compact_json(dict(facts)).encode()).digest()
         self._now = int(time.time())
@@ -52,13 +62,18 @@ class AnswerStore:
         self._database = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
         try:
             self._database.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file
+            if self._pragma("application_id") == 0:
+                self._database.execute(f"PRAGMA application_id={int.from_bytes(OURS)}")
             self._database.execute("PRAGMA journal_mode=WAL")
             # with WAL: a power cut loses entries, never the file
             self._database.execute("PRAGMA synchronous=NORMAL")
             if self._max_bytes:
                 self._database.execute(f"PRAGMA wal_autocheckpoint={max(1, self._max_bytes // 4 // PAGE)}")
                 self._database.execute(f"PRAGMA journal_size_limit={self._max_bytes // 2}")
-            self._database.execute(SCHEMA)
+            self._database.execute(f"CREATE TABLE IF NOT EXISTS {TABLE}")
+            made = self._database.execute("SELECT type, sql FROM sqlite_master").fetchall()
+            if made != [("table", f"CREATE TABLE {TABLE}")]:
+                raise sqlite3.DatabaseError("it holds something else than a run makes")
         except BaseException:
             self._database.close()
             raise
@@ -76,11 +91,15 @@ class AnswerStore:
         path = folder / FILE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            with open(file, "rb") as begun:
+                head = begun.read(HEAD)
         except OSError as error:
             raise refused_or_failed(
                 f"cannot keep answers in {folder}", error, "choose another --cache"
             ) from error
+        if _is_of_others(head):
+            raise InputError(f"{path} is another program's database; move it away, or choose another --cache")
         return cls(path, facts, max_bytes, only)
 
     def recall(self, adapter: str, texts: Sequence[str]) -> dict[str, ScoredRow]:
@@ -97,8 +116,8 @@ class AnswerStore:
             if not isinstance(value, bytes):
                 continue
             check, content = value[:CHECK_BYTES], value[CHECK_BYTES:]
-            if check == _checksum(key, content):
-                known[keys[key]] = _row(*json.loads(content))
+            if check == _checksum(key, content) and (row := _read(content)):
+                known[keys[key]] = row
                 if self._max_bytes is not None:
                     self._seen.add(key)
         if len(self._seen) > MARK_AT:
@@ -145,7 +164,7 @@ class AnswerStore:
 
     def _write(self, entries: Sequence[tuple[bytes, int, bytes]]) -> None:
         seen, self._seen = self._seen, set()
-        room = self._max_bytes // 4 if self._max_bytes else None
+        room = max(1, self._max_bytes // 4) if self._max_bytes else None
         for chunk in _chunks(entries, room):
             with self._transaction():
                 self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", chunk)
@@ -174,13 +193,24 @@ class AnswerStore:
                 break
             oldest = "SELECT key FROM answers ORDER BY used LIMIT ?"
             self._database.execute(f"DELETE FROM answers WHERE key IN ({oldest})", (count // EVICT + 1,))
-        self._database.execute("PRAGMA incremental_vacuum").fetchall()  # the file gives back what is free
+        for _ in range(self._pragma("freelist_count")):  # the file gives back what is free
+            self._database.execute("PRAGMA incremental_vacuum")  # one page: Python takes one step of it
 
     def _bytes(self) -> int:
         """Bytes of the file that hold entries; what was deleted is filled again before the file grows."""
-        names = ("page_size", "page_count", "freelist_count")
-        size, pages, free = (self._database.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
-        return int(size * (pages - free))
+        used = self._pragma("page_count") - self._pragma("freelist_count")
+        return self._pragma("page_size") * used
+
+    def _pragma(self, name: str) -> int:
+        return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _is_of_others(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a database that no run made: not so where another run
+    has only begun it, nor of what is no database, which is a damaged one.
+    """
+    begun = head[18:20] == b"\1\1" and head[68:72] == b"\0\0\0\0" and head[103:105] == b"\0\0"
+    return head.startswith(SQLITE) and head[68:72] != OURS and not begun
 
 
 def _chunks(
@@ -202,6 +232,16 @@ def _entry(row: ScoredRow) -> list[Any]:
     return [row.answer, row.scores, row.violations, *(rare if any(rare) else [])]
 
 
+def _read(content: bytes) -> ScoredRow | None:
+    """The row of an entry; None for what `_entry` did not write."""
+    try:
+        parts = parse_json(content)
+        sound = isinstance(parts, list) and len(parts) in (3, len(ENTRY)) and all(map(fits, parts, ENTRY))
+        return _row(*parts) if sound else None
+    except (ValueError, TypeError):
+        return None
+
+
 def _row(
     answer: dict[str, Any],
     scores: dict[str, float],
@@ -213,7 +253,7 @@ def _row(
     """JSON has lists where a row has tuples."""
     read = {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}
     parts = {name: tuple(each) for name, each in (label_scores or {}).items()}
-    second = {name: (value, score) for name, (value, score) in (seconds or {}).items()}
+    second = {name: (value, float(score)) for name, (value, score) in (seconds or {}).items()}
     return ScoredRow(read, scores, tuple(violations), None, parts or None, tuple(denied), second or None)
 
 

@@ -5,6 +5,7 @@ engine is asked.
 """
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from batch.storage.hashing import Int64s
 
 # What is wrong with a store, or where it should lie. SQLite's words on damage may be bytes of the file.
 FAULTS = (sqlite3.Error, UnicodeDecodeError, BatchRouteError)
+KEPT = 9  # damaged stores that are set aside; the next one stays and is not used
 INCIDENTAL = {"threads", "max_num_seqs"}  # facts of an engine that no answer depends on
 
 
@@ -67,11 +69,19 @@ class Spared:
         path = self._folder / FILE
         if damaged:
             with contextlib.suppress(OSError):
-                path.replace(path.with_name(f"{FILE}.damaged"))
+                path.rename(_free(path.with_name(f"{FILE}.damaged")))
                 for name in (f"{FILE}-wal", f"{FILE}-shm"):
                     path.with_name(name).unlink(missing_ok=True)
         self._emit("cache set aside", level="warning", path=str(path), why=str(error))
         return damaged
+
+
+def _free(path: Path) -> Path:
+    """A name that nothing has yet. Raises `FileExistsError` where `KEPT` have it."""
+    for name in (path.name, *(f"{path.name}-{number}" for number in range(2, KEPT + 1))):
+        if not os.path.lexists(free := path.with_name(name)):
+            return free
+    raise FileExistsError(path)
 
 
 @contextlib.contextmanager

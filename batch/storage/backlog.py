@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batch.errors import InputError, nearest
+from batch.errors import InputError, nearest, shown
 from batch.storage.guard import PATIENCE, REACH, guarded, note
 from batch.storage.hashing import IdDigest, Int64s, repeated, text_hashes
 from batch.storage.listing import Found, files_of
-from batch.storage.location import is_local, shown
+from batch.storage.location import is_local
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import is_id, is_text, names_alike, on_levels, plain
 from batch.storage.sizes import row_bytes

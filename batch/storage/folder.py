@@ -13,16 +13,19 @@ a writer that comes late finds them, and takes back what it wrote.
 
 import dataclasses
 import re
-from collections.abc import Iterable
+import secrets
+from collections.abc import Container, Iterable
 from pathlib import Path
 
+import pyarrow as pa
+
 from batch.storage.location import Location, bundle_digest, is_local, storage_error
-from batch.storage.manifest import OUTPUT_PART, Proof, is_folder
-from batch.storage.receipts import Receipts
+from batch.storage.manifest import SUCCESS, PartProof, Proof, is_folder, is_own_part
+from batch.storage.output import prove, write_rows
+from batch.storage.receipts import Receipts, part_name
 from batch.storage.store import LocalStore, Store, store_at
 from batch.storage.workdir import ATTEMPTS, PLAN, RECEIPTS, SHARDS
 
-SUCCESS = "_SUCCESS"
 PARTS = "_parts"
 KINDS = f"{SHARDS}|{RECEIPTS}|{ATTEMPTS}"
 IN_STORE = re.compile(rf"({PARTS}|\..*\.work)/(?:{re.escape(PLAN)}|([0-9a-f]{{64}})/({KINDS})/[^/]*)")
@@ -47,16 +50,19 @@ def job_store(output: str, work: Path, fingerprint: str) -> Store:
 
 
 def publish(
-    receipts: Receipts, output: str, fingerprint: str, id_column: str, expect: tuple[int, str]
+    receipts: Receipts, output: str, schema: pa.Schema, id_column: str, expect: tuple[int, str]
 ) -> Proof:
     """Prove the parts and give them their places. Raises `StorageError`."""
-    folder = Location.of(output)
-    proof = receipts.prove(fingerprint, id_column, expect)
+    folder, written = Location.of(output), [receipt.part for receipt in receipts]
+    proof = receipts.prove(receipts.job, id_column, expect)
     try:
+        if not written:
+            name, proof = _no_rows(receipts, proof, schema, id_column)
+            written.append(name)
         store_at(folder).remove(SUCCESS)  # what it speaks of changes now
         parts = tuple(
-            dataclasses.replace(part, name=receipts.store.lay_out(receipt.part, folder, part.name))
-            for receipt, part in zip(receipts, proof.parts or (), strict=True)
+            dataclasses.replace(part, name=receipts.store.lay_out(name, folder, part.name))
+            for name, part in zip(written, proof.parts or (), strict=True)
         )
         folder.inside(SUCCESS).sync_folder()
     except OSError as error:
@@ -65,18 +71,33 @@ def publish(
     return dataclasses.replace(proof, sha256=listing, parts=parts)
 
 
-def seal(output: str, parts: Iterable[str], fingerprint: str) -> None:
-    """After the manifest, which names `parts`: remove what is of older outputs and of unfinished ones, and
-    say that a folder is whole. Raises `StorageError`.
+def _no_rows(receipts: Receipts, proof: Proof, schema: pa.Schema, id_column: str) -> tuple[str, Proof]:
+    """A part of no rows, from which readers take the columns, and the proof with it."""
+    name = part_name(0, secrets.token_hex(8))
+    with receipts.store.writing(name) as file:
+        write_rows(file, (), schema)
+    with receipts.store.at_hand(name) as file:
+        found = prove(file, id_column)
+    part = PartProof(f"part-00000-{receipts.job[:8]}.parquet", 0, found.ids, found.sha256, found.bytes)
+    return name, dataclasses.replace(proof, bytes=found.bytes, columns=found.columns, parts=(part,))
+
+
+def seal(output: str, parts: Iterable[str], fingerprint: str, older: Container[str] = ()) -> None:
+    """After the manifest, which names `parts`: remove what is of `older` outputs, which an earlier one named
+    or which says itself that a run wrote it, and of unfinished ones, and say that a folder is whole. Raises
+    `StorageError`.
     """
     location, kept = Location.of(output), set(parts)
     store = store_at(location if is_folder(output) else location.folder)
     within = "" if is_folder(output) else location.sibling(".", ".work").base
     try:
         for name in store.names(within):
-            part, stored = OUTPUT_PART.fullmatch(name), IN_STORE.fullmatch(name)
+            if name in kept:
+                continue
+            stored = IN_STORE.fullmatch(name)
             receipt = stored and is_folder(output) and stored.groups()[1:] == (fingerprint, "receipts")
-            if (part or stored) and name not in kept and not receipt:
+            part = is_folder(output) and (name in older or is_own_part(location, name))
+            if (stored or part) and not receipt:
                 store.remove(name)
         if is_folder(output):
             store.replace(SUCCESS, b"", store.version(SUCCESS))

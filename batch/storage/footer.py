@@ -37,10 +37,12 @@ LEGACY = {
     20: "BSON",
     21: "INTERVAL",
 }  # ConvertedType's, where there is no LogicalType
+FIXED = 7  # FIXED_LEN_BYTE_ARRAY
 INT96 = b"\x06"  # Spark's timestamps of old
 # What readers take one for, as an INT64 of microseconds: ConvertedType 10 alone is an instant to Spark, a
 # TIMESTAMP to DuckDB, as INT96 is.
 INSTANT = {TYPE: "04", CONVERTED: "14"}
+OLD = ("12", "14")  # ConvertedType 9 and 10, as they are kept
 NAMES = {4: "ENUM", 7: "TIME with zone", 13: "BSON", 16: "VARIANT", 17: "GEOMETRY", 18: "GEOGRAPHY"}
 
 Element = dict[int, tuple[int, bytes]]  # a SchemaElement: field → (type, encoded value)
@@ -218,6 +220,23 @@ def annotations(footer: bytes) -> tuple[Annotations, dict[str, list[str]]]:
                 marks.setdefault(column, []).append((place, kept))
                 names.setdefault(column, []).append(name)
     return marks, names
+
+
+def whole_numbers_of_128_bits(footer: bytes) -> list[str]:
+    """The columns that hold what Polars writes as such: sixteen bytes without an annotation."""
+
+    def wide(element: Element) -> bool:
+        size = _number(element, TYPE), _number(element, LENGTH)
+        return size == (FIXED, 16) and not element.keys() & set(MARKS)
+
+    columns = _columns(_elements(footer)[2])
+    return [column for column, found in columns if any(wide(element) for _, element in found)]
+
+
+def old_timestamps(wanted: Mapping[str, Any]) -> set[str]:
+    """The columns of whose annotations one is of a timestamp without a LogicalType."""
+    marks = [(column, dict(kept)) for column, found in wanted.items() for _, kept in found]
+    return {column for column, kept in marks if kept.get(str(CONVERTED)) in OLD and str(LOGICAL) not in kept}
 
 
 def annotated(footer: bytes, wanted: Mapping[str, Any]) -> bytes:

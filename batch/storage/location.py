@@ -13,7 +13,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -22,18 +21,21 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from batch.errors import FULL, LASTING, BatchRouteError, InputError, StorageError
+from batch.errors import (
+    FULL,
+    LASTING,
+    OPTIONS,
+    USER,
+    BatchRouteError,
+    InputError,
+    StorageError,
+    shown,
+)
 from batch.storage.bucket import Bucket
 from batch.storage.remote import SCHEMES
 
 CHUNK = 1 << 20  # bytes read at a time
-OPTIONS = re.compile(r"(://[^?]*)\?[^/?]*=.*", re.DOTALL)  # of a URI
-USER = re.compile(r"://(?![^/@:]*@[^/@]*\.core\.windows\.net)[^/@]*@")  # but for a container of an account
-
-
-def shown(name: str) -> str:
-    """`name` on one line, without the credentials that a URI may carry."""
-    return OPTIONS.sub(r"\1", USER.sub("://", name)).replace("\n", " ").replace("\r", " ")
+Status = os.stat_result | None
 
 
 def printable(name: str) -> str:
@@ -203,18 +205,23 @@ def _fsync(path: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(location: Location, unique: bool = False) -> Iterator[Location]:
+def replacing(location: Location, unique: bool = False, like: Status = None) -> Iterator[Location]:
     """Give a temporary location to write a file at; it takes the name of `location` when the block ends
-    without an error.
+    without an error, and the mode and, where that is permitted, the owner and group of the file that lies
+    there, or else those in `like`.
 
     After an error, `location` is as it was and the temporary file is gone. Raises `StorageError`. A `unique`
     name is one that nobody wrote before: its folder is not searched for what killed writers of it left. In
     an object store nothing is renamed: see `batch.storage.object_store`.
     """
-    temporary, held = _temporary(location, unique)
+    with contextlib.suppress(OSError):
+        like = os.stat(location.path)
+    temporary, held = _temporary(location, unique, 0o600 if like else 0o666)
     try:
         yield temporary
         temporary.sync()
+        if like:  # last: whoever writes it opens it by its name
+            _take_after(held, like)
         location.filesystem.move(temporary.path, location.path)
         location.sync_folder()
     except BaseException as error:
@@ -227,7 +234,15 @@ def replacing(location: Location, unique: bool = False) -> Iterator[Location]:
         os.close(held)
 
 
-def _temporary(location: Location, unique: bool) -> tuple[Location, int]:
+def _take_after(descriptor: int, like: os.stat_result) -> None:
+    for owner, group in ((-1, like.st_gid), (like.st_uid, -1)):
+        with contextlib.suppress(PermissionError):
+            os.fchown(descriptor, owner, group)
+    os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+    os.fsync(descriptor)
+
+
+def _temporary(location: Location, unique: bool, mode: int) -> tuple[Location, int]:
     """A new name beside `location`, and a locked descriptor of the empty file. What killed writers left goes:
     nobody has it locked. Raises `StorageError`.
     """
@@ -240,11 +255,8 @@ def _temporary(location: Location, unique: bool) -> tuple[Location, int]:
         for left in () if unique else os.listdir(folder or "/"):
             if left.startswith(stem) and left.endswith(".partial"):
                 _remove_unlocked(Path(folder or "/", left))
-        mode = stat.S_IMODE(os.stat(location.path).st_mode) if location.exists() else None
-        made = os.open(temporary.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode or 0o666)
+        made = os.open(temporary.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode)
         fcntl.flock(made, fcntl.LOCK_EX)
-        if mode is not None:
-            os.fchmod(made, mode)  # a file keeps its mode when it is replaced
     except OSError as error:
         raise storage_error(location.name, error) from error
     return temporary, made
@@ -260,9 +272,11 @@ def _remove_unlocked(left: Path) -> None:
             os.close(descriptor)
 
 
-def write_file(location: Location | Path, data: bytes | pa.Buffer, unique: bool = False) -> None:
-    """Write `data` as a whole file, durably, replacing an older one, unless its name is `unique`. Raises
-    `StorageError`.
+def write_file(
+    location: Location | Path, data: bytes | pa.Buffer, unique: bool = False, like: Status = None
+) -> None:
+    """Write `data` as a whole file, durably, replacing an older one, unless its name is `unique`; see
+    :func:`replacing`. Raises `StorageError`.
     """
     location = location if isinstance(location, Location) else Location.of(location)
     if bucket := location.bucket:
@@ -271,7 +285,7 @@ def write_file(location: Location | Path, data: bytes | pa.Buffer, unique: bool 
         except OSError as error:
             raise storage_error(location.name, error) from error
         return
-    with replacing(location, unique) as file, file.filesystem.open_output_stream(file.path) as stream:
+    with replacing(location, unique, like) as file, file.filesystem.open_output_stream(file.path) as stream:
         stream.write(data)
 
 

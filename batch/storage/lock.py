@@ -46,7 +46,13 @@ class Lock:
         while True:
             if path.is_symlink():
                 raise FileExistsError(0, f"{path.name} is a symbolic link; move it away")
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            except PermissionError as error:
+                if not os.path.lexists(path):
+                    raise
+                why = f"{path.name} is another user's lock; remove it once no run holds it"
+                raise PermissionError(error.errno, why) from error
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 holder = os.pread(descriptor, 20, 0)

@@ -2,21 +2,48 @@
 
 OUTPUT.parquet, OUTPUT.parquet.manifest.json             one file
 OUTPUT/part-….parquet, OUTPUT/manifest.json, _SUCCESS    a folder of parts, as the manifest names them
+
+A manifest that is not as a run wrote it proves nothing: its output counts as one that is not finished.
 """
 
+import contextlib
 import dataclasses
+import os
 import re
 from typing import Any
 
 import pyarrow as pa
 
-from batch.contract.json_text import as_json, parse_json, pretty_json
-from batch.errors import BatchRouteError, StorageError
-from batch.storage.location import Location, reason, refused_or_failed, storage_error
+from batch.contract.json_text import as_json, fits, parse_json, pretty_json
+from batch.errors import BatchRouteError, InputError, StorageError
+from batch.storage.location import Location, Status, reason, refused_or_failed, storage_error
 from batch.storage.object_store import written_meanwhile
+from batch.storage.records import DIGEST, JOB, NUMBER, TALLY, sealed, unsealed
 from batch.storage.store import store_at
 
-MOST_BYTES = 64 << 20  # a larger file is not one of our manifests
+MOST_BYTES = 64 << 20  # a larger file is not one of our manifests, nor a larger footer one of our parts'
+WRITER = b"batch_route.version"  # in the footer of every file that a run wrote
+OURS = {"job": dict, "output": dict, DIGEST: str}, {"job": dict, "output": {"sha256": str}}
+FILE = {"rows": int, "ids": str, "sha256": str, "bytes": int}
+MEASURE = {"field": str, "of": str, "psi": NUMBER, "by_chance": NUMBER, "level": str}
+EARLIER = {"output": str, "sha256": str, "tally": TALLY}
+MANIFEST = {  # what is read of it
+    "job": JOB,
+    "output": {**FILE, "columns": [str], "parts?": [{**FILE, "name": str}]},
+    "run": {
+        "id": str,
+        "finished_at": str,
+        "input": {"columns": [str], "notes": [str]},
+        "tally": TALLY,
+        "thresholds": {str: NUMBER},
+        "resumed_rows": int,
+        "rows_per_second": (NUMBER, None),
+        "seconds": NUMBER,
+        "engine": dict,
+        "pace": {str: int},
+    },
+    "drift": (None, {"previous": EARLIER, "measures": [MEASURE]}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +73,7 @@ class Proof:
         return {name: value for name, value in facts.items() if value is not None}
 
 
+SUCCESS = "_SUCCESS"  # an empty file in a folder that is whole
 OUTPUT_PART = re.compile(r"part-\d{5,}-[0-9a-f]{8}\.parquet")  # the name of a file of a folder
 
 
@@ -65,6 +93,27 @@ def part_names(manifest: dict[str, Any]) -> list[str]:
     return [part["name"] for part in manifest["output"].get("parts", ())]
 
 
+def named_parts(output: str) -> set[str]:
+    """The parts that the manifest names which lies there, if one of ours does. Raises what
+    :func:`read_manifest` raises.
+    """
+    manifest = read_manifest(manifest_location(output))
+    return set(filter(OUTPUT_PART.fullmatch, part_names(manifest))) if manifest else set()
+
+
+def is_own_part(folder: Location, name: str) -> bool:
+    """Whether a file of a folder has a part's name, and says in its Parquet footer that a run wrote it."""
+    if not OUTPUT_PART.fullmatch(name):
+        return False
+    try:
+        with folder.inside(name).open() as file:
+            end = file.size() - 8  # the footer's length and the mark `PAR1` follow it
+            length = int.from_bytes(file.read_at(4, end), "little")
+            return 0 < length <= min(end, MOST_BYTES) and WRITER in file.read_at(length, end - length)
+    except (OSError, ValueError, pa.ArrowException):  # a folder, or shorter than that
+        return False
+
+
 def output_files(output: str, manifest: dict[str, Any]) -> list[Location]:
     """The Parquet files of a finished output, in order."""
     location = Location.of(output)
@@ -79,17 +128,43 @@ def manifest_version(output: str) -> str | None:
     return store_at(location.folder).version(location.base)
 
 
+def own_version(output: str) -> str | None:
+    """The same, of a manifest that a run wrote. Raises `InputError` where another file has its name, which a
+    run would replace, `StorageError`.
+    """
+    location = manifest_location(output)
+    version = manifest_version(output)
+    if version and not _is_ours(_read(location)):
+        what = f"{location.name} is no manifest of batch-route and would be written over"
+        raise InputError(f"{what}; move it away, or choose another output")
+    return version
+
+
+def manifest_status(output: str) -> Status:
+    """Mode and owner of the manifest, which the next one keeps; None where there is none here."""
+    location = manifest_location(output)
+    with contextlib.suppress(OSError):
+        return os.stat(location.path) if location.local else None
+    return None
+
+
 def write_manifest(
-    output: str, job: dict[str, Any], proof: Proof, replaces: str | None = None, **facts: Any
+    output: str,
+    job: dict[str, Any],
+    proof: Proof,
+    replaces: str | None = None,
+    like: Status = None,
+    **facts: Any,
 ) -> None:
-    """Declare `output` complete: `job` is the fingerprint's facts, `facts` is what else there is to say.
+    """Declare `output` complete: `job` is the fingerprint's facts, `facts` is what else there is to say. Its
+    mode and owner are those of the manifest that lies there, or those in `like`.
 
     Raises `StorageError`, also where the manifest that lies there is not the version `replaces`: it is then
     of another run, whose output must not be taken for this one's.
     """
-    manifest = {"job": job, "output": proof.as_json(), **facts}
+    manifest = sealed({"job": job, "output": proof.as_json(), **facts})
     location = manifest_location(output)
-    store_at(location.folder).replace(location.base, pretty_json(manifest), replaces)
+    store_at(location.folder).replace(location.base, pretty_json(manifest), replaces, like)
 
 
 def remove_manifest(output: str, replaces: str | None) -> None:
@@ -115,33 +190,51 @@ def finished(output: str, job: dict[str, Any]) -> dict[str, Any] | None:
     try:
         found = [file.sha256() for file in output_files(output, manifest)]
         return manifest if found == [each["sha256"] for each in told] else None
-    except (FileNotFoundError, KeyError, TypeError):
+    except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(location, error) from error
 
 
 def read_manifest(location: Location) -> dict[str, Any] | None:
-    """The manifest that lies there, or None where there is none of ours: a run starts and replaces it.
+    """The manifest that lies there, or None where there is none, or none that is as a run wrote it.
 
     Raises `InputError`, `StorageError`.
     """
+    with contextlib.suppress(ValueError):
+        return unsealed(_read(location), MANIFEST)
+    return None
+
+
+def whole_manifest(output: str) -> dict[str, Any]:
+    """The manifest of a finished output. Raises `InputError` where there is none or it is damaged."""
+    name, data = Location.of(output).name, _read(manifest_location(output))
+    if not data:
+        raise InputError(f"{name} has no manifest, so it is not complete; run batch-route again")
+    try:
+        return unsealed(data, MANIFEST)
+    except ValueError as error:
+        what = f"{name}: its manifest is damaged or was edited and proves nothing"
+        raise InputError(f"{what}; run batch-route again") from error
+
+
+def _read(location: Location) -> bytes:
+    """Nothing where there is no file, or one too large."""
     try:
         with location.filesystem.open_input_file(location.path) as stream:
-            return _ours(parse_json(stream.read())) if stream.size() <= MOST_BYTES else None
-    except (FileNotFoundError, ValueError):
-        return None
+            return bytes(stream.read()) if stream.size() <= MOST_BYTES else b""
+    except FileNotFoundError:
+        return b""
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(location, error) from error
 
 
-def _ours(content: Any) -> dict[str, Any] | None:
-    """`content` if it has a manifest's parts, each of its kind."""
-    if not isinstance(content, dict):
-        return None
-    job, output, run = (content.get(part) for part in ("job", "output", "run"))
-    whole = isinstance(job, dict) and isinstance(output, dict) and isinstance(output.get("sha256"), str)
-    return content if whole and (run is None or isinstance(run, dict)) else None
+def _is_ours(data: bytes) -> bool:
+    """Whether these are a manifest's bytes, damaged or not: no other program's file."""
+    try:
+        return fits(parse_json(data), OURS)
+    except ValueError:
+        return False
 
 
 def _unreadable(location: Location, error: BaseException) -> BatchRouteError:

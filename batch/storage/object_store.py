@@ -17,9 +17,9 @@ from typing import IO, BinaryIO, TypeVar
 
 import pyarrow as pa
 
-from batch.errors import StorageError
+from batch.errors import StorageError, shown
 from batch.storage.bucket import Bucket
-from batch.storage.location import CHUNK, Location, reason, shown, storage_error
+from batch.storage.location import CHUNK, Location, Status, reason, storage_error
 
 Found = TypeVar("Found")
 TRIES = 5  # of a write that meets others', or no answer
@@ -35,7 +35,7 @@ class ObjectStore:
     def create(self, name: str, data: bytes) -> bool:
         return self._lies_there(name, data, None)
 
-    def replace(self, name: str, data: bytes, over: str | None) -> None:
+    def replace(self, name: str, data: bytes, over: str | None, like: Status = None) -> None:
         if not self._lies_there(name, data, over):
             raise written_meanwhile(self._name(name))
 

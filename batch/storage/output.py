@@ -1,5 +1,6 @@
 """Parquet out: the output's schema, shards, and the file that they are assembled into."""
 
+import base64
 import contextlib
 import functools
 import json
@@ -13,12 +14,12 @@ import pyarrow.parquet as pq
 
 from batch.contract.fields import LIST, HasFields
 from batch.errors import ContractError, InputError, StorageError
-from batch.storage.footer import AnnotatingSink
+from batch.storage.footer import AnnotatingSink, old_timestamps
 from batch.storage.hashing import IdDigest
 from batch.storage.location import Location, reason
 from batch.storage.manifest import Proof, remove_manifest
 from batch.storage.parquet import FAILURES, LOCAL_BUFFER, REMOTE_BUFFER, ParquetSource
-from batch.storage.schema import as_read, conformed
+from batch.storage.schema import as_read, conformed, without_zone
 from batch.storage.sizes import BATCH_BYTES, row_bytes
 from batch.storage.store import store_at
 from batch.storage.unify import ANNOTATIONS, carried_metadata
@@ -30,6 +31,10 @@ BATCH_ROWS = 4096  # rows of a shard that are decoded at once, or `BATCH_BYTES` 
 WRITING = {"compression": "zstd", "write_page_checksum": True, "version": "2.6"}
 # by the name that a contract's field gives it
 ARROW = {"string": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), LIST: pa.list_(pa.string())}
+FIXED = {  # the columns that a run adds whatever the contract
+    "score": pa.float32(),
+    **dict.fromkeys(("status", "error_code", "error", "adapter"), pa.string()),
+}
 
 
 def output_columns(answers: HasFields, prefix: str = "", triage: bool = False) -> list[str]:
@@ -58,9 +63,10 @@ def check_can_be_written(schema: pa.Schema) -> None:
 
 
 def _try_to_write(field: pa.Field) -> None:
-    schema = pa.schema([field])
+    schema, sink = pa.schema([field]), pa.BufferOutputStream()
     try:
-        back = pq.read_schema(pa.BufferReader(encode_shard(schema.empty_table())))
+        pq.ParquetWriter(sink, schema, **WRITING).close()  # Arrow makes no empty table of nested extensions
+        back = pq.read_schema(pa.BufferReader(sink.getvalue()))
     except (pa.ArrowException, ValueError, TypeError) as error:
         what = f"column {field.name!r} is {str(field.type)[:80]}, which Parquet cannot hold"
         raise InputError(f"{what}; convert it") from error
@@ -82,8 +88,7 @@ def _added(answers: HasFields, prefix: str, triage: bool) -> list[pa.Field]:
     ranked = [field.name for field in answers.scored_fields if field.ranked]
     columns += [(f"{name}_second", kinds[name]) for name in ranked]
     columns += [(f"{name}_second_score", pa.float32()) for name in ranked]
-    columns += [("score", pa.float32())]
-    columns += [(name, pa.string()) for name in ("status", "error_code", "error", "adapter")]
+    columns += FIXED.items()
     columns += [("triage", pa.string())] if triage else []
     columns += [(f"{field.name}_model", kinds[field.name]) for field in answers.enforced_fields]
     columns += [("rules_applied", pa.string())] if answers.enforce_rules else []
@@ -98,12 +103,20 @@ def _added(answers: HasFields, prefix: str, triage: bool) -> list[pa.Field]:
 def parquet_writer(sink: Any, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Writes a file of the output to `sink`, which stays open: `schema` with its metadata is the file's, and
     what Arrow cannot tell of the input's types (`ANNOTATIONS`) goes into the footer.
+
+    A timestamp of old, which pyarrow reads as one in UTC, is one without a zone to readers that go by the
+    Arrow schema where there is one, as Polars does: there it has none.
     """
     metadata = dict(schema.metadata or {})
     wanted = json.loads(metadata.pop(ANNOTATIONS, b"{}"))
     target = AnnotatingSink(sink, wanted) if wanted else sink
-    with pq.ParquetWriter(target, schema.with_metadata(metadata), **WRITING) as writer:
+    schema, old = schema.with_metadata(metadata), old_timestamps(wanted)
+    with pq.ParquetWriter(target, schema, store_schema=not old, **WRITING) as writer:
         yield writer
+        if old:
+            fields = [without_zone(field) if field.name in old else field for field in schema]
+            arrow = pa.schema(fields, metadata).serialize().to_pybytes()
+            writer.add_key_value_metadata({**metadata, b"ARROW:schema": base64.b64encode(arrow)})
         if wanted:
             target.hold()
     if wanted:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from batch.errors import BatchRouteError, InputError, StorageError
 from batch.storage.convert import how_to_convert
-from batch.storage.footer import MAGIC, Annotations, annotations
+from batch.storage.footer import MAGIC, Annotations, annotations, whole_numbers_of_128_bits
 from batch.storage.guard import note, out_of_memory
 from batch.storage.location import Location, reason
 from batch.storage.schema import as_read, conformed
@@ -53,6 +53,7 @@ class ParquetSource:
 
     @classmethod
     def open(cls, location: Location) -> "ParquetSource":
+        footer = b""
         try:
             size, modified_ns = location.stamp()
             with location.open() as handle:
@@ -76,7 +77,7 @@ class ParquetSource:
                     annotation_names=names,
                 )
         except FAILURES as error:
-            raise _refusal(location, error) from error
+            raise _refusal(location, footer, error) from error
         if min((*source.row_groups, 0)) < 0 or source.rows != meta.num_rows or source.declared_bytes < 0:
             raise InputError(f"{location.name}: its footer contradicts itself; write the file again")
         return source
@@ -125,16 +126,11 @@ class ParquetSource:
         """Raises `StorageError` where the file is another than when it was opened."""
         self._again().close()
 
-    def levels(self, column: str) -> list[pa.Array]:
-        """The dictionaries of a column that is read as one, a row group each."""
-        with self._again() as handle:
-            file = _file(self.location, handle)
-            heads = [
-                next(file.iter_batches(1, row_groups=[group], columns=[column], use_threads=False))
-                for group, rows in enumerate(self.row_groups)
-                if rows
-            ]
-        return [head.column(0).dictionary for head in heads if pa.types.is_dictionary(head.column(0).type)]
+    def levels(self, column: str) -> Iterator[pa.Array]:
+        """The dictionaries of a column that is read as one. Each batch may have its own: of a plain page a
+        dictionary is made of the values as they come.
+        """
+        return (batch.column(0).dictionary for batch in self.batches(columns=[column]))
 
     def _group(
         self, group: int, stream: Iterator[pa.RecordBatch], schema: pa.Schema, skip: int
@@ -258,13 +254,18 @@ def _footer(location: Location, handle: pa.NativeFile) -> bytes:
     return footer
 
 
-def _refusal(location: Location, error: BaseException) -> BatchRouteError:
+def _refusal(location: Location, footer: bytes, error: BaseException) -> BatchRouteError:
     """Why a file could not be opened."""
     if isinstance(error, OSError) and error.errno:
         remedy = "check its permissions" if isinstance(error, PermissionError) else "check the path"
         return InputError(f"cannot read {location.name}: {reason(error)}; {remedy}")
     if isinstance(error, MemoryError):
         return out_of_memory(location.name)
+    if "more than 64 bits" in str(error):
+        columns = ", ".join(map(repr, whole_numbers_of_128_bits(footer)))
+        what = f"column {columns} is of whole numbers of 128 bits, which are not read"
+        remedy = "write it with .cast(pl.Int64), or .cast(pl.String) where that is too small"
+        return InputError(f"{location.name}: {what}; in Polars, {remedy}")
     if "crypt" in str(error).lower():
         return InputError(f"{location.name} is encrypted; decrypt it first")
     return InputError(

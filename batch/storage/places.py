@@ -2,13 +2,23 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from pyarrow import fs
 
 from batch.errors import InputError
 from batch.storage.listing import HEADS, would_read
 from batch.storage.location import Location, is_local, printable, reason, refused_or_failed
-from batch.storage.manifest import OUTPUT_PART, is_folder, manifest_location
+from batch.storage.manifest import (
+    OUTPUT_PART,
+    SUCCESS,
+    is_folder,
+    is_own_part,
+    manifest_location,
+    named_parts,
+)
 from batch.storage.store import store_at
 
 NAME_BYTES = 255  # of a file's name, at most
@@ -31,14 +41,19 @@ def check_output(source: str, output: str, folders: Places) -> None:
         check_folder(folder, f"{what} {printable(str(folder))}", "choose another place")
     _refuse_same({"the input": source, "output": output, **given})
     _refuse_in_input(source, "output", _file_of(output))
+    if work := given.get("--work-dir"):
+        _refuse_in_input(source, "--work-dir", work, os.path.join(work, "x.work", "shards", "x.parquet"))
 
 
-def check_outlets(source: str, output: str, outlets: Places) -> None:
+def check_outlets(source: str, output: str, outlets: Places, kept: Places | None = None) -> None:
     """Refuse, before any work, files beside the output that cannot be written, or that would be written over
-    it, one another or the input, which is empty where nobody knows it: `InputError`. The output itself is not
-    asked.
+    it, what belongs to it, one another or the input, which is empty where nobody knows it, or in what is
+    `kept` for others: `InputError`. The output itself is not asked.
     """
     given = {what: path for what, path in outlets.items() if path is not None}
+    for what, path in given.items():
+        _refuse_own(output, what, path)
+    refuse_inside(given, kept or {})
     for what, path in given.items():
         check_writable(path, what)
     manifest = {"the output's manifest": manifest_location(output).path} if is_local(output) else {}
@@ -51,6 +66,37 @@ def check_outlets(source: str, output: str, outlets: Places) -> None:
             with open(path, "rb") as file:
                 if file.read(4) in HEADS:
                     raise InputError(f"{what} {path} is a Parquet file; choose another place")
+
+
+def refuse_inside(places: Places, folders: Places) -> None:
+    """Refuse a place to write that is one of these folders or lies in it: `InputError`."""
+    kept = {_identity(folder): what for what, folder in folders.items() if folder is not None}
+    for what, path in places.items():
+        if path is None or not is_local(path):
+            continue
+        real = Path(os.path.realpath(Location.of(path).path))
+        for above in (real, *real.parents):
+            if other := kept.get(_identity(above)):
+                raise InputError(
+                    f"{what} {printable(str(path))} lies in {other}'s folder; choose another place"
+                )
+
+
+def _refuse_own(output: str, what: str, path: str | Path) -> None:
+    """Refuse what only a run itself may write of its output: `InputError`."""
+    if not is_local(output):
+        return
+    place = Path(Location.of(output).path)
+    folder, real = os.path.realpath(place.parent), os.path.realpath(Location.of(path).path)
+    name = os.path.relpath(real, folder).split("/")[0]
+    inside = os.path.relpath(real, os.path.realpath(place)) if is_folder(output) else ""
+    rows = "/" not in inside and inside.endswith(".parquet")
+    if (
+        rows
+        or inside in (SUCCESS, "manifest.json")
+        or name.startswith((f".{place.name}.lock", f".{place.name}.work"))
+    ):
+        raise InputError(f"{what} {printable(str(path))} is a file of the output's own; choose another place")
 
 
 def check_writable(output: str | Path, what: str = "output", suffix: str = "") -> None:
@@ -73,11 +119,31 @@ def check_writable(output: str | Path, what: str = "output", suffix: str = "") -
         raise InputError(f"{name} is a device or a pipe; give the name of a file")
     if not os.path.isdir(folder):
         raise InputError(f"{name}: its directory does not exist; create it first")
+    check_name(base, name, suffix)
+    check_folder(folder, name, "choose another place")
+    for each in {location.path, f"{location.path}{suffix}"}:
+        check_replaceable(each, what)
+
+
+def check_name(base: str, what: str, suffix: str = LONGEST_SUFFIX) -> None:
+    """Refuse a file's name that is too long with the `suffix` of another beside it: `InputError`."""
     if len(os.fsencode(base)) + len(suffix) > NAME_BYTES:
         raise InputError(
-            f"{name}: the name is longer than {NAME_BYTES - len(suffix)} bytes; choose a shorter one"
+            f"{what}: the name is longer than {NAME_BYTES - len(suffix)} bytes; choose a shorter one"
         )
-    check_folder(folder, name, "choose another place")
+
+
+def check_replaceable(path: str, what: str) -> None:
+    """Refuse a file that this user may not put another in the place of: `InputError`."""
+    try:
+        above, file = os.stat(os.path.dirname(path)), os.stat(path)
+        if above.st_mode & stat.S_ISVTX and os.geteuid() not in (above.st_uid, file.st_uid):
+            os.chmod(path, stat.S_IMODE(file.st_mode))
+    except FileNotFoundError:
+        return
+    except PermissionError as error:
+        why = "it is another user's file in a folder where only its owner may replace it"
+        raise InputError(f"cannot write {what} {printable(path)}: {why}; choose another place") from error
 
 
 def check_folder(folder: str | Path, what: str, remedy: str) -> None:
@@ -97,7 +163,7 @@ def check_folder(folder: str | Path, what: str, remedy: str) -> None:
 
 def _check_output_folder(output: str) -> None:
     """The same for a folder, which need not be there; nor may it hold files that its readers would take for
-    rows of this output.
+    rows of this output, or another `_SUCCESS` than a run's, which is empty.
     """
     location = Location.of(output)
     folder = Path(location.path)
@@ -116,10 +182,18 @@ def _check_output_folder(output: str) -> None:
         return
     if location.local:
         check_folder(folder, f"output {printable(location.name)}", "choose another place")
-    others = [name for name in parquet_in(location) if not OUTPUT_PART.fullmatch(name)]
+        for name in os.listdir(folder):
+            if name in (SUCCESS, "manifest.json") or OUTPUT_PART.fullmatch(name):
+                check_replaceable(os.path.join(folder, name), "output")
+    named = named_parts(output)
+    others = [name for name in parquet_in(location) if name not in named and not is_own_part(location, name)]
     if others:
         what = f"holds another Parquet file, {printable(others[0])}"
         raise InputError(f"output {location.name} {what}; name an empty folder")
+    success = location.filesystem.get_file_info(location.inside(SUCCESS).path)
+    if success.size or success.type == fs.FileType.Directory:
+        what = f"holds a {SUCCESS} that is not batch-route's empty file and would be written over"
+        raise InputError(f"output {location.name} {what}; move it away, or name an empty folder")
 
 
 def parquet_in(folder: Location) -> list[str]:
@@ -158,8 +232,9 @@ def _refuse_same(places: Mapping[str, str | Path]) -> None:
             raise InputError(f"{what} {printable(str(path))} is {other} as well; choose another place")
 
 
-def _refuse_in_input(source: str, what: str, path: str | Path) -> None:
-    if would_read(source, os.fspath(path)):
+def _refuse_in_input(source: str, what: str, path: str | Path, file: str | None = None) -> None:
+    """Refuse a `path` where `file`, which comes to lie there, or it itself would be read: `InputError`."""
+    if would_read(source, file or os.fspath(path)):
         why = "lies in the input's folder and would be read with it"
         raise InputError(f"{what} {path} {why}; choose another place")
 

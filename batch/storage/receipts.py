@@ -8,11 +8,10 @@ A unit is done once its receipt is there. The part of an attempt that came secon
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 from batch.contract.json_text import json_line
 from batch.errors import InputError, StorageError
@@ -20,12 +19,19 @@ from batch.storage.hashing import IdDigest
 from batch.storage.location import bundle_digest
 from batch.storage.manifest import PartProof, Proof
 from batch.storage.output import prove
+from batch.storage.records import TALLY, sealed, unsealed
 from batch.storage.store import Store
 from batch.storage.units import Plan
 
 AT_ONCE = 16  # receipts that are read: each is three requests to an object store
 RECEIPT = re.compile(r"receipts/(\d{5,})\.json")
 PART = re.compile(r"shards/\d{5,}-[0-9a-f]{16}\.parquet")
+SHAPE = {
+    **dict.fromkeys(("unit", "start", "rows", "size"), int),
+    **dict.fromkeys(("ids", "part", "sha256", "attempt", "job"), str),
+    "tally": TALLY,
+    "engine": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +51,13 @@ class Receipt:
     job: str = ""  # fingerprint of the job whose unit it is: a process of another one may come late
 
     def as_bytes(self) -> bytes:
-        return json_line(vars(self)).encode()
+        return json_line(sealed(vars(self))).encode()
+
+    @classmethod
+    def of(cls, text: str | bytes) -> Self:
+        """Raises `ValueError` where it is not as it was written."""
+        told = unsealed(text, SHAPE)
+        return cls(**{name: told[name] for name in SHAPE})
 
 
 def part_name(unit: int, attempt: str) -> str:
@@ -100,7 +112,7 @@ class Receipts:
 
     def take(self, text: str) -> Receipt:
         """Note a receipt that another process has made, by its bytes."""
-        receipt = Receipt(**json.loads(text))
+        receipt = Receipt.of(text)
         self._done[receipt.unit] = receipt
         return receipt
 
@@ -179,9 +191,9 @@ class Receipts:
     def _read(self, name: str) -> Receipt | None:
         """None where it is not a receipt of a unit of this plan."""
         try:
-            receipt = Receipt(**json.loads(self.store.read(name) or b""))
+            receipt = Receipt.of(self.store.read(name) or b"")
             unit = self.plan[receipt.unit]
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, IndexError):
             return None
         sound = (
             name == receipt_name(unit.index)

@@ -41,7 +41,7 @@ def client(root: str, first: bool = False) -> "ObjectStore":
 
     _check_endpoints()
     patience, silence = (FIRST, FIRST) if first else (PATIENCE, SILENCE)
-    with translated():
+    with translated(), _valid():
         return from_url(
             root,
             client_options={
@@ -52,6 +52,14 @@ def client(root: str, first: bool = False) -> "ObjectStore":
             },
             retry_config={"max_retries": 3 if first else 10, "retry_timeout": patience},
         )
+
+
+@contextlib.contextmanager
+def _valid() -> Iterator[None]:
+    try:
+        yield
+    except ValueError:
+        raise OSError(errno.EINVAL, "no bucket has such a name") from None
 
 
 def _check_endpoints() -> None:

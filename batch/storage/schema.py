@@ -30,6 +30,10 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or views)
 
 
+def is_ordered(kind: pa.DataType) -> bool:
+    return bool(types.is_dictionary(kind) and kind.ordered)
+
+
 def values_type(kind: pa.DataType) -> pa.DataType:
     """The type of the values themselves, without a dictionary and without an extension's name."""
     if types.is_dictionary(kind):
@@ -90,6 +94,13 @@ def _inside(kind: pa.DataType) -> pa.DataType:
     if types.is_string_view(kind) or types.is_binary_view(kind):
         return pa.string() if types.is_string_view(kind) else pa.binary()
     return _nested(kind, lambda inner: inner.with_type(_inside(inner.type)))
+
+
+def without_zone(field: pa.Field) -> pa.Field:
+    """`field` with none of its timestamps in a time zone."""
+    if types.is_timestamp(field.type):
+        return field.with_type(pa.timestamp(field.type.unit))
+    return field.with_type(_nested(field.type, without_zone))
 
 
 def _nested(kind: pa.DataType, change: Callable[[pa.Field], pa.Field]) -> pa.DataType:

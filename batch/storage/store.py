@@ -3,6 +3,7 @@ whole or not at all.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -10,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from batch.storage.location import Location, replacing, storage_error, write_file
+from batch.storage.location import Location, Status, replacing, storage_error, write_file
 from batch.storage.object_store import ObjectStore, written_meanwhile
 
 Found = TypeVar("Found")
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class Store(Protocol):
@@ -22,8 +24,10 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Write `data` as `name` unless something lies there; whether it does now lie there by this call."""
 
-    def replace(self, name: str, data: bytes, over: str | None) -> None:
-        """Write `data` as `name` in the place of its version `over`, or of nothing."""
+    def replace(self, name: str, data: bytes, over: str | None, like: Status = None) -> None:
+        """Write `data` as `name` in the place of its version `over`, or of nothing; on a file system with the
+        mode and owner in `like`.
+        """
 
     def version(self, name: str) -> str | None:
         """What changes when `name` does; None where nothing lies there."""
@@ -84,21 +88,21 @@ class LocalStore:
                 file.flush()
                 os.fsync(file.fileno())
             try:
-                os.link(temporary, path)
+                _give_name(temporary, path)
             except FileExistsError:
                 return False
             finally:
-                temporary.unlink()
+                temporary.unlink(missing_ok=True)
             Location.of(path).sync_folder()
         except OSError as error:
             raise storage_error(str(path), error) from error
         return True
 
-    def replace(self, name: str, data: bytes, over: str | None) -> None:
+    def replace(self, name: str, data: bytes, over: str | None, like: Status = None) -> None:
         """Whoever replaces holds the output's lock."""
         if self.version(name) != over:
             raise written_meanwhile(str(self.root / name))
-        write_file(self.root / name, data)
+        write_file(self.root / name, data, like=like)
 
     def version(self, name: str) -> str | None:
         try:
@@ -181,6 +185,21 @@ class LocalStore:
             with replacing(Location.of(path)) as temporary:
                 shutil.copyfile(source, temporary.path)
         return name
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    """A hard link, or where the file system has none (FAT), first an empty file, which nobody takes for a
+    whole one.
+
+    Raises `FileExistsError`.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        path.touch(exist_ok=False)
+        temporary.replace(path)
 
 
 def store_at(folder: Location, scratch: Path | None = None) -> Store:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from batch.errors import InputError
 from batch.storage.listing import Found
 from batch.storage.parquet import ParquetSource
-from batch.storage.schema import INTEGERS, merged_levels, names_alike, unified_field
+from batch.storage.schema import INTEGERS, is_ordered, merged_levels, names_alike, unified_field
 
 ANNOTATIONS = (
     b"batch_route.annotations"  # key of a schema's metadata, in this program only: the writer takes it out
@@ -21,6 +21,8 @@ SPARK = b"org.apache.spark.sql.parquet.row.metadata"
 # Their readers take these for the whole schema, and would not see the output's new columns.
 STALE = (b"parquet.avro.schema", b"avro.schema", b"iceberg.schema", b"parquet.proto.descriptor")
 OWN = b"batch_route."
+MOST_ORDERS = 1000  # that are compared; a sound column has one, or one a file
+LEVEL_BYTES = 1 << 20  # of a larger dictionary Parquet's writer makes plain pages, and they have no levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +51,33 @@ def unify(files: Sequence[ParquetSource], found: Sequence[Found]) -> Unified:
     notes: list[str] = []
     levels = {}
     for name, field in fields.items():
-        if pa.types.is_dictionary(field.type) and field.type.ordered:
-            arrays = [each.cast(field.type.value_type) for file in files for each in file.levels(name)]
-            merged = merged_levels(arrays) if arrays else pa.array([], field.type.value_type)
-            if merged is not None:
+        if not any(is_ordered(file.schema.field(name).type) for file in files):
+            continue
+        why = "not every file has its levels"
+        if is_ordered(field.type):
+            if (merged := _levels(files, field)) is not None:
                 levels[name] = merged
                 continue
             fields[name] = field.with_type(pa.dictionary(pa.int32(), field.type.value_type))
-            notes.append(f"column {name!r} has its levels in more than one order: it is no longer ordered")
+            why = "its levels come in more than one order"
+        notes.append(f"column {name!r} is no longer ordered: {why}")
     metadata = _metadata(files, notes)
     if kept := _annotations(files, fields, notes):
         metadata[ANNOTATIONS] = json.dumps(kept).encode()
     marked = {name: files[0].annotation_names.get(name, []) for name in kept}
     return Unified(pa.schema([*fields.values(), *keys], metadata or None), levels, tuple(notes), marked)
+
+
+def _levels(files: Sequence[ParquetSource], field: pa.Field) -> pa.Array | None:
+    """One order of the column's levels, as the output's dictionary can hold it; None where there is none."""
+    found: list[pa.Array] = []
+    for levels in (levels for file in files for levels in file.levels(field.name)):
+        if found and found[-1].equals(levels):
+            continue
+        found.append(levels.cast(field.type.value_type))
+        if len(found) > MOST_ORDERS or levels.nbytes > LEVEL_BYTES:
+            return None
+    return merged_levels(found) if found else pa.array([], field.type.value_type)
 
 
 def _check_names(file: ParquetSource, first: ParquetSource) -> None:

@@ -4,7 +4,7 @@
       job.json             the job's fingerprint: facts that must not change between a run and its resumption
       plan.json            where several processes score the units: what it takes to publish them
       receipts/            which units are done (`receipts.py`)
-      attempts/            how often a cluster's actors have tried a unit
+      attempts/            how often a cluster's actors have tried a unit, and which engines are lost
       shards/              rows that are done: parts of whole units, and what is kept of a unit under way
       answers/             to texts that the input repeats
     .NAME.work-<hash>/     unfinished work of another job for the same OUTPUT, kept under its fingerprint
@@ -35,7 +35,7 @@ MADE = {  # the names that a run gives to its files, by folder
     RECEIPTS: re.compile(r"\d{5,}\.json|\..*\.partial"),
     SHARDS: re.compile(r"\d{5,}(-\d{5,})?-[0-9a-f]{16}\.parquet|\..*\.partial"),
     ANSWERS: re.compile(r"answers\.sqlite.*"),
-    ATTEMPTS: re.compile(r"\d{5,}-\d+|\..*\.partial"),
+    ATTEMPTS: re.compile(r"\d{5,}-\d+|lost-[0-9a-f-]+|\..*\.partial"),
 }
 KEPT = 2  # other jobs' unfinished work for one output: the newest
 
@@ -169,6 +169,7 @@ def job_in(path: Path) -> Facts | None:
     """The facts of the unfinished job in a folder; None where there is none, or none that can be read."""
     try:
         facts = parse_json((path / JOB).read_bytes())
+        fingerprint(facts)  # fails for what no run can have written
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None
@@ -182,8 +183,12 @@ def _own_folder(path: Path) -> None:
     """Make a folder that only this user may enter, or find it there."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
-    if not stat.S_ISDIR(path.lstat().st_mode):
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path} is a symbolic link or a file; move it away, or choose another --work-dir")
+    if status.st_mode & stat.S_IWOTH and status.st_uid not in (0, os.geteuid()):
+        why = "is another user's, and anybody may write in it"
+        raise InputError(f"{path} {why}; move it away, or choose another --work-dir")
 
 
 def _remove(path: Path) -> None:

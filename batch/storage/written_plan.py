@@ -8,12 +8,19 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from batch.contract.json_text import as_json, parse_json, pretty_json
+from batch.contract.json_text import as_json, pretty_json
+from batch.storage.records import JOB, NUMBER, sealed, unsealed
 from batch.storage.store import Store
 from batch.storage.units import Plan
 from batch.storage.workdir import PLAN
 
 Facts = dict[str, Any]
+SHAPE = {
+    "facts": JOB,
+    **dict.fromkeys(("rows", "unit_rows"), int),
+    **dict.fromkeys(("source", "ids", "schema"), str),
+    "thresholds": {str: (NUMBER, None)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +41,19 @@ class WrittenPlan:
 
     def as_bytes(self) -> bytes:
         schema = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
-        return pretty_json({**vars(self), "facts": as_json(self.facts), "schema": schema})
+        return pretty_json(sealed({**vars(self), "facts": as_json(self.facts), "schema": schema}))
 
     @classmethod
     def read(cls, store: Store) -> Self | None:
-        """None where there is none that can be read."""
+        """None where there is none that is as it was written."""
         try:
-            told = parse_json(store.read(PLAN) or b"")
-            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told.pop("schema"))))
-            return cls(**told, schema=schema)
-        except (ValueError, TypeError, KeyError, AttributeError, pa.ArrowException):
+            told = unsealed(store.read(PLAN) or b"", SHAPE)
+            if told["rows"] < 0 or told["unit_rows"] < 1:
+                raise ValueError("it cannot be cut into units")
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told["schema"])))
+        except (ValueError, OSError, pa.ArrowException):
             return None
+        return cls(**{**{name: told[name] for name in SHAPE}, "schema": schema})
 
     def write(self, store: Store) -> None:
         """In the place of another job's. Raises `StorageError`."""

@@ -6,6 +6,7 @@ late write come to is in `launch/test_actor.py`, which needs no cluster for it.
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -71,9 +72,11 @@ class Nodes:
                     found.append(process)
         return found
 
-    def tell(self, bundle: Bundle, delay: float = 0.0, **faults: Sequence[str]) -> None:
+    def tell(
+        self, bundle: Bundle, delay: float = 0.0, refuse: Sequence[Path] = (), **faults: Sequence[str]
+    ) -> None:
         told = {fault: bundle.renderer.encode_requests(texts) for fault, texts in faults.items()}
-        self.faults.write_text(json.dumps({"delay": delay, **told}))
+        self.faults.write_text(json.dumps({"delay": delay, "refuse": [*map(str, refuse)], **told}))
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +135,39 @@ def test_a_unit_that_ends_its_actor_becomes_error_rows(
     assert pc.is_valid(made["error_code"]).to_pylist() == [1024 <= row < 2048 for row in range(3000)]
     assert made.slice(0, 1024).equals(whole.slice(0, 1024))
     assert made.slice(2048).equals(whole.slice(2048, 952))
+
+
+@pytest.mark.parametrize(("refusing", "exit_code"), [(1, 0), (2, 2)])
+def test_an_engine_that_does_not_start_costs_itself_and_only_all_of_them_the_job(
+    refusing: int, exit_code: int, nodes: Nodes, tiny_bundle: Bundle, local: Path, tmp_path: Path
+) -> None:
+    """No unit comes to it, and no other actor is put on its GPU. A rerun would be refused again."""
+    nodes.tell(tiny_bundle, refuse=[tmp_path / f"refused-{number}" for number in range(refusing)])
+    output = tmp_path / "out.parquet"
+    driver = nodes.drive(tiny_bundle, local.with_name("in.parquet"), output)
+    told = driver.communicate(timeout=180)[0]
+    assert driver.returncode == exit_code and "no GPU answers" in told, told
+    assert len(list(tmp_path.glob("refused-*"))) == refusing
+    if exit_code == 0:
+        is_as_local(output, local)
+        assert "engine lost" in told and not list(tmp_path.glob(".out*"))
+
+
+def test_units_that_wait_for_an_engine_lost_on_the_way_are_scored_by_others(
+    nodes: Nodes, tiny_bundle: Bundle, local: Path, tmp_path: Path
+) -> None:
+    """The cluster starts a dead actor again on its GPU, for the calls that it had; there the engine does not start."""
+    source, output, refusal = local.with_name("in.parquet"), tmp_path / "out.parquet", tmp_path / "refused"
+    refusal.touch()
+    nodes.tell(tiny_bundle, delay=0.1, refuse=[refusal])
+    driver = nodes.drive(tiny_bundle, source, output)
+    wait_for(1, tmp_path / ".out.parquet.work", driver)
+    refusal.unlink()
+    status = (nodes.engines()[0] / "status").read_text()
+    os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
+    told = driver.communicate(timeout=180)[0]
+    assert driver.returncode == 0 and refusal.exists() and "engine lost" in told, told
+    is_as_local(output, local)
 
 
 def test_a_killed_driver_is_run_again_from_what_lies_in_a_store(
@@ -211,6 +247,9 @@ def test_a_stopped_driver_and_then_a_lost_node_cost_what_was_in_work(
     ("options", "exit_code", "why"),
     [
         (["--ray", "127.0.0.1:1"], 75, "cannot reach a Ray cluster at 127.0.0.1:1: Connection refused; start one"),
+        (["--ray", "nowhere"], 2, "--ray nowhere is not the HOST:PORT of a node"),
+        (["--ray", "127.0.0.1:1", "--devices", "0,1"], 2, "--devices 0,1 is not known with --ray"),
+        (["--ray", "127.0.0.1:1", "--dry-run", "--devices", "0"], 2, "--devices 0 is not known with --ray"),
         (["--ray", "127.0.0.1:1", "--watch"], 2, "--ray"),
         (["--ray", "127.0.0.1:1", "--shard", "0/2"], 2, "--ray"),
         (["--ray", "127.0.0.1:1", "--retry-errors"], 2, "--ray"),

@@ -1,11 +1,15 @@
 """Options that no run could follow are refused by name before anything is opened: exit 2, one line."""
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from batch.adapter.bundle import Bundle
 from batch.cli import main
+from tests.batch.test_run import backlog
+from train.cli import main as train
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,44 @@ def test_commit_refuses_them_too(option: str, value: str, why: str, tmp_path: Pa
     assert f"Invalid value for '{option}'" in done.stderr and why in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["in.parquet"], "Missing argument 'OUTPUT'."),
+        (["in.parquet", "out.parquet", "--limi", "3"], "No such option '--limi'. Did you mean '--limit'?"),
+        (["in.parquet", "out.parquet", "--limit", "x"], "Invalid value for '--limit': 'x' is not a valid integer range."),
+        (["commit"], "Missing argument 'OUTPUT'."),
+        (["a.parquet", "b.parquet", "--shard", "0/1", "--report", "r.html"], "--report is for a whole output; give it to `batch-route commit`"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_before_a_run_is_a_json_line_where_that_is_asked_for(
+    words: list[str], message: str
+) -> None:
+    done = CliRunner().invoke(main, [*words, "--log-json"])
+    (line,) = done.stderr.splitlines()
+    told = json.loads(line)
+    assert done.exit_code == 2 and (told["event"], told["level"], told["message"]) == (
+        "error",
+        "error",
+        message,
+    )
+    assert done.stdout == "" and "Error" in CliRunner().invoke(main, words).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--log-json", "nosuch"], "No such command 'nosuch'."),
+        (["--log-json", "promote"], "Missing argument 'ADAPTER'."),
+        (["promote", "--log-json"], "No such option '--log-json'."),
+    ],
+)
+def test_and_so_of_a_command_in_a_group(words: list[str], message: str) -> None:
+    done = CliRunner().invoke(train, words)
+    told = json.loads(done.stderr)
+    assert done.exit_code == told["exit_code"] == 2 and told["message"] == message
+
+
 @pytest.mark.parametrize("output", ["/", "/..", "//", "a\0.parquet", "", " "])
 @pytest.mark.parametrize("rehearse", [False, True])
 def test_an_output_that_can_be_none(output: str, rehearse: bool) -> None:
@@ -57,3 +99,29 @@ def test_an_output_that_can_be_none(output: str, rehearse: bool) -> None:
     assert done.exit_code == 2, done.stderr
     why = ("root directory", "NUL byte", "empty path")
     assert any(word in done.stderr.splitlines()[-1] for word in why)
+
+
+WITH_SECRET = ("s3://AKIA:wJalr/SECRET@bucket/x?sig=SECRET", "file://u:SECRET@h/x", "https://h/x?b/c=SECRET")
+PLACES = ("--metrics", "--report", "--cache", "--work-dir", "--base-model", "--adapter", "--ray")
+
+
+@pytest.mark.parametrize("place", [*PLACES, "INPUT", "OUTPUT", "another", "show", "verify", "commit"])
+@pytest.mark.parametrize("address", WITH_SECRET)
+@pytest.mark.parametrize("as_json", [[], ["--log-json"]], ids=["plain", "json"])
+def test_credentials_in_an_address_are_refused_and_not_told(
+    address: str, place: str, as_json: list[str], tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    source, output = str(backlog(tmp_path / "in.parquet")), str(tmp_path / "out.parquet")
+    words = {
+        "INPUT": [address, output],
+        "OUTPUT": [source, address],
+        "another": [source, output, address],
+        **{name: [name, address] for name in ("show", "verify", "commit")},
+    }.get(place, [source, output, place, address])
+    routing = [] if place in ("show", "verify", "commit") else ["--engine", "replay"]
+    if place in PLACES[:5] or place in ("INPUT", "OUTPUT"):
+        routing += ["--adapter", str(tiny_bundle.path)]
+    told = as_json if place not in ("show", "verify") else []
+    done = CliRunner().invoke(main, [*words, *routing, *told])
+    assert done.exit_code == 2 and "SECRET" not in done.output + done.stderr, done.output
+    assert "this is a bug" not in done.stderr

@@ -18,6 +18,7 @@ from batch.launch import part_writer
 from batch.reporting.observer import Observer
 from batch.scoring.lane import ERROR_MESSAGES, TEXT_ERRORS
 from batch.storage.output import WRITING
+from batch.storage.records import sealed
 from batch.storage.workdir import WorkDir
 from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
@@ -55,7 +56,7 @@ def break_rows(output: Path, rows: list[int], bundle: Bundle, code: str = "engin
     broken = json.loads(json.dumps(whole))
     broken["output"]["sha256"] = hashlib.sha256(output.read_bytes()).hexdigest()
     broken["run"]["tally"]["errors"][code] = len(rows)
-    output.with_name(output.name + ".manifest.json").write_text(json.dumps(broken))
+    output.with_name(output.name + ".manifest.json").write_text(json.dumps(sealed(broken)))
     return whole
 
 

@@ -1,8 +1,11 @@
 """The job from Parquet to Parquet, on the replay engine: what it writes, in which order, and how it resumes."""
 
 import json
+import os
+import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -25,6 +28,7 @@ from batch.job import Options
 from batch.launch import part_writer
 from batch.reporting.observer import Observer, Progress
 from batch.scoring.router import Counts
+from batch.storage.manifest import manifest_location
 from batch.storage.output import output_columns
 
 HOSTILE = [
@@ -153,6 +157,24 @@ def test_finished_job_is_not_done_again(tiny_bundle: Bundle, tmp_path: Path) -> 
     assert (output.read_bytes(), output.stat().st_mtime_ns) == before
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--adapter", "nowhere"], ["--adapter-column", "nowhere"], ["--base-model", "nowhere"],
+        ["--id-column", "nowhere"], ["--text-column", "nowhere"], ["--devices", "nowhere"],
+        ["--ray", "nowhere"], ["--ray", "--devices", "nowhere"], ["--cache", "/proc/nowhere"],
+        ["--work-dir", "/proc/nowhere"], ["--report", "/proc/nowhere/r"], ["--metrics", "/proc/nowhere/m"],
+    ],
+)  # fmt: skip
+def test_what_an_option_names_is_checked_where_nothing_is_left_to_do(
+    options: list[str], tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    source, output = backlog(tmp_path / "in.parquet", rows=3), tmp_path / "out.parquet"
+    assert route(tiny_bundle, source, output).exit_code == 0
+    refused = route(tiny_bundle, source, output, *options)
+    assert refused.exit_code == 2 and "nowhere" in refused.output.splitlines()[-1], refused.output
+
+
 def test_interrupted_run_resumes_to_the_same_bytes(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,10 +215,115 @@ def test_another_nights_unfinished_run_does_not_stop_tonights(tiny_bundle: Bundl
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+def test_files_of_others_where_a_run_has_its_own_stay(name: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A manifest of another program, a `_SUCCESS` with words in it. An empty one, which Spark writes, has nothing to lose."""
+    source, output = backlog(tmp_path / "in.parquet"), tmp_path / name
+    for content in (b"{}", b'{"short_name": "my web app"}', b"not JSON", b""):
+        manifest = Path(manifest_location(str(output)).path)
+        manifest.parent.mkdir(exist_ok=True)
+        manifest.write_bytes(content)
+        for options in ((), ("--dry-run",), ("--fresh",), ("--shard", "0/1")):
+            refused = route(tiny_bundle, source, output, *options)
+            assert refused.exit_code == 2 and "is no manifest of batch-route" in refused.output, options
+        assert manifest.read_bytes() == content and not list(tmp_path.glob("**/.out*.work"))
+        manifest.unlink()
+    if name == "out":
+        (output / "_SUCCESS").write_text("mine")
+        refused = route(tiny_bundle, source, output)
+        assert refused.exit_code == 2 and "move it away" in refused.output
+        assert os.listdir(output) == ["_SUCCESS"] and (output / "_SUCCESS").read_text() == "mine"
+        (output / "_SUCCESS").write_text("")
+    assert route(tiny_bundle, source, output).exit_code == 0
+    assert route(tiny_bundle, source, output, "--limit", "20").exit_code == 0  # in the place of its own
+
+
 def test_zero_rows(tiny_bundle: Bundle, tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
     assert route(tiny_bundle, backlog(tmp_path / "in.parquet", texts=[]), output).exit_code == 0
     assert pq.read_table(output).num_rows == 0
+
+
+@pytest.mark.parametrize("limit", [False, True])
+def test_zero_rows_into_a_folder_that_is_not_there(limit: bool, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """One part of no rows, so that whoever reads the folder finds the columns; a rerun has nothing to do."""
+    source, output = backlog(tmp_path / "in.parquet", texts=["x"] if limit else []), tmp_path / "out"
+    options = ("--limit", "0") if limit else ()
+    for _ in range(2):
+        assert route(tiny_bundle, source, output, *options).exit_code == 0
+        assert sorted(re.sub("-[0-9a-f]{8}", "", name) for name in os.listdir(output)) == [
+            "_SUCCESS", "manifest.json", "part-00000.parquet"
+        ]  # fmt: skip
+    made = pq.read_table(next(output.glob("*.parquet")))
+    assert made.num_rows == 0 and made.column_names == [
+        *pq.read_schema(source).names, *output_columns(tiny_bundle.contract)
+    ]  # fmt: skip
+    assert CliRunner().invoke(main, ["verify", str(output), str(source)]).exit_code == 0
+    again = route(tiny_bundle, output, tmp_path / "again.parquet", "--prefix", "second_")
+    assert again.exit_code == 0 and pq.read_table(tmp_path / "again.parquet").num_rows == 0
+    assert route(tiny_bundle, backlog(source, 5), output).exit_code == 0
+    assert pq.read_table(next(output.glob("*.parquet"))).num_rows == 5 and len(os.listdir(output)) == 3
+
+
+def test_a_part_is_only_what_a_run_wrote(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A name does not make it one: the footer does, or a manifest of ours, even where the bytes are damaged since."""
+    source, output = backlog(tmp_path / "in.parquet"), tmp_path / "out"
+    output.mkdir()
+    mine = backlog(output / "part-00000-0a1b2c3d.parquet")
+    before = mine.read_bytes()
+    refused = route(tiny_bundle, source, output)
+    assert refused.exit_code == 2 and "holds another Parquet file, part-00000-0a1b2c3d" in refused.output
+    assert mine.read_bytes() == before and os.listdir(output) == [mine.name]
+    mine.unlink()
+    assert route(tiny_bundle, source, output).exit_code == 0
+    (named,) = output.glob("*.parquet")
+    shutil.copy(named, output / "part-00007-0a1b2c3d.parquet")  # as one that a killed run laid there
+    named.write_bytes(b"damaged")
+    assert route(tiny_bundle, source, output, "--limit", "20").exit_code == 0
+    (part,) = output.glob("*.parquet")
+    assert part.name != named.name and pq.read_table(part).num_rows == 20
+
+
+def test_a_manifest_keeps_its_mode(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    source = backlog(tmp_path / "in.parquet")
+    for name in ("out.parquet", "out"):
+        output = tmp_path / name
+        assert route(tiny_bundle, source, output).exit_code == 0
+        manifest = Path(manifest_location(str(output)).path)
+        manifest.chmod(0o640)
+        assert route(tiny_bundle, source, output, "--limit", "9").exit_code == 0
+        assert stat.S_IMODE(manifest.stat().st_mode) == 0o640
+
+
+def test_what_a_run_needs_is_no_place_to_write(
+    tiny_bundle: Bundle, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry, the adapter's folder, the base's, the cache, the folder of unfinished work."""
+    source, output, registry = backlog(tmp_path / "in.parquet"), tmp_path / "out.parquet", tmp_path / "reg"
+    (registry / "aliases").mkdir(parents=True)
+    (registry / "aliases/champion").write_text(f"{tiny_bundle.digest}\n")
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(registry))
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for place in (registry, tiny_bundle.path, tiny_base) for path in place.rglob("*")
+              if path.is_file()}  # fmt: skip
+    for arguments, why in (
+        ((output, "--report", registry / "aliases/champion"), "the registry's folder"),
+        ((output, "--metrics", tiny_bundle.path / "contract.json"), "the adapter's folder"),
+        ((output, "--metrics", tiny_base / "config.json"), "the base model's folder"),
+        ((output, "--cache", tiny_base), "the base model's folder"),
+        ((output, "--cache", tiny_bundle.path), "the adapter's folder"),
+        ((output, "--work-dir", registry / "w"), "the registry's folder"),
+        ((tiny_bundle.path,), "the adapter's folder"),
+        ((registry / "o.parquet",), "the registry's folder"),
+        ((output, "--cache", "c", "--report", "c/answers.sqlite"), "--cache's folder"),
+        ((output, "--work-dir", "w", "--metrics", "w/m"), "--work-dir's folder"),
+    ):
+        for more in ((), ("--shard", "0/1")) if "--report" not in arguments else ((),):
+            refused = route(tiny_bundle, source, *map(str, arguments), *more)
+            assert refused.exit_code == 2 and f"lies in {why}" in refused.output, (arguments, refused.output)
+    after = {path: path.read_bytes() for place in (registry, tiny_bundle.path, tiny_base) for path in place.rglob("*")
+             if path.is_file()}  # fmt: skip
+    assert after == before and not output.exists()
 
 
 def test_folder_of_files_in_order(tiny_bundle: Bundle, tmp_path: Path) -> None:

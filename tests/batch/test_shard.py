@@ -29,6 +29,7 @@ from batch.storage.store import LocalStore
 from batch.storage.workdir import WorkDir
 from batch.storage.written_plan import WrittenPlan
 from batch.verify import verify
+from tests.batch.storage.examples import edited
 from tests.batch.test_run import backlog, route
 
 PROGRAM = Path(sys.executable).with_name("batch-route")
@@ -143,6 +144,17 @@ def test_a_plain_run_takes_over_what_shards_have_done(tiny_bundle: Bundle, tmp_p
     assert result.exit_code == 0 and told["resumed_rows"] == 1024
 
 
+def test_a_commit_writes_over_no_manifest_of_others(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    output = tmp_path / "out.parquet"
+    assert route(tiny_bundle, backlog(tmp_path / "in.parquet"), output, "--shard", "0/1").exit_code == 0
+    manifest = tmp_path / "out.parquet.manifest.json"
+    manifest.write_text("mine")
+    refused = commit(output)
+    assert refused.exit_code == 2 and "move it away" in refused.output and manifest.read_text() == "mine"
+    manifest.unlink()
+    assert commit(output).exit_code == 0
+
+
 def test_damaged_parts_are_missing_units(tiny_bundle: Bundle, tmp_path: Path) -> None:
     source, output = backlog(tmp_path / "in.parquet", rows=3000), tmp_path / "out.parquet"
     shards(tiny_bundle, source, output, 2)
@@ -158,11 +170,37 @@ def test_a_receipt_of_another_job_counts_for_nothing(tiny_bundle: Bundle, tmp_pa
     source, output = backlog(tmp_path / "in.parquet", rows=2000), tmp_path / "out.parquet"
     receipts = tmp_path / ".out.parquet.work/receipts"
     shards(tiny_bundle, source, output, 2, 1)
-    late = json.loads((receipts / "00001.json").read_text())
-    (receipts / "00001.json").write_text(json.dumps({**late, "job": "0" * 64}))
+    edited(receipts / "00001.json", "job", value="0" * 64, seal=True)
     assert "1 of 2 units" not in commit(output).output and "2 of 2 units" in commit(output).output
     shards(tiny_bundle, source, output, 2)
     assert commit(output).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("record", "path", "value", "seal"),
+    [
+        ("receipts/00000.json", "tally.rows", 49, False),
+        ("receipts/00000.json", "tally.score_sum", "much", True),
+        ("receipts/00000.json", "size", None, True),
+        ("receipts/00000.json", "part", "shards/00000-0000000000000000.parquet", True),
+        ("plan.json", "rows", 49, False),
+        ("plan.json", "unit_rows", -1, True),
+        ("plan.json", "schema", "AAAA", True),
+        ("plan.json", "facts.id_column", None, True),
+    ],
+)
+def test_an_edited_receipt_or_plan_is_made_anew(
+    record: str, path: str, value: Any, seal: bool, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    source, output = backlog(tmp_path / "in.parquet", rows=50), tmp_path / "out.parquet"
+    shards(tiny_bundle, source, output, 1)
+    edited(tmp_path / ".out.parquet.work" / record, *path.split("."), value=value, seal=seal)
+    refused = commit(output)
+    assert refused.exit_code == (2 if record == "plan.json" else 75) and "bug" not in refused.output
+    told = "whose plan can be read; run" if record == "plan.json" else "1 of 1 units are not scored: 0; run"
+    assert told in refused.output and refused.output.count("\n") == 1, refused.output
+    shards(tiny_bundle, source, output, 1)
+    assert commit(output).exit_code == 0 and verify(str(output), str(source)) == 50
 
 
 def test_who_may_work_beside_whom(tiny_bundle: Bundle, tmp_path: Path) -> None:

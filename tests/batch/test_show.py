@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from batch.adapter.bundle import Bundle
 from batch.cli import main
 from batch.show import show
+from tests.batch.storage.examples import edited
+from tests.batch.storage.examples import manifest as manifest_bytes
 from tests.batch.test_run import backlog, route
 
 
@@ -53,11 +55,17 @@ def test_bytes_that_are_no_text(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert second["request"] == r"caf\xe9 machine broken" and second["error_code"] == "invalid_utf8"
 
 
-@pytest.mark.parametrize("damage", ["none", "columns"])
+@pytest.mark.parametrize("damage", ["none", "no digest", "prefix", "columns"])
 def test_what_is_not_finished_is_refused(damage: str, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1]}), tmp_path / "out.parquet")
-    if damage == "columns":
-        manifest = '{"job": {}, "run": {}, "output": {"sha256": "0"}}'
-        (tmp_path / "out.parquet.manifest.json").write_text(manifest)
+    manifest, told = tmp_path / "out.parquet.manifest.json", "its manifest is damaged or was edited"
+    if damage == "none":
+        told = "has no manifest"
+    elif damage == "no digest":
+        manifest.write_text('{"job": {}, "run": {}, "output": {"sha256": "0"}}')
+    else:
+        manifest.write_bytes(manifest_bytes())
+        edited(manifest, *(("job", "prefix") if damage == "prefix" else ("output", "columns")))
     refused = CliRunner().invoke(main, ["show", str(tmp_path / "out.parquet")])
     assert refused.exit_code == 2 and refused.output.startswith("Error: ") and refused.output.count("\n") == 1
+    assert told in refused.output

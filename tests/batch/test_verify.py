@@ -3,6 +3,7 @@
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,8 @@ from click.testing import CliRunner, Result
 
 from batch.adapter.bundle import Bundle
 from batch.cli import main
+from batch.storage.manifest import manifest_location
+from tests.batch.storage.examples import edited
 from tests.batch.test_run import backlog, route
 
 
@@ -69,6 +72,40 @@ def test_what_is_not(made: tuple[Path, Path, Path], damage: str, tiny_bundle: Bu
     result = verified(output)
     assert result.exit_code == 2 and "Traceback" not in result.output, result.output
     assert result.output.startswith("Error: ") and result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "seal"),
+    [
+        ("run.inferred", 7777, False),
+        ("job.adapter", "0" * 64, False),
+        ("output.columns", [], False),
+        ("output.sha256", None, False),
+        ("digest", "0" * 64, False),
+        ("run.tally.score_sum", None, True),
+        ("run.engine", None, True),
+        ("drift", {"previous": None}, True),
+        ("job.text_column", None, True),
+        ("job.limit", "many", True),
+    ],
+)
+def test_an_edited_manifest_proves_nothing_and_is_made_anew(
+    path: str, value: Any, seal: bool, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Also where its digest was made to fit a value that no run writes."""
+    source, output = backlog(tmp_path / "in.parquet", rows=40), tmp_path / "out.parquet"
+    outlets = ("--report", str(tmp_path / "r.html"), "--metrics", str(tmp_path / "m.prom"))
+    assert route(tiny_bundle, source, output).exit_code == 0
+    edited(Path(manifest_location(str(output)).path), *path.split("."), value=value, seal=seal)
+    for command in ("verify", "show"):
+        refused = CliRunner().invoke(main, [command, str(output)])
+        assert refused.exit_code == 2 and "run batch-route again" in refused.output, refused.output
+        assert "its manifest is damaged or was edited" in refused.output and refused.output.count("\n") == 1
+    retried = route(tiny_bundle, source, output, "--retry-errors")
+    assert retried.exit_code == 2 and "damaged or was edited" in retried.output, retried.output
+    again = route(tiny_bundle, source, output, *outlets)
+    assert again.exit_code == 0 and "finished before" not in again.output, again.output
+    assert verified(output, source).exit_code == 0
 
 
 @pytest.mark.parametrize("change", ["text", "carried", "order", "less", "more"])

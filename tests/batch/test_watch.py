@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from batch import run, watch
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.cli import main
 from batch.contract.contract import Contract
 from batch.engine import EngineSpec
 from batch.errors import BacklogError, EngineError, InputError, Interrupted
@@ -273,11 +276,54 @@ def test_only_a_fault_of_its_own_settles_a_file(folders: tuple[Path, Path], regi
     assert said[0] == "bad.parquet: not Parquet" and "this is a bug" in said[1] and len(said) == 2
 
 
+@pytest.mark.usefixtures("eager")
+def test_a_fault_of_the_files_own_is_final(folders: tuple[Path, Path], registry: Registry) -> None:
+    """Columns that any adapter adds, a column that is not there, a name that no output can have; a column that
+    only today's champion adds may pass.
+    """
+    inbox, outbox = folders
+    table = pq.read_table(backlog(inbox / "good.parquet")).append_column("team", [["champion"] * 20])
+    pq.write_table(table, inbox / "good.parquet")
+    backlog(inbox / "noteam.parquet")
+    (inbox / os.fsdecode(b"bad\xff.parquet")).write_bytes((inbox / "good.parquet").read_bytes())
+    pq.write_table(table, inbox / f"{'x' * 240}.parquet")
+    pq.write_table(table.append_column("Status", [["x"] * 20]), inbox / "status.parquet")
+    pq.write_table(table.append_column("risk", [["x"] * 20]), inbox / "risk.parquet")
+    said: list[str] = []
+    asked: list[str] = []
+
+    def route(options: Options, engines_for: run.EnginesFor) -> None:
+        asked.append(Path(options.input).name)
+        if asked.count("risk.parquet") > 2:
+            raise Interrupted(signal.SIGTERM)
+        run.run(options, None, engines_for)
+
+    with pytest.raises(Interrupted):
+        watch.watch(
+            Options(str(inbox), str(outbox), engine="replay", adapter_column="team"), route, said.append
+        )
+    assert (outbox / "good.parquet").exists()
+    assert asked.count("noteam.parquet") == asked.count("status.parquet") == 1
+    assert [line for line in said if line.endswith("it is tried again")] == [
+        line for line in said if line.startswith("risk.parquet: ")
+    ]
+    for why in ("no column 'team'", "not valid UTF-8", "longer than 241 bytes", "a column 'Status'"):
+        assert sum(why in line for line in said) == 1, why
+
+
 def test_folders_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a directory"):
         watch.watch(Options(str(tmp_path / "none"), str(tmp_path)), lambda *_: None, lambda _: None)
     with pytest.raises(InputError, match="taken for inputs"):
         watch.watch(Options(str(tmp_path), str(tmp_path)), lambda *_: None, lambda _: None)
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--report", "--work-dir", "--cache"])
+def test_places_that_cannot_be_written_are_refused_before_a_file_arrives(
+    option: str, folders: tuple[Path, Path]
+) -> None:
+    done = CliRunner().invoke(main, [*map(str, folders), "--watch", option, "/proc/nowhere/there"])
+    assert done.exit_code == 2 and option in done.stderr.splitlines()[-1], done.output
 
 
 def test_an_engine_serves_what_fits_it(tiny_bundle: Bundle) -> None:

@@ -23,9 +23,16 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.batch.storage.examples import FILE, manifest
+
 ROWS = 3000
 OLD = b"the output of another night"
 OLD_PART = "part-00000-01234567.parquet"
+
+
+def old_manifest(folder: bool) -> bytes:
+    told = {"sha256": digest(OLD), "name": OLD_PART}
+    return manifest([told]) if folder else manifest(output={**FILE, **told, "columns": []})
 
 
 class Storm:
@@ -96,12 +103,10 @@ class Storm:
             path.unlink(missing_ok=True)
         if not old:
             return
-        told = {"sha256": digest(OLD)}
         (self.output if self.to == "file" else self.output / OLD_PART).write_bytes(OLD)
         if self.to == "folder":
-            told |= {"parts": [{"name": OLD_PART, "sha256": digest(OLD)}]}  # type: ignore[dict-item]
             (self.output / "_SUCCESS").touch()
-        self.manifest.write_text(json.dumps({"job": {}, "output": told}))
+        self.manifest.write_bytes(old_manifest(self.to == "folder"))
 
     def _content(self) -> str:
         """A digest of what a reader finds: of a folder, what the manifest names, which must be there and as it says."""

@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from tests.faults.kill_storm import OLD, OLD_PART, ROWS, Storm, digest
+from tests.faults.kill_storm import OLD, OLD_PART, ROWS, Storm, digest, old_manifest
 from tests.servers import Weed
 
 UNITS = -(-ROWS // 1024)
@@ -48,12 +48,10 @@ class StoreStorm(Storm):
         for name in self._files():
             self._ask("DELETE", name)
         if old:
-            told: dict[str, object] = {"sha256": digest(OLD)}
             if self.to != "store":
-                told["parts"] = [{"name": OLD_PART, "sha256": digest(OLD)}]
                 self._ask("PUT", "out/_SUCCESS")
             self._ask("PUT", self._name if self.to == "store" else f"out/{OLD_PART}", OLD)
-            self._ask("PUT", self._manifest, json.dumps({"job": {}, "output": told}).encode())
+            self._ask("PUT", self._manifest, old_manifest(self.to != "store"))
 
     def _content(self) -> str:
         manifest = self._read(self._manifest)

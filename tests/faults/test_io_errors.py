@@ -52,6 +52,22 @@ def test_the_cause_decides(number: int, code: int) -> None:
     assert str(end) == f"x.parquet: cannot be read; {'copy it again' if code == 2 else 'run again to resume'}"
 
 
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.EACCES, 2),
+        (errno.EROFS, 2),
+        (errno.EOPNOTSUPP, 2),
+        (errno.EIO, 75),
+        (errno.ENOENT, 75),
+        (errno.EAGAIN, 75),
+    ],
+)
+def test_one_that_nobody_met_on_its_way(number: int, code: int) -> None:
+    end = ours(OSError(number, os.strerror(number), "tokenizer.json"))
+    assert end.exit_code == code and ("run again to resume" in str(end)) == (code == 75)
+
+
 def test_only_an_io_error_is_a_cause() -> None:
     try:
         raise AdapterError("damaged; copy it") from ValueError(5)
@@ -59,6 +75,53 @@ def test_only_an_io_error_is_a_cause() -> None:
         assert ours(error) is error
     full = StorageError("x: no space left; free some space, then run again to resume")
     assert ours(full) is full
+
+
+# root may read everything, unless it gives that up
+NO_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.skipif(bool(NO_ROOT) and not shutil.which("setpriv"), reason="root reads everything")
+@pytest.mark.parametrize("place", ["", "aliases", "aliases/champion", "bundle/tokenizer.json"])
+def test_what_this_user_may_not_read(tiny_bundle: Bundle, tmp_path: Path, place: str) -> None:
+    """A person has to change it: 2, and it is neither missing nor damaged."""
+    registry = tmp_path / "adapters"
+    shutil.copytree(tiny_bundle.path, registry / tiny_bundle.digest)
+    (registry / "aliases").mkdir()
+    (registry / "aliases/champion").write_text(tiny_bundle.digest)
+    closed = registry / place.replace("bundle", tiny_bundle.digest)
+    write_input(tmp_path / "in.parquet", 10)
+    command = [sys.executable, "-m", "batch", str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")]
+    closed.chmod(0)
+    try:
+        done = subprocess.run(
+            [*NO_ROOT, *command, "--engine", "replay"],
+            env={**os.environ, "BATCH_ROUTE_ADAPTERS": str(registry)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        closed.chmod(0o700)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("Error: Permission denied at "), done
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace, which lets calls fail")
+def test_where_no_thread_can_be_started(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """`TasksMax=`, `pids.max`: the machine is full, nobody interrupted."""
+    write_input(tmp_path / "in.parquet", 10)
+    full = ["-e", "trace=clone,clone3", "-e", "inject=clone,clone3:error=EAGAIN"]
+    command = [sys.executable, "-m", "batch", str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")]
+    done = subprocess.run(
+        ["strace", "-f", "-qq", "-o", os.devnull, *full, *command, "--adapter", str(tiny_bundle.path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 75 and "out of memory or threads" in done.stderr.splitlines()[-1], done
 
 
 LIMITS = {"memory": "ulimit -v 60000", "descriptors": "ulimit -n 12", "file size": "ulimit -f 1"}

@@ -148,6 +148,86 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
     assert known in ({"x": row("low")}, {"y": row("high")})  # its own, never the other's
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"null", b"5", b"{}", b"[]", b"[1,2,3]", b"[" * 100_000, b"\xff", b"[null,null,[]]"),
+        *(b'[{"risk":"low"},{"risk":"high"},[]]', b'[{"risk":"low"},{"risk":0.5},5]'),
+        b'[{"risk":"low"},{"risk":0.5},[],null,[],{"risk":["high"]}]',
+        b'[{"risk":"low"},{"risk":0.5},[],null,[],{"risk":["high",null]}]',
+    ],
+)
+def test_an_entry_that_no_run_wrote_is_no_entry(content: bytes, tmp_path: Path) -> None:
+    """Whatever its checksum says."""
+    with AnswerStore.open(tmp_path, FACTS) as store:
+        store.remember("a", {"x": row()})
+        ((key,),) = store._database.execute("SELECT key FROM answers").fetchall()
+        value = cache._checksum(key, content) + content
+        store._database.execute("UPDATE answers SET value = ?", (value,))
+        assert store.recall("a", ["x"]) == {}
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_another_programs_database_is_left_as_it_is(mode: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A table, or a view of no end under the very name."""
+    source, file = backlog(tmp_path / "in.parquet"), tmp_path / "cache/answers.sqlite"
+    file.parent.mkdir()
+    theirs = sqlite3.connect(file, isolation_level=None)
+    theirs.execute(f"PRAGMA journal_mode={mode}")
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i key, i value FROM n"
+    theirs.execute(f"CREATE VIEW answers AS {endless}")
+    before = {path.name: path.read_bytes() for path in file.parent.iterdir() if "shm" not in path.name}
+    result = route(tiny_bundle, source, tmp_path / "out.parquet", "--cache", str(file.parent))
+    assert result.exit_code == 0 and "another program's database" in result.output, result.output
+    after = {path.name: path.read_bytes() for path in file.parent.iterdir() if "shm" not in path.name}
+    assert after == before
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    "made", ["DROP TABLE answers; CREATE VIEW answers AS SELECT 1", "CREATE TABLE a (b)"]
+)
+def test_a_store_with_other_tables_is_a_damaged_one(made: str, tmp_path: Path) -> None:
+    with AnswerStore.open(tmp_path, FACTS) as store:
+        store.remember("a", {"x": row()})
+    other = sqlite3.connect(tmp_path / "answers.sqlite")
+    other.executescript(made)
+    other.close()
+    with pytest.raises(sqlite3.DatabaseError, match="something else"):
+        AnswerStore.open(tmp_path, FACTS)
+
+
+def test_what_a_run_has_only_begun_is_a_store(tmp_path: Path) -> None:
+    """It was killed after its first page, or is at it."""
+    begun = sqlite3.connect(tmp_path / "answers.sqlite", isolation_level=None)
+    begun.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    begun.close()
+    assert (tmp_path / "answers.sqlite").stat().st_size
+    for _ in range(2):
+        with AnswerStore.open(tmp_path, FACTS) as store:
+            store.remember("a", {"x": row()})
+            assert store.recall("a", ["x"]) == {"x": row()}
+
+
+def test_a_damaged_store_takes_nobodys_place(tmp_path: Path) -> None:
+    """Each is set aside under a name that is free; when there are many, the next one stays."""
+    shared, said = tmp_path / "shared", list[str]()
+    emit = lambda event, *, level="info", **facts: said.append(event)  # noqa: E731
+    shared.mkdir()
+    (shared / "answers.sqlite.damaged").write_text("mine")
+    for night in range(12):
+        (shared / "answers.sqlite").write_text(f"no database {night}")
+        with known_answers(FACTS, tmp_path / "own", text_hashes([b"x"]), shared, 1 << 20, emit) as known:
+            assert known.earlier is not None
+            known.earlier.remember("a", {"x": row()})
+            assert bool(known.earlier.recall("a", ["x"])) == (night < 8)
+        for log in shared.glob("*-[ws]*"):
+            log.unlink()
+    assert (shared / "answers.sqlite.damaged").read_text() == "mine"
+    assert len(list(shared.glob("answers.sqlite.damaged-*"))) == 8
+    assert (shared / "answers.sqlite").read_text() == "no database 11" and set(said) == {"cache set aside"}
+
+
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "header", "folder of its own"])
 def test_a_damaged_store_costs_the_store_and_not_the_night(
     tiny_bundle: Bundle, tmp_path: Path, damage: str
@@ -238,6 +318,20 @@ def test_where_no_store_can_lie_the_run_does_without(tmp_path: Path, kind: str) 
         assert known.run is not None and known.run.recall("a", ["x"]) == {"x": row()}
     (line,) = said
     assert line.startswith("cache set aside cannot keep answers in") and victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_a_bound_of_next_to_nothing_is_one_too(limit: int, tmp_path: Path) -> None:
+    with AnswerStore.open(tmp_path, FACTS, limit) as store:
+        store.remember("a", {f"{i} {'x' * 200}": row() for i in range(500)})
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 20_000
+
+
+def test_a_lower_bound_than_before_holds_too(tmp_path: Path) -> None:
+    for limit in (8 << 20, 1 << 20):
+        with AnswerStore.open(tmp_path, FACTS, limit) as store:
+            store.remember("a", {f"{limit} {i}": row() for i in range(20_000)})
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1 << 20
 
 
 @pytest.mark.parametrize("limit", [400 << 10, 1 << 20])

@@ -230,6 +230,9 @@ def test_a_manifest_that_another_run_wrote_meanwhile_stays(
         assert late.exit_code == 75 and "another run" in late.output, late.output
         assert place.open().read() == b"{}"
         monkeypatch.setattr(run, "publish", honest)
+        foreign = route(tiny_bundle, source, output)
+        assert foreign.exit_code == 2 and "is no manifest of batch-route" in foreign.output, foreign.output
+        place.remove()
         assert route(tiny_bundle, source, output).exit_code == 0
 
 

@@ -158,7 +158,7 @@ def test_the_command_line_ends_in_one_line_and_the_errors_code(tmp_path: Path) -
         (
             MemoryError(),
             75,
-            "Error: out of memory; free some, or give the run more, then run again to resume\n",
+            "Error: out of memory or threads; free some, or give the run more, then run again to resume\n",
         ),
         (
             ModuleNotFoundError("No module named 'vllm'", name="vllm"),

@@ -8,9 +8,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from batch.adapter.bundle import MANIFEST
+from batch.adapter.registry import Registry
 from batch.cli_errors import LocalPath, Name, Number
 from batch.storage.location import Location
-from batch.storage.places import check_writable, refuse_inputs
+from batch.storage.places import check_writable, refuse_inputs, refuse_inside
 
 PATH = LocalPath()
 NAME = Name()
@@ -27,8 +29,8 @@ def writable(context: click.Context, parameter: click.Parameter, path: Path | No
 
 
 def outlet(*names: str, **settings: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """An option that names a file to write. Refused before any work is one that cannot be written, or that is
-    a file which another argument or option of the command names: `InputError`.
+    """An option that names a file to write. Refused before any work is one that cannot be written, that is a
+    file which another argument or option of the command names, or that lies among the adapters: `InputError`.
     """
     option = click.option(*names, type=PATH, callback=writable, **settings)
 
@@ -46,16 +48,19 @@ def outlet(*names: str, **settings: Any) -> Callable[[Callable[P, R]], Callable[
 def _refuse_inputs(context: click.Context) -> None:
     outlets = [each for each in context.command.params if each.callback is writable]
     others = [context.params[each.name] for each in context.command.params if each not in outlets]
-    inputs = [Location.of(file) for value in others for file in _files(value)]
+    there = [path for value in others for path in _paths(value)]
+    inputs = [Location.of(path) for path in there if os.path.isfile(path)]
+    bundles = {f"the adapter {path}": path for path in there if os.path.isfile(os.path.join(path, MANIFEST))}
     for each in outlets:
         if path := context.params[each.name]:
             refuse_inputs(str(path), inputs, each.opts[0])
+            refuse_inside({each.opts[0]: path}, {"the registry": Registry().root, **bundles})
 
 
-def _files(value: Any) -> Iterator[str | Path]:
-    """The files that a parameter's value names; the name of an adapter, say, is none."""
+def _paths(value: Any) -> Iterator[str | Path]:
+    """The files and folders that a parameter's value names; an alias, say, is none."""
     for each in value if isinstance(value, tuple) else (value,):
-        if isinstance(each, str | Path) and os.path.isfile(each):
+        if isinstance(each, str | Path) and os.path.exists(each):
             yield each
 
 

@@ -154,6 +154,51 @@ def test_layers_left_out_on_purpose_are_not_missing(tmp_path: Path, tiny_base: P
         check_fits(path, lint(path), tiny_base)
 
 
+ENDLESS = r"([a-z_0-9.]+)*!"  # 2^n ways to divide a name of n characters
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": f".*_proj|{ENDLESS}"},  # only over the modules around those that it names
+        {"target_modules": ENDLESS},
+        {"rank_pattern": {ENDLESS: 8}},
+        {"alpha_pattern": {ENDLESS: 8}},
+        {"exclude_modules": ENDLESS},
+        {"layers_to_transform": [0, 1], "layers_pattern": ENDLESS},
+    ],
+)
+def test_an_expression_that_never_ends_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    """It would hang PEFT, vLLM and this process, which no signal but SIGKILL could end."""
+    with pytest.raises(AdapterError, match=r"takes too long to match; name the modules instead"):
+        lint(adapter(tmp_path / "a", **config))
+
+
+@pytest.mark.parametrize("wrong", ["((", "(" * 5000 + ")" * 5000, "a{99999999999}"])
+def test_what_is_no_expression_where_it_is_matched_is_refused(tmp_path: Path, wrong: str) -> None:
+    for config in ({"target_modules": wrong}, {"rank_pattern": {wrong: 4}}):
+        with pytest.raises(AdapterError, match="is not a regular expression"):
+            lint(adapter(tmp_path / "a", **config))
+    with pytest.raises(AdapterError, match="global flags not at the start"):
+        lint(adapter(tmp_path / "a", rank_pattern={"(?i)Q_PROJ": 4}))
+    lint(adapter(tmp_path / "a", target_modules="(?i).*_PROJ"))
+
+
+def test_expressions_that_people_write_are_served(tmp_path: Path) -> None:
+    """Unsloth's has five unbounded repeats, and so no limit is put on their number."""
+    unsloth = (
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"
+        r"(?:k_proj|v_proj|q_proj|o_proj|gate_proj|up_proj|down_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\."
+        r"(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\.(?:(?:k_proj|v_proj|q_proj|o_proj)))"
+    )
+    for targets in (
+        unsloth,
+        r"(?:\w+\.)*(q|k|v)_proj",
+        r"^model\.layers\.(?!8|9)\d+\.self_attn\.[qkv]_proj$",
+    ):
+        assert len(lint(adapter(tmp_path / "a", target_modules=targets))) == 6
+
+
 @pytest.mark.parametrize("cut", [1, 1000, 20_000])
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, cut: int) -> None:
     path = adapter(tmp_path / "a")

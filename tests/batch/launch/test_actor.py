@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.cluster import _files, _for_nodes, engine_here
 from batch.commit import commit
+from batch.engine.replay import FAULTS
 from batch.errors import AdapterError
 from batch.job import Options, check, work_dir_of
-from batch.launch.actor import ATTEMPTS, Told, UnitActor
+from batch.launch.actor import ATTEMPTS, Told, UnitActor, lost_in
 from batch.launch.ray import Size
 from batch.reporting.observer import Observer
 from batch.run import plan_of
@@ -145,6 +147,31 @@ def test_a_refusal_is_told_and_not_tried_again(tiny_bundle: Bundle, tmp_path: Pa
         assert told["exit_code"] == 2 and "another job (" in told["message"] and "limit" in told["message"]
     with cluster.actor(output=str(tmp_path / "elsewhere.parquet")) as actor:
         assert "does not see" in actor.score(0)["message"]
+
+
+@pytest.mark.parametrize(
+    ("faults", "exit_code"), [('{"refuse": ["%s/refused"]}', 2), ("no faults, no engine", 75)]
+)
+def test_where_an_engine_does_not_start_its_actor_says_so_and_stands_still(
+    faults: str, exit_code: int, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor that has started gets units, and one that dies another in its place."""
+    cluster = Cluster(tiny_bundle, tmp_path, rows=10)
+    (tmp_path / "faults.json").write_text(faults.replace("%s", str(tmp_path)))
+    monkeypatch.setenv(FAULTS, str(tmp_path / "faults.json"))
+    begin = functools.partial(engine_here, cluster.sent, cluster.digest, cluster.files, "0a1b", lambda: True)
+    made = threading.Thread(target=UnitActor, args=(begin,), daemon=True)
+    made.start()
+    deadline = time.monotonic() + 60
+    while not (found := cluster.store.names("attempts")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (name,) = found
+    told = json.loads(cluster.store.read(name) or b"")
+    assert name.startswith(lost_in("0a1b")) and told["exit_code"] == exit_code and told["restarted"] is True
+    made.join(0.5)
+    assert made.is_alive()
+    cluster.work.finish()
+    assert not cluster.work.path.exists()  # a marker is no file of the user's
 
 
 def test_a_node_serves_the_base_expanded_from_the_weights_of_the_fit(trained: Bundle, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Population stability index: against published figures, its noise by simulation, and which run is compared with."""
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,8 @@ import pytest
 
 from batch.reporting.drift import by_chance, compare, earlier_run, level, psi
 from batch.reporting.tally import SCORE_BINS, Tally
+from tests.batch.storage.examples import FACTS, FILE, RUN, edited
+from tests.batch.storage.examples import manifest as manifest_bytes
 
 
 def test_psi_of_a_worked_example() -> None:
@@ -82,17 +83,17 @@ def test_a_label_that_is_new_or_gone_counts() -> None:
 def manifest(
     path: Path, contract: str, engine: str = "vllm", rows: int = 3, **more: object
 ) -> dict[str, object]:
-    job = {"contract": contract, "engine": engine, "rows": rows}
-    run = {"tally": tally({"a": rows}, {}).as_json()}
-    path.with_name(path.name + ".manifest.json").write_text(
-        json.dumps({"job": job, "output": {"sha256": path.name}, "run": run, **more})
-    )
+    job = {**FACTS, "contract": contract, "engine": engine, "rows": rows}
+    run = {**RUN, "tally": tally({"a": rows}, {}).as_json()}
+    output = {**FILE, "columns": [], "sha256": path.name}
+    made = manifest_bytes(**{"job": job, "output": output, "run": run, **more})  # type: ignore[arg-type]
+    path.with_name(path.name + ".manifest.json").write_bytes(made)
     return job
 
 
 def test_the_run_that_is_compared_with(tmp_path: Path) -> None:
     output = tmp_path / "tonight.parquet"
-    job = {"contract": "c", "engine": "vllm", "rows": 5}
+    job = {**FACTS, "contract": "c", "engine": "vllm", "rows": 5}
     assert earlier_run(str(output), job) is None
     manifest(tmp_path / "other-contract.parquet", "d")
     manifest(tmp_path / "made-up.parquet", "c", engine="replay")
@@ -100,7 +101,9 @@ def test_the_run_that_is_compared_with(tmp_path: Path) -> None:
         (tmp_path / f"broken{index}.parquet.manifest.json").write_text(content)
     for index, wrong in enumerate(({"rows": "many"}, {"values": [1]}, {"errors": {"x": "y"}}, 5)):
         told = {**tally({"a": 1}, {}).as_json(), **wrong} if isinstance(wrong, dict) else wrong
-        manifest(tmp_path / f"wrong{index}.parquet", "c", run={"tally": told})
+        manifest(tmp_path / f"wrong{index}.parquet", "c", run={**RUN, "tally": told})
+    manifest(tmp_path / "edited.parquet", "c")
+    edited(tmp_path / "edited.parquet.manifest.json", "run", "tally", "rows", value=4)
     (tmp_path / "folder.parquet.manifest.json").mkdir()
     assert earlier_run(str(output), job) is None
     manifest(tmp_path / "last-night.parquet", "c")
@@ -108,7 +111,8 @@ def test_the_run_that_is_compared_with(tmp_path: Path) -> None:
     manifest(output, "old contract")
     assert earlier_run(str(output), job)["output"] == "tonight.parquet"  # type: ignore[index]
     # The same job done anew is compared with what it was compared with before, not with itself.
-    redone = manifest(output, "c", rows=5, drift={"previous": {"output": "the night before"}})
-    assert earlier_run(str(output), redone) == {"output": "the night before"}
+    before = {"output": "the night before", "sha256": "", "tally": tally({"a": 1}, {}).as_json()}
+    redone = manifest(output, "c", rows=5, drift={"previous": before, "measures": []})
+    assert earlier_run(str(output), redone) == before
     redone = manifest(output, "c", rows=5, drift=None)
     assert earlier_run(str(output), redone) is None

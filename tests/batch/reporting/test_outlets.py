@@ -22,6 +22,7 @@ from batch.reporting.html import lowest, write_report
 from batch.reporting.observer import Observer, Outlets
 from batch.reporting.summary import PACE_POINTS, Pace
 from batch.storage.location import Location
+from tests.batch.storage.examples import edited
 from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
 
 LAST_SUCCESS = "batch_route_last_success_timestamp_seconds"
@@ -294,9 +295,7 @@ def test_throughput_over_time(tiny_bundle: Bundle, tmp_path: Path) -> None:
     output, path = tmp_path / "out.parquet", tmp_path / "r.html"
     route(tiny_bundle, backlog(tmp_path / "in.parquet"), output)
     manifest = tmp_path / "out.parquet.manifest.json"
-    content = json.loads(manifest.read_text())
-    content["run"]["pace"] = {"0.0": 0, "5.0": 500, "10.0": 2000}
-    manifest.write_text(json.dumps(content))
+    edited(manifest, "run", "pace", value={"0.0": 0, "5.0": 500, "10.0": 2000}, seal=True)
     write_report(path, str(output))
     page = Page(path.read_text())
     assert "Highest: 300." in page.text and "10 s" in page.text

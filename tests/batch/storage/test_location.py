@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from batch.errors import InputError, StorageError
-from batch.storage.location import Location, replacing, shown, storage_error, write_file
+from batch.errors import InputError, StorageError, shown
+from batch.storage.location import Location, replacing, storage_error, write_file
 from batch.storage.places import check_writable
 from tests.conftest import ROOT
 
@@ -56,6 +57,27 @@ def test_killed_before_the_rename_there_is_no_output(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out.parquet"]
 
 
+def test_a_replaced_file_keeps_mode_and_owner(tmp_path: Path) -> None:
+    """Also a mode that would keep its writer out: it is set last, until then the file is its writer's alone."""
+    target = tmp_path / "out.parquet"
+    target.write_bytes(b"old")
+    for mode in (0o444, 0o600, 0o664):
+        target.chmod(mode)
+        if os.geteuid() == 0:
+            os.chown(target, 4242, 4243)
+        with replacing(Location.of(target)) as file:
+            assert stat.S_IMODE(os.stat(file.path).st_mode) == 0o600
+            Path(file.path).write_bytes(b"new")
+        found = target.stat()
+        assert stat.S_IMODE(found.st_mode) == mode and target.read_bytes() == b"new"
+        if os.geteuid() == 0:
+            assert (found.st_uid, found.st_gid) == (4242, 4243)
+    like = target.stat()
+    target.unlink()
+    write_file(target, b"again", like=like)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o664
+
+
 def test_each_step_is_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is synced under its temporary name, and the directory after the rename."""
     steps = []
@@ -96,7 +118,13 @@ def test_unwritable_outputs(tmp_path: Path) -> None:
 def test_uris() -> None:
     with pytest.raises(InputError, match="no store is called nosuch"):
         Location.of("nosuch://bucket/x")
-    assert shown("s3://key:secret@bucket/x?token=y") == "s3://bucket/x"
+    for name in ("s3://bucket/x?token=y", "S3://b/part-?/day=1/a@b:c", "hdfs://h:8020/a@b", "a?b=c", "a:b@c"):
+        assert shown(name) == name.removesuffix("?token=y")
+    for credentials in ("key:secret", "key:se/cr+et=", "key:12/secret", "key:s@e/c@ret", "token"):
+        assert shown(f"s3://{credentials}@bucket/x") == "s3://bucket/x"
+        with pytest.raises(InputError, match="it holds credentials"):
+            Location.of(f"s3://{credentials}@bucket/x")
+    assert shown("https://host/x?b/c=secret") == "https://host/x"
     assert Location.of("file:///a/b").path == "/a/b"
     assert Location.of("file:///a/b").local
 

@@ -20,11 +20,12 @@ from batch.errors import (
     Interrupted,
     StorageError,
     deadline,
+    shown,
     signals_raise,
 )
 from batch.storage import remote
 from batch.storage.listing import files_of
-from batch.storage.location import Location, shown, write_file
+from batch.storage.location import Location, write_file
 from batch.storage.output import prove
 from batch.storage.places import check_output
 from batch.storage.store import Store, store_at

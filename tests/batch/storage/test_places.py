@@ -80,6 +80,64 @@ def test_an_output_that_the_next_run_would_read_is_refused(tmp_path: Path, sourc
     check_output(str(tmp_path / "night"), str(tmp_path / "night/.out.parquet"), {})
 
 
+def test_outlets_are_no_files_of_the_outputs_own(tmp_path: Path) -> None:
+    source, night = str(put(tmp_path / "in.parquet")), tmp_path / "night"
+    night.mkdir()
+    for output, names in {
+        "out.parquet": (
+            ".out.parquet.lock",
+            ".out.parquet.work",
+            ".out.parquet.work/r",
+            ".out.parquet.work.lock",
+        ),
+        "night": (".night.lock", ".night.work", "night/_SUCCESS", "night/manifest.json", "night/m.parquet"),
+    }.items():
+        for name in names:
+            with pytest.raises(InputError, match="a file of the output's own"):
+                check_outlets(source, str(tmp_path / output), {"--report": tmp_path / name})
+    check_outlets(
+        source, str(night), {"--report": night / "report.html", "--metrics": tmp_path / "m.parquet"}
+    )
+
+
+def test_unfinished_work_is_not_read_as_input(tmp_path: Path) -> None:
+    put(tmp_path / "in/a.parquet")
+    output = str(tmp_path / "out.parquet")
+    for source in ("in", "in/*"):
+        with pytest.raises(InputError, match=r"--work-dir .* would be read with it"):
+            check_output(f"{tmp_path}/{source}", output, {"--work-dir": tmp_path / "in/work"})
+    check_output(f"{tmp_path}/in", output, {"--work-dir": tmp_path / "in/.work"})
+    check_output(f"{tmp_path}/in/*.parquet", output, {"--work-dir": tmp_path / "in/work"})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a file away")
+def test_anothers_file_in_a_sticky_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    """As in /tmp: whoever has no right to rename over it would find out at the very end."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    for name in ("out.parquet", "two.parquet.manifest.json"):
+        put(folder / name)
+        os.chown(folder / name, 4242, 4242)
+    folder.chmod(0o1777)
+    os.chown(folder, 4243, 4243)
+    for each in (*tmp_path.parents, tmp_path):
+        if each.stat().st_uid == 0 and not each.stat().st_mode & 0o1:
+            each.chmod(each.stat().st_mode | 0o11)
+    child = os.fork()
+    if not child:
+        os.setgid(4244)
+        os.setuid(4244)
+        refused = 0
+        for name in ("out.parquet", "two.parquet", "three.parquet"):
+            try:
+                check_writable(folder / name, suffix=".manifest.json")
+            except InputError as error:
+                refused += "another user's file" in str(error)
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    check_writable(folder / "out.parquet")  # root may
+
+
 def test_what_cannot_be_an_output(tmp_path: Path) -> None:
     (tmp_path / "folder.parquet").mkdir()
     os.mkfifo(tmp_path / "pipe")

@@ -1,6 +1,7 @@
 """What is done stays done; what is not sure is done again; one run at a time."""
 
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch.errors import InputError, OutputLockedError, StorageError
+from batch.reporting.tally import Tally
 from batch.storage.hashing import IdDigest
 from batch.storage.manifest import Proof, finished, manifest_version, remove_manifest, write_manifest
 from batch.storage.output import prove, write_rows
@@ -22,7 +24,9 @@ from batch.storage.receipts import Receipt, Receipts, part_name
 from batch.storage.store import LocalStore
 from batch.storage.units import Plan
 from batch.storage.workdir import KEPT, WorkDir, changes, work_dir
+from tests.batch.storage import examples
 
+RUN = examples.RUN
 FACTS: dict[str, Any] = {"input": {"size": 10, "files": ["a", "b"]}, "adapter": "0" * 64}
 ROOT = Path(__file__).parents[3]
 PLAN = Plan(30, 3)
@@ -57,7 +61,7 @@ def attempted(receipts: Receipts, index: int, attempt: str) -> bool:
         write_rows(location, table.to_batches(), table.schema)
     found = prove(receipts.store.location(name))
     facts = (unit.index, unit.start, unit.rows, found.ids, name, found.sha256, found.bytes)
-    return receipts.add(Receipt(*facts, tally={}, engine={}, attempt=attempt))
+    return receipts.add(Receipt(*facts, tally=Tally().as_json(), engine={}, attempt=attempt))
 
 
 def fill(work: Path, units: int = 3) -> None:
@@ -273,6 +277,55 @@ def test_somebodys_file_is_no_lock(tmp_path: Path, leave: str) -> None:
     assert victim.read_text() == before and lock.exists()
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """FAT has none: the first attempt still wins, and one that was killed before its end does not."""
+
+    def refuse(*paths: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = LocalStore(tmp_path)
+    assert store.create("a", b"first") and not store.create("a", b"second")
+    assert store.read("a") == b"first" and store.names("") == ["a"] and len(os.listdir(tmp_path)) == 1
+    with Ledger.open(tmp_path / "work", FACTS) as ledger:
+        (tmp_path / "work/receipts/00000.json").touch()  # claimed, and no more
+        assert ledger.score(0) and ledger.done == [0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
+def test_a_folder_that_another_user_laid_there(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    os.chown(work, 12345, 12345)
+    work.chmod(0o777)
+    with pytest.raises(InputError, match="another user's"):
+        Ledger.open(work, FACTS)
+    work.chmod(0o755)  # nobody else can have written in it since it was a service's own
+    Ledger.open(work, FACTS).work.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lay another user's file there")
+def test_another_users_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "work.lock").touch()
+    (tmp_path / "work.lock").chmod(0o600)
+    os.chown(tmp_path / "work.lock", 12345, 12345)
+    opened = (
+        "from pathlib import Path; from batch.storage.workdir import WorkDir; WorkDir.open(Path('work'), {})"
+    )
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", sys.executable, "-c", opened],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "work.lock is another user's lock; remove it" in done.stderr.splitlines()[-1]
+
+
 def test_one_folder_for_many_outputs(tmp_path: Path) -> None:
     """`--work-dir` is shared: each output's work has a folder of its own in it, that only this user can enter."""
     folders = {work_dir(str(tmp_path / f"{place}/out.parquet"), tmp_path) for place in "ab"}
@@ -343,24 +396,24 @@ def finish_run(output: Path, facts: dict[str, Any]) -> Proof:
 
     output.write_bytes(b"rows")
     proof = dataclasses.replace(PROOF, sha256=hashlib.sha256(b"rows").hexdigest())
-    write_manifest(str(output), facts, proof, rows_per_second=3.5)
+    write_manifest(str(output), facts, proof, run=RUN, drift=None)
     return proof
 
 
 def test_finished_only_for_the_same_job_and_the_same_bytes(tmp_path: Path) -> None:
-    output = tmp_path / "out.parquet"
-    assert finished(str(output), FACTS) is None
-    proof = finish_run(output, FACTS)
-    manifest = finished(str(output), FACTS)
+    output, facts = tmp_path / "out.parquet", examples.FACTS
+    assert finished(str(output), facts) is None
+    proof = finish_run(output, facts)
+    manifest = finished(str(output), facts)
     assert manifest is not None
     assert manifest["output"]["sha256"] == proof.sha256
-    assert manifest["rows_per_second"] == 3.5
-    assert finished(str(output), {**FACTS, "adapter": "1"}) is None
+    assert manifest["run"] == RUN
+    assert finished(str(output), {**facts, "adapter": "1"}) is None
     output.write_bytes(b"other")
-    assert finished(str(output), FACTS) is None
+    assert finished(str(output), facts) is None
     output.unlink()
-    assert finished(str(output), FACTS) is None
+    assert finished(str(output), facts) is None
     (tmp_path / "out.parquet.manifest.json").write_text("[]")
-    assert finished(str(output), FACTS) is None
+    assert finished(str(output), facts) is None
     remove_manifest(str(output), manifest_version(str(output)))
     assert not os.listdir(tmp_path)

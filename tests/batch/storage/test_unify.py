@@ -157,8 +157,8 @@ def test_order_and_nullability_differ_freely(tmp_path: Path) -> None:
     assert rows(backlog).to_pydict() == {"id": ["a", "b"], "x": [1, None], "request": ["find it"] * 2}
 
 
-def levels(*values: str, codes: tuple[int, ...] = (0, 0)) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array(values), ordered=True)
+def levels(*values: str, codes: Sequence[int] = (0, 0)) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int16()), pa.array(values), ordered=True)
 
 
 def test_levels_are_kept_in_their_order(tmp_path: Path) -> None:
@@ -176,7 +176,42 @@ def test_levels_that_contradict_are_ordered_no_longer_and_that_is_told(tmp_path:
     backlog = opened(files(tmp_path, levels("a", "b", codes=(1, 0)), levels("b", "a", codes=(1, 0))))
     assert not backlog.schema.field("x").type.ordered
     assert rows(backlog)["x"].to_pylist() == ["b", "a", "a", "b"]
-    assert backlog.notes == ("column 'x' has its levels in more than one order: it is no longer ordered",)
+    assert backlog.notes == ("column 'x' is no longer ordered: its levels come in more than one order",)
+
+
+def test_an_order_that_not_every_file_has_is_lost_and_that_is_told(tmp_path: Path) -> None:
+    backlog = opened(files(tmp_path, levels("a", "b", codes=(1, 0)), pa.array(["b", "c"])))
+    assert rows(backlog)["x"].to_pylist() == ["b", "a", "b", "c"]
+    assert backlog.notes == ("column 'x' is no longer ordered: not every file has its levels",)
+
+
+@pytest.mark.parametrize("count", [3, 3000])
+def test_no_value_is_lost_where_the_levels_are_not_in_the_file(tmp_path: Path, count: int) -> None:
+    """A plain page has no dictionary: pyarrow makes one of the values of each batch, in the order that they come."""
+    names = [f"level {index}" for index in range(count)]
+    column = levels(*names, codes=range(count - 1, -1, -1))
+    table = pa.table({"id": range(count), "request": column, "x": column})
+    pq.write_table(table, tmp_path / "in.parquet", use_dictionary=False)
+    backlog = opened(tmp_path / "in.parquet")
+    found = pa.Table.from_batches(backlog.batches(size=1000), backlog.schema)
+    assert found["x"].to_pylist() == names[::-1] == found["request"].to_pylist()
+
+
+def test_no_value_is_lost_where_a_row_group_has_two_dictionaries(tmp_path: Path) -> None:
+    """The second one's values lie in plain pages."""
+    halves = [levels("low", codes=(0, 0)), levels("low", "high", codes=(1, 0))]
+    ids = iter(range(4))
+    parts = [pa.table({"id": [next(ids), next(ids)], "request": ["a", "b"], "x": half}) for half in halves]
+    pq.write_table(pa.concat_tables(parts), tmp_path / "in.parquet")
+    assert rows(opened(tmp_path / "in.parquet"))["x"].to_pylist() == ["low", "low", "high", "low"]
+
+
+def test_levels_too_large_for_a_dictionary_page_are_ordered_no_longer(tmp_path: Path) -> None:
+    """Parquet's writer would put the output's values into plain pages."""
+    column = levels("a" * (1 << 19), "b" * (1 << 20), codes=(1, 0))
+    backlog = opened(files(tmp_path, column))
+    assert not backlog.schema.field("x").type.ordered and len(backlog.notes) == 1
+    assert rows(backlog)["x"].to_pylist() == column.to_pylist()
 
 
 def test_metadata_stays_and_what_would_hide_the_answers_does_not(tmp_path: Path, contract: Contract) -> None:
@@ -263,19 +298,26 @@ def test_marks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, 
 def test_timestamps_without_a_logical_type_stay(
     tmp_path: Path, unit: str, converted: bytes, nested: bool
 ) -> None:
-    """As parquet-mr wrote them before 2.4, and Avro's converter: without zone to DuckDB."""
+    """As parquet-mr wrote them before 2.4, and Avro's converter: without zone to DuckDB and Polars."""
     times = (
         pa.array(["2026-11-02T06:09:00.250", None]).cast(pa.timestamp(unit)).cast(pa.timestamp(unit, "UTC"))
     )
     column = pa.StructArray.from_arrays([times], ["at"]) if nested else times
     table = pa.table({"id": ["a", "b"], "request": ["x"] * 2, "x": column})
-    pq.write_table(table, tmp_path / "plain.parquet", store_schema=False)
+    with pq.ParquetWriter(tmp_path / "plain.parquet", table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"whose": "mine"})
     mark_footer(tmp_path / "plain.parquet", tmp_path / "in.parquet", {6: (5, converted)}, without=[10])
     written(opened(tmp_path / "in.parquet"), tmp_path / "out.parquet")
     seen = [duckdb.read_parquet(f"{tmp_path}/{name}.parquet") for name in ("in", "out")]
     assert seen[0].types == seen[1].types and "TIME ZONE" not in str(seen[0].types)
     assert str(seen[0].fetchall()) == str(seen[1].fetchall())
     assert pq.read_table(tmp_path / "out.parquet")["x"].to_pylist() == column.to_pylist()
+    polars = [pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("in", "out")]
+    assert polars[0].schema == polars[1].schema and "time_zone=None" in str(polars[0].schema["x"])
+    assert polars[0].equals(polars[1])
+    made, read = (pq.read_schema(tmp_path / f"{name}.parquet") for name in ("out", "in"))
+    assert made.equals(read) and made.metadata == {b"whose": b"mine"}
 
 
 def mark_footer(
@@ -292,6 +334,23 @@ def mark_footer(
     tail = data[-8 - size : -8]
     tail = tail[: start + 1] + b"".join(map(footer._encoded, elements)) + tail[end:]
     target.write_bytes(data[: -8 - size] + tail + len(tail).to_bytes(4, "little") + b"PAR1")
+
+
+@pytest.mark.parametrize("kind", [pl.Int128, pl.UInt128, pl.List(pl.Int128)])
+def test_whole_numbers_of_128_bits_are_refused_with_the_cast_to_write(tmp_path: Path, kind: Any) -> None:
+    """Only Polars writes them; Arrow has no such type."""
+    path, numbers = tmp_path / "in.parquet", [[1], [2]] if isinstance(kind, pl.List) else [1, 2]
+    plain = pl.DataFrame({"id": ["a", "b"], "request": ["x", "y"], "uuid": [b"0" * 16, b"1" * 16]})
+    table = plain.with_columns(pl.Series("n", numbers, dtype=kind))
+    table.write_parquet(path)
+    with pytest.raises(
+        InputError, match=r"in\.parquet: column 'n' is of .*in Polars, write it with \.cast\(pl\.Int64\)"
+    ):
+        opened(path)
+    for cast in (pl.Int64, pl.String):
+        narrow = pl.List(cast) if isinstance(kind, pl.List) else cast
+        table.with_columns(pl.col("n").cast(narrow)).write_parquet(path)
+        assert rows(opened(path)).num_rows == 2
 
 
 def test_a_mark_that_not_every_file_has_is_told(tmp_path: Path) -> None:

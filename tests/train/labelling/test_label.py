@@ -201,3 +201,14 @@ def test_what_is_read_is_not_written_over(scored: pl.DataFrame, tmp_path: Path) 
         result = command(*line)
         assert result.exit_code == 2 and "is one of the input's files; choose another name" in result.output
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_nothing_is_written_among_the_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = write(tmp_path / "rows.jsonl", lines(ROOT / "data/v2/train.jsonl")[:20])
+    champion = tmp_path / "adapters/aliases/champion"
+    champion.parent.mkdir(parents=True)
+    champion.write_text("x")
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(tmp_path / "adapters"))
+    result = command("lint", rows, *CONTRACT, "--json", champion)
+    assert result.exit_code == 2 and "lies in the registry's folder; choose another place" in result.output
+    assert champion.read_text() == "x"
