@@ -30,6 +30,19 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(
     assert list((tmp_path / "bases").iterdir()) == []
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_folder_that_is_there_is_not_taken_for_the_files(
+    tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was printed as if it had been made, whatever lay in it."""
+    monkeypatch.setenv("BATCH_ROUTE_BASES", str(tmp_path / "bases"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (home := tmp_path / ("mine" if named else "bases/model")).mkdir(parents=True)
+    words = ["base", str(tmp_path / "model.gguf"), *(["--out", str(home)] if named else [])]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and f"{home} exists; use it as it is" in result.output
+
+
 def test_a_folder_of_several_says_to_name_one(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")

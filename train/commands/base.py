@@ -27,6 +27,8 @@ def base(source: str, out: Path | None) -> None:
     if not os.path.isfile(file) or file.suffix != ".gguf":
         raise ConfigError(f"{source} is not a GGUF file; give its path, or one of {', '.join(PACKAGES)}")
     home = out or bases_root() / (source if source in PACKAGES else file.stem)
+    if os.path.lexists(home) and (out or source not in PACKAGES):  # nothing says what it was made of
+        raise ConfigError(f"{home} exists; use it as it is, remove it, or name another folder with --out")
     click.echo(str(converted(file, home.absolute())))
 
 
