@@ -92,6 +92,22 @@ def refuse_kept(options: Options, registry: Registry | None = None) -> None:
     refuse_inside({"output": options.output, **options.folders}, kept)
 
 
+def refuse_together(options: Options) -> None:
+    """Refuse options that exclude each other: `InputError`."""
+    if options.tensor_parallel > 1 and options.draft_tokens:
+        raise InputError("--draft-tokens and --tensor-parallel exclude each other; leave one of them out")
+    if options.ray is not None and options.retry_errors:
+        raise InputError("--retry-errors has few rows to score: leave out --ray")
+    whole = {
+        "--fresh": options.fresh,
+        "--retry-errors": options.retry_errors,
+        "--ray": options.ray is not None,
+    }
+    for option, given in whole.items():
+        if given and options.shard:
+            raise InputError(f"{option} is for a whole run and does not go with --shard; leave it out")
+
+
 @contextlib.contextmanager
 def of_the_backlog() -> Iterator[None]:
     """A fault of the input's own in the block: `BacklogError`."""
@@ -111,8 +127,7 @@ def check(options: Options, registry: Registry | None = None, written: WrittenPl
         placements(options.devices, options.threads, options.tensor_parallel)
     else:
         check_asked(options.ray, options.devices)
-    if options.tensor_parallel > 1 and options.draft_tokens:
-        raise InputError("--draft-tokens and --tensor-parallel exclude each other; leave one of them out")
+    refuse_together(options)
     registry = registry or Registry()
     refuse_kept(options, registry)
     check_output(options.input, options.output, options.folders)

@@ -14,7 +14,7 @@ from batch.adapter.registry import Registry
 from batch.contract.json_text import as_json
 from batch.engine import EngineSpec
 from batch.engine.supervisor import Supervisor
-from batch.errors import InputError, deadline, signals_raise
+from batch.errors import deadline, signals_raise
 from batch.job import Job, Options, check, kept_folders, work_dir_of
 from batch.launch import local
 from batch.launch.devices import placements
@@ -53,8 +53,6 @@ def run(
     kept = kept_folders(options, registry)
     told = observer.around(options.input, options.output, options.adapter, options.max_error_rate, kept)
     with told, lock_output(options.output), signals_raise(), deadline(options.deadline):
-        if options.ray is not None and options.retry_errors:
-            raise InputError("--retry-errors has few rows to score: leave out --ray")
         job = check(options, registry)
         plan = plan_of(job)
         observer.checked(job.backlog, plan, job.base)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from batch.adapter.registry import Registry
-from batch.errors import InputError, deadline, signals_raise
-from batch.job import Job, Options, check, kept_folders, refuse_kept, work_dir_of
+from batch.errors import deadline, signals_raise
+from batch.job import Job, Options, check, kept_folders, refuse_kept, refuse_together, work_dir_of
 from batch.launch import local
 from batch.launch.part_writer import kept_tally
 from batch.reporting.observer import Observer
@@ -71,25 +71,13 @@ def score_shard(options: Options, observer: Observer | None = None, registry: Re
         return Left(len(plan.units) - found, len(plan.units))
 
 
-def _refuse(options: Options) -> None:
-    """What does not go with a shard: `InputError`."""
-    whole = {
-        "--fresh": options.fresh,
-        "--retry-errors": options.retry_errors,
-        "--ray": options.ray is not None,
-    }
-    for option, given in whole.items():
-        if given:
-            raise InputError(f"{option} is for a whole run and does not go with --shard; leave it out")
-
-
 @contextlib.contextmanager
 def _joined(options: Options, registry: Registry | None) -> Iterator[tuple[Job, WorkDir | None]]:
     """The checked job and its folder, shared; None where its output is complete. The first shard checks the
     whole input and writes the plan down. Those that come meanwhile and see its folder wait for it, and no
     other job takes that as long as one lives; in a store the plan is of the job whose shard began last.
     """
-    _refuse(options)
+    refuse_together(options)
     refuse_kept(options, registry)  # before there is a lock or a folder
     path = work_dir_of(options)
     plans = plan_store(options.output, path)

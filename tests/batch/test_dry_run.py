@@ -30,3 +30,22 @@ def test_a_refusal_is_json_where_that_is_asked_for(tmp_path: Path) -> None:
     assert told.exit_code == 2
     line = json.loads(told.stderr)
     assert line["level"] == "error" and "no.parquet" in line["message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ray", "127.0.0.1:1", "--retry-errors"], "--retry-errors has few rows to score"),
+        (["--shard", "0/2", "--fresh"], "--fresh is for a whole run"),
+        (["--shard", "0/2", "--retry-errors"], "--retry-errors is for a whole run"),
+        (["--shard", "0/2", "--ray", "127.0.0.1:1"], "--ray is for a whole run"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_a_run_refuses_together_is_refused_dry(
+    options: list[str], message: str, dry: list[str], tmp_path: Path
+) -> None:
+    told = CliRunner().invoke(
+        main, [str(tmp_path / "no.parquet"), str(tmp_path / "out.parquet"), *options, *dry]
+    )
+    assert told.exit_code == 2 and message in told.stderr
