@@ -87,7 +87,8 @@ def shard(wanted: Any, outlets: Any) -> None:
     if outlets.report:
         raise InputError("--report is for a whole output; give it to `batch-route commit`")
     with logged(outlets.log_json), nullcontext() if outlets.log_json else ProgressLine() as progress:
-        left = score_shard(wanted, Observer(outlets, progress))
+        phases = progress.phase if progress else None
+        left = score_shard(wanted, Observer(outlets, progress, phases))
     name, output = "{}/{}".format(*wanted.shard), one_line(wanted.output)
     if left.done:
         told = f"{output} is complete already; nothing was done"

@@ -40,12 +40,14 @@ EXIT_TOO_MANY_ERRORS = 3  # no error: the output is complete, but more of its ro
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
-# A secret may hold slashes. What stands before an Azure account's name is a container.
+# A secret may hold slashes; a web server may have a port. Before an Azure account's name stands a container.
 USER = re.compile(
-    r"(?<!hdfs)://[^/@:]*:.*@|://(?![^/@:]*@[^/@]*\.core\.windows\.net)[^/]*@", re.DOTALL | re.IGNORECASE
+    r"(?:(?<=http)|(?<=https))://[^/@:]*:(?!\d{1,5}/).*@|(?<!hdfs)(?<!http)(?<!https)://[^/@:]*:.*@|"
+    r"://(?![^/@:]*@[^/@]*\.core\.windows\.net)[^/]*@",
+    re.DOTALL | re.IGNORECASE,
 )
 # A `?` before a path's next folder, as in `s3://bucket/part-?/day=1`, is a glob's.
-OPTIONS = re.compile(r"(https?://[^?]*(?=\?)|://[^?]*(?=\?[^/?]*=)).*", re.DOTALL | re.IGNORECASE)
+OPTIONS = re.compile(r"(https?://[^?]*(?=\?.*=)|(?<!file)://[^?]*(?=\?[^/?]*=)).*", re.DOTALL | re.IGNORECASE)
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import select
 import sys
 from typing import Any, TextIO
 
@@ -42,9 +43,11 @@ class _Stream(io.FileIO):
                 if not stderr and error.errno != errno.EPIPE:
                     raise
                 break
-            if written is None and not stderr:
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            left = left[len(left) if written is None else written :]
+            if written is None:  # it would block
+                if stderr:
+                    break
+                select.select([], [self], [])
+            left = left[written or 0 :]
         return len(data)
 
 

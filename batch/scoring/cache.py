@@ -26,6 +26,7 @@ from batch.storage.location import refused_or_failed
 
 PATIENCE = 30.0  # seconds to wait for another run's write
 EVICT = 10  # one entry in so many goes when the file is full
+GIVEN_BACK = 2000  # pages in a row, of 4 KiB each: 0.2 s
 PAGE = 4096  # bytes of one of the file's pages
 MARK_AT = 10_000  # used entries, to mark them as used
 CHECK_BYTES = 8
@@ -193,7 +194,8 @@ class AnswerStore:
                 break
             oldest = "SELECT key FROM answers ORDER BY used LIMIT ?"
             self._database.execute(f"DELETE FROM answers WHERE key IN ({oldest})", (count // EVICT + 1,))
-        for _ in range(self._pragma("freelist_count")):  # the file gives back what is free
+        # The file gives back what is free, not all at once: others wait meanwhile.
+        for _ in range(min(GIVEN_BACK, self._pragma("freelist_count"))):
             self._database.execute("PRAGMA incremental_vacuum")  # one page: Python takes one step of it
 
     def _bytes(self) -> int:

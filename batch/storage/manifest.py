@@ -24,6 +24,7 @@ from batch.storage.store import store_at
 MOST_BYTES = 64 << 20  # a larger file is not one of our manifests, nor a larger footer one of our parts'
 WRITER = b"batch_route.version"  # in the footer of every file that a run wrote
 OURS = {"job": dict, "output": dict, DIGEST: str}, {"job": dict, "output": {"sha256": str}}
+BEGINNING = b'{\n  "job": {'  # of each
 FILE = {"rows": int, "ids": str, "sha256": str, "bytes": int}
 MEASURE = {"field": str, "of": str, "psi": NUMBER, "by_chance": NUMBER, "level": str}
 EARLIER = {"output": str, "sha256": str, "tally": TALLY}
@@ -219,10 +220,10 @@ def whole_manifest(output: str) -> dict[str, Any]:
 
 
 def _read(location: Location) -> bytes:
-    """Nothing where there is no file, or one too large."""
+    """Nothing where there is no file, and of one too large its beginning."""
     try:
         with location.filesystem.open_input_file(location.path) as stream:
-            return bytes(stream.read()) if stream.size() <= MOST_BYTES else b""
+            return bytes(stream.read(MOST_BYTES))
     except FileNotFoundError:
         return b""
     except (OSError, pa.ArrowException) as error:
@@ -230,11 +231,13 @@ def _read(location: Location) -> bytes:
 
 
 def _is_ours(data: bytes) -> bool:
-    """Whether these are a manifest's bytes, damaged or not: no other program's file."""
+    """Whether these are a manifest's bytes, damaged or cut off or not, and no other program's file; nothing
+    at all, as a power cut leaves it, is nobody's.
+    """
     try:
-        return fits(parse_json(data), OURS)
+        return not data.strip(b"\0") or fits(parse_json(data), OURS)
     except ValueError:
-        return False
+        return data.startswith(BEGINNING)
 
 
 def _unreadable(location: Location, error: BaseException) -> BatchRouteError:

@@ -1,6 +1,7 @@
 """Where a run reads and writes: no two of its places may be one, whatever they are called."""
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,11 @@ from batch.storage.store import store_at
 
 NAME_BYTES = 255  # of a file's name, at most
 LONGEST_SUFFIX = ".manifest.json"  # of the files beside an output
+MADE = {  # names of a run's own in folders in which others may write too
+    "--work-dir": r".*\.work(-.*|\.lock)?",
+    "--cache": r"answers\.sqlite.*",
+    "the registry": r"[0-9a-f]{64}|aliases|promotions\.jsonl|\..*",
+}
 Places = Mapping[str, str | Path | None]  # by option; None is not asked for
 
 
@@ -69,14 +75,18 @@ def check_outlets(source: str, output: str, outlets: Places, kept: Places | None
 
 
 def refuse_inside(places: Places, folders: Places) -> None:
-    """Refuse a place to write that is one of these folders or lies in it: `InputError`."""
+    """Refuse a place to write that is one of these folders or lies in it, as far as a run's files do:
+    `InputError`.
+    """
     kept = {_identity(folder): what for what, folder in folders.items() if folder is not None}
     for what, path in places.items():
         if path is None or not is_local(path):
             continue
         real = Path(os.path.realpath(Location.of(path).path))
-        for above in (real, *real.parents):
-            if other := kept.get(_identity(above)):
+        above = (real, *real.parents)
+        for folder, name in zip(above, ["", *(each.name for each in above)], strict=False):
+            other = kept.get(_identity(folder))
+            if other and (not name or re.fullmatch(MADE.get(other, ".*"), name, re.DOTALL)):
                 raise InputError(
                     f"{what} {printable(str(path))} lies in {other}'s folder; choose another place"
                 )
@@ -86,15 +96,16 @@ def _refuse_own(output: str, what: str, path: str | Path) -> None:
     """Refuse what only a run itself may write of its output: `InputError`."""
     if not is_local(output):
         return
-    place = Path(Location.of(output).path)
-    folder, real = os.path.realpath(place.parent), os.path.realpath(Location.of(path).path)
-    name = os.path.relpath(real, folder).split("/")[0]
+    place, real = Location.of(output).path, os.path.realpath(Location.of(path).path)
     inside = os.path.relpath(real, os.path.realpath(place)) if is_folder(output) else ""
-    rows = "/" not in inside and inside.endswith(".parquet")
+    part = "/" not in inside and inside.endswith(".parquet")
+    folder, base = os.path.split(place)
+    beside = os.path.relpath(real, os.path.realpath(folder)).split("/")[0]
     if (
-        rows
+        part
         or inside in (SUCCESS, "manifest.json")
-        or name.startswith((f".{place.name}.lock", f".{place.name}.work"))
+        or beside == f".{base}.lock"
+        or beside.startswith(f".{base}.work")
     ):
         raise InputError(f"{what} {printable(str(path))} is a file of the output's own; choose another place")
 

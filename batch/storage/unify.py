@@ -53,13 +53,15 @@ def unify(files: Sequence[ParquetSource], found: Sequence[Found]) -> Unified:
     for name, field in fields.items():
         if not any(is_ordered(file.schema.field(name).type) for file in files):
             continue
-        why = "not every file has its levels"
+        merged, why = None, "not every file has its levels"
         if is_ordered(field.type):
-            if (merged := _levels(files, field)) is not None:
-                levels[name] = merged
-                continue
-            fields[name] = field.with_type(pa.dictionary(pa.int32(), field.type.value_type))
-            why = "its levels come in more than one order"
+            merged, why = _levels(files, field)
+            fields[name] = field.with_type(
+                pa.dictionary(pa.int32(), field.type.value_type, merged is not None)
+            )
+        if merged is not None:
+            levels[name] = merged
+            continue
         notes.append(f"column {name!r} is no longer ordered: {why}")
     metadata = _metadata(files, notes)
     if kept := _annotations(files, fields, notes):
@@ -68,16 +70,25 @@ def unify(files: Sequence[ParquetSource], found: Sequence[Found]) -> Unified:
     return Unified(pa.schema([*fields.values(), *keys], metadata or None), levels, tuple(notes), marked)
 
 
-def _levels(files: Sequence[ParquetSource], field: pa.Field) -> pa.Array | None:
-    """One order of the column's levels, as the output's dictionary can hold it; None where there is none."""
-    found: list[pa.Array] = []
+def _levels(files: Sequence[ParquetSource], field: pa.Field) -> tuple[pa.Array | None, str]:
+    """One order of the column's levels, as the output's dictionary can hold it; None where there is none, and
+    why.
+    """
+    found: dict[tuple[object, ...], pa.Array] = {}  # by the values
+    last = None
     for levels in (levels for file in files for levels in file.levels(field.name)):
-        if found and found[-1].equals(levels):
+        if last is not None and last.equals(levels):
             continue
-        found.append(levels.cast(field.type.value_type))
-        if len(found) > MOST_ORDERS or levels.nbytes > LEVEL_BYTES:
-            return None
-    return merged_levels(found) if found else pa.array([], field.type.value_type)
+        if levels.nbytes > LEVEL_BYTES:
+            return None, "its levels are larger than a dictionary's page"
+        found[tuple(levels.to_pylist())] = levels.cast(field.type.value_type)
+        last = levels
+        if len(found) > MOST_ORDERS:
+            break
+    if not found:
+        return pa.array([], field.type.value_type), ""
+    merged = merged_levels([*found.values()]) if len(found) <= MOST_ORDERS else None
+    return merged, "its levels come in more than one order"
 
 
 def _check_names(file: ParquetSource, first: ParquetSource) -> None:

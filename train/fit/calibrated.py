@@ -83,8 +83,8 @@ def check_unseen(
         known.add(row.request)
     if seen := [row for row in rows if known.nearest(row.request)]:
         raise DatasetError(
-            f"{seen[0].where}: this request and {len(seen) - 1} more of {len(rows)} are those that adapter "
-            f"{bundle.digest[:12]} was trained on, or nearly; calibrate on others"
+            f"{len(seen)} of {len(rows)} requests are those that adapter {bundle.digest[:12]} was trained "
+            f"on, or nearly, the first at {seen[0].where}; calibrate on others"
         )
 
 

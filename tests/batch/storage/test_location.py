@@ -120,6 +120,8 @@ def test_uris() -> None:
         Location.of("nosuch://bucket/x")
     for name in ("s3://bucket/x?token=y", "S3://b/part-?/day=1/a@b:c", "hdfs://h:8020/a@b", "a?b=c", "a:b@c"):
         assert shown(name) == name.removesuffix("?token=y")
+    for harmless in ("https://host:8080/a/u@b.com/x", "https://help.example/a?b", "file:///a?b=c.parquet"):
+        assert shown(harmless) == harmless
     for credentials in ("key:secret", "key:se/cr+et=", "key:12/secret", "key:s@e/c@ret", "token"):
         assert shown(f"s3://{credentials}@bucket/x") == "s3://bucket/x"
         with pytest.raises(InputError, match="it holds credentials"):

@@ -206,11 +206,24 @@ def test_no_value_is_lost_where_a_row_group_has_two_dictionaries(tmp_path: Path)
     assert rows(opened(tmp_path / "in.parquet"))["x"].to_pylist() == ["low", "low", "high", "low"]
 
 
+def test_two_orders_in_turn_are_two(tmp_path: Path) -> None:
+    """However often they come."""
+    pair = [levels("low", "mid", "high"), levels("low", "high")]
+    files(tmp_path, *(pair[index % 2] for index in range(60)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("batch.storage.unify.MOST_ORDERS", 5)
+        backlog = opened(tmp_path)
+    assert backlog.schema.field("x").type.ordered and backlog.notes == ()
+
+
 def test_levels_too_large_for_a_dictionary_page_are_ordered_no_longer(tmp_path: Path) -> None:
     """Parquet's writer would put the output's values into plain pages."""
     column = levels("a" * (1 << 19), "b" * (1 << 20), codes=(1, 0))
     backlog = opened(files(tmp_path, column))
-    assert not backlog.schema.field("x").type.ordered and len(backlog.notes) == 1
+    assert not backlog.schema.field("x").type.ordered
+    assert backlog.notes == (
+        "column 'x' is no longer ordered: its levels are larger than a dictionary's page",
+    )
     assert rows(backlog)["x"].to_pylist() == column.to_pylist()
 
 
