@@ -7,7 +7,7 @@ import click
 
 from batch.cli_errors import ErrorGroup, printable
 from batch.errors import InputError, one_line
-from train.commands.options import NAME, PATH
+from train.commands.options import PATH, text_option
 from train.labelling.start import start
 
 
@@ -18,14 +18,7 @@ def contract() -> None:
 
 @contract.command()
 @click.argument("labelled", type=PATH)
-@click.option(
-    "--text-column",
-    metavar="NAME",
-    type=NAME,
-    default="request",
-    show_default=True,
-    help="Column of request texts.",
-)
+@text_option
 @click.option(
     "--label-column",
     "label_columns",

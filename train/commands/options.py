@@ -65,3 +65,7 @@ def _paths(value: Any) -> Iterator[str | Path]:
 
 
 json_option = outlet("--json", "json_path", help="Write everything here as JSON.")
+text_option = click.option(
+    "--text-column", metavar="NAME", type=NAME, default="request", show_default=True,
+    help="Column of request texts.",
+)  # fmt: skip

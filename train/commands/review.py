@@ -11,7 +11,7 @@ from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line
 from batch.storage.location import write_file
-from train.commands.options import NAME, PATH, outlet, writable
+from train.commands.options import NAME, PATH, outlet, text_option, writable
 from train.dataset import load_rows
 from train.decisions import DecisionLog
 from train.review import apply as people
@@ -85,14 +85,7 @@ prefix_option = click.option("--prefix", metavar="P", default="", help="The --pr
 )
 @contract_option
 @id_option
-@click.option(
-    "--text-column",
-    metavar="NAME",
-    type=NAME,
-    default="request",
-    show_default=True,
-    help="Column of request texts.",
-)
+@text_option
 @prefix_option
 def review(
     scored: Path,
