@@ -86,7 +86,7 @@ def test_a_step_is_one_graph_where_its_attention_can_be_captured(
 
 @pytest.mark.parametrize("machine", [H100, T4])
 def test_a_gpus_logits_are_float32(machine: Machine, spec: EngineSpec) -> None:
-    """On an H200 one of 191 rows had another label than on the CPU: 0.55 against 0.45, a bfloat16 step apart."""
+    """On an H200 one of 191 rows had another label than on the CPU, 0.55 against 0.45: bfloat16 may be why."""
     mini = dataclasses.replace(spec, base=str(ROOT / "data/mini-base"))
     overrides = machine.settings(mini, 512, 0)["hf_overrides"]
     config = ModelConfig(
