@@ -39,7 +39,7 @@ from batch.run import EnginesFor, start_engines, wanted_engines
 from batch.storage.listing import refuse_tables_above, unread
 from batch.storage.location import Location, is_local, reason
 from batch.storage.manifest import manifest_location, read_manifest
-from batch.storage.places import check_folder, check_name
+from batch.storage.places import check_folders, check_name
 from batch.storage.workdir import job_in
 
 POLL = 1.0  # seconds between two looks at the folder
@@ -118,9 +118,7 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     refuse_tables_above(Location.of(inbox), os.path.abspath(inbox))
     if inbox.resolve() == outbox.resolve():
         raise InputError("--watch: the outputs would be taken for inputs; name another folder for them")
-    for what, given in {"--work-dir": options.work_dir, "--cache": options.cache}.items():
-        if given is not None:
-            check_folder(given, f"{what} {given}", "choose another place")
+    check_folders(options.folders)
     files: dict[Path, File] = {}
     left: dict[Path, str] = {}
     warm = WarmEngines()

@@ -55,9 +55,9 @@ def compare(previous: EarlierRun | None, tally: Tally) -> dict[str, Any] | None:
     """The manifest's `drift`: a measure for each field's label mix and for its and the product's score
     deciles.
     """
-    before = _tally_of(previous)
-    if previous is None or before is None:
+    if previous is None:
         return None
+    before = Tally.from_json(previous["tally"])
     measures = []
     for field in (name for name in tally.values if name in before.values):
         labels = sorted({*tally.values[field], *before.values[field]})
@@ -80,8 +80,7 @@ def earlier_run(output: str, job: Mapping[str, Any]) -> EarlierRun | None:
     own = read_manifest(manifest_location(output))
     if own is not None:
         if own["job"] == as_json(job):
-            earlier = own.get("drift")
-            redone: EarlierRun | None = earlier.get("previous") if isinstance(earlier, dict) else None
+            redone: EarlierRun | None = own["drift"] and own["drift"]["previous"]
             return redone
         return _as_earlier(own, output) if _comparable(own, job) else None
     location = Location.of(output)
@@ -98,23 +97,15 @@ def earlier_run(output: str, job: Mapping[str, Any]) -> EarlierRun | None:
         if (
             manifest is not None
             and _comparable(manifest, job)
-            and manifest["job"].get("contract") == job["contract"]
+            and manifest["job"]["contract"] == job["contract"]
         ):
             return _as_earlier(manifest, path.name.removesuffix(".manifest.json"))
     return None
 
 
 def _comparable(manifest: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
-    """Whether a manifest has a tally that can be compared, of answers that the same kind of engine made."""
-    return manifest["job"].get("engine") == job["engine"] and _tally_of(manifest.get("run")) is not None
-
-
-def _tally_of(run: Any) -> Tally | None:
-    """The tally of a file that need not be ours."""
-    try:
-        return Tally.from_json(run["tally"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
+    """Whether the same kind of engine made a manifest's answers."""
+    return bool(manifest["job"]["engine"] == job["engine"])
 
 
 def _as_earlier(manifest: Mapping[str, Any], output: str) -> EarlierRun:

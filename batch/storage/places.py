@@ -42,9 +42,7 @@ def check_output(source: str, output: str, folders: Places) -> None:
         check_writable(output, suffix=LONGEST_SUFFIX)
     if is_folder(output):
         _check_output_folder(output)
-    given = {what: folder for what, folder in folders.items() if folder is not None}
-    for what, folder in given.items():
-        check_folder(folder, f"{what} {printable(str(folder))}", "choose another place")
+    given = check_folders(folders)
     _refuse_same({"the input": source, "output": output, **given})
     _refuse_in_input(source, "output", _file_of(output))
     if work := given.get("--work-dir"):
@@ -155,6 +153,14 @@ def check_replaceable(path: str, what: str) -> None:
     except PermissionError as error:
         why = "it is another user's file in a folder where only its owner may replace it"
         raise InputError(f"cannot write {what} {printable(path)}: {why}; choose another place") from error
+
+
+def check_folders(folders: Places) -> dict[str, str | Path]:
+    """Those that are asked for, each of which can be written in. Raises `InputError`."""
+    given = {what: folder for what, folder in folders.items() if folder is not None}
+    for what, folder in given.items():
+        check_folder(folder, f"{what} {printable(str(folder))}", "choose another place")
+    return given
 
 
 def check_folder(folder: str | Path, what: str, remedy: str) -> None:

@@ -75,7 +75,7 @@ def _levels(files: Sequence[ParquetSource], field: pa.Field) -> tuple[pa.Array |
     why.
     """
     found: dict[tuple[object, ...], pa.Array] = {}  # by the values
-    last = None
+    last, contradict = None, "its levels come in more than one order"
     for levels in (levels for file in files for levels in file.levels(field.name)):
         if last is not None and last.equals(levels):
             continue
@@ -84,11 +84,9 @@ def _levels(files: Sequence[ParquetSource], field: pa.Field) -> tuple[pa.Array |
         found[tuple(levels.to_pylist())] = levels.cast(field.type.value_type)
         last = levels
         if len(found) > MOST_ORDERS:
-            break
-    if not found:
-        return pa.array([], field.type.value_type), ""
-    merged = merged_levels([*found.values()]) if len(found) <= MOST_ORDERS else None
-    return merged, "its levels come in more than one order"
+            return None, contradict
+    merged = merged_levels([*found.values()]) if found else pa.array([], field.type.value_type)
+    return merged, contradict
 
 
 def _check_names(file: ParquetSource, first: ParquetSource) -> None:

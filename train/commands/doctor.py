@@ -8,7 +8,7 @@ from batch.adapter.registry import Registry
 from batch.completion import adapters
 from batch.errors import AdapterError
 from batch.reporting.console import PlainConsole
-from train.commands.options import NAME, PATH, json_option
+from train.commands.options import PATH, base_option, json_option
 from train.doctor import as_json
 from train.doctor import doctor as examine
 from train.doctor.check import show
@@ -18,12 +18,7 @@ from train.files import write_json
 @click.command()
 @click.argument("adapter", shell_complete=adapters)
 @click.option("--data", type=PATH, help="The training rows.  [default: those that its manifest names]")
-@click.option(
-    "--base-model",
-    metavar="REF",
-    type=NAME,
-    help="The base model's folder or hub id.  [default: the bundle's]",
-)
+@base_option
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),

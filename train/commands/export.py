@@ -7,7 +7,7 @@ import click
 from batch.adapter.registry import Registry
 from batch.completion import adapters
 from batch.errors import InputError
-from train.commands.options import NAME, PATH
+from train.commands.options import PATH, base_option
 from train.exporting import DTYPES, export_for_hub, export_merged
 
 
@@ -15,12 +15,7 @@ from train.exporting import DTYPES, export_for_hub, export_merged
 @click.argument("adapter", shell_complete=adapters)
 @click.argument("folder", type=PATH)
 @click.option("--merge", is_flag=True, help="One model of base and adapter, for servers without LoRA.")
-@click.option(
-    "--base-model",
-    metavar="REF",
-    type=NAME,
-    help="The base model's folder or hub id.  [default: the bundle's]",
-)
+@base_option
 @click.option(
     "--dtype", type=click.Choice(DTYPES), help="Number format of the merged weights.  [default: the base's]"
 )

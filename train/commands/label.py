@@ -13,7 +13,7 @@ from batch.contract.json_text import json_line
 from batch.errors import DatasetError, InputError, one_line
 from batch.storage.location import write_file
 from train import label_studio
-from train.commands.options import NAME, PATH, json_option, outlet, text_option
+from train.commands.options import NAME, PATH, id_option, json_option, outlet, text_option
 from train.dataset import load_rows
 from train.evaluation.from_scored import contract_of, read_scored
 from train.files import write_json
@@ -88,7 +88,7 @@ def lint(datasets: tuple[Path, ...], contract: str, likeness: float, json_path: 
     type=NAME,
     help="The rows' contract.  [default: that of the adapter that wrote SCORED, else data/contract.toml]",
 )
-@click.option("--id-column", type=NAME, default="id", show_default=True, help="Column of unique ids.")
+@id_option
 @text_option
 @click.option(
     "--format",

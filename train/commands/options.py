@@ -65,7 +65,14 @@ def _paths(value: Any) -> Iterator[str | Path]:
 
 
 json_option = outlet("--json", "json_path", help="Write everything here as JSON.")
+id_option = click.option(
+    "--id-column", metavar="NAME", type=NAME, default="id", show_default=True, help="Column of unique ids."
+)
 text_option = click.option(
     "--text-column", metavar="NAME", type=NAME, default="request", show_default=True,
     help="Column of request texts.",
+)  # fmt: skip
+base_option = click.option(
+    "--base-model", metavar="REF", type=NAME,
+    help="The base model's folder or hub id.  [default: the bundle's]",
 )  # fmt: skip

@@ -11,7 +11,7 @@ from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line
 from batch.storage.location import write_file
-from train.commands.options import NAME, PATH, outlet, text_option, writable
+from train.commands.options import NAME, PATH, id_option, outlet, text_option, writable
 from train.dataset import load_rows
 from train.decisions import DecisionLog
 from train.review import apply as people
@@ -36,9 +36,6 @@ def share(text: str) -> float:
 
 contract_option = click.option(
     "--contract", type=NAME, help="The labels' contract.  [default: that of the adapter that wrote SCORED]"
-)
-id_option = click.option(
-    "--id-column", metavar="NAME", type=NAME, default="id", show_default=True, help="Column of unique ids."
 )
 prefix_option = click.option("--prefix", metavar="P", default="", help="The --prefix of the run.")
 
