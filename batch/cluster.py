@@ -20,6 +20,7 @@ from batch.errors import AdapterError, BatchRouteError, EngineError, InputError,
 from batch.job import Job, Options, check, work_dir_of
 from batch.launch import ray
 from batch.launch.actor import Here, Told, lost_in
+from batch.launch.driver import Driver, DriverLost, Files, Order
 from batch.reporting.observer import Observer
 from batch.reporting.tally import Tally
 from batch.run import plan_of, start_engines, task_of
@@ -34,7 +35,7 @@ from batch.storage.written_plan import WrittenPlan
 
 CPUS = 2  # an engine's actor: one reads, tokenises and writes, the other is the engine's own
 
-Files = dict[str, bytes]
+DRIVERS = 3  # in a row that may die before they tell of a unit
 
 
 def score_on_cluster(job: Job, receipts: Receipts, observer: Observer) -> None:
@@ -46,9 +47,15 @@ def score_on_cluster(job: Job, receipts: Receipts, observer: Observer) -> None:
     plan.write(plan_store(job.options.output, work_dir_of(job.options)))
     for marker in receipts.store.names(ATTEMPTS):
         receipts.store.remove(marker)  # an earlier driver's: its actors ended with it, whatever they scored
-    counts, spare = Counts(), 0
-    while receipts.missing:
-        spare = max(spare, _one_pool(job, plan, receipts, counts, spare, observer))
+    counts, spare, died = Counts(), 0, 0
+    while left := len(receipts.missing):
+        try:
+            spare = max(spare, _one_pool(job, plan, receipts, counts, spare, observer))
+        except DriverLost as error:
+            died = died + 1 if len(receipts.missing) == left else 1
+            if died == DRIVERS:
+                raise
+            observer.emit("driver lost", level="warning", why=str(error), units=len(receipts.missing))
     observer.engine_done(0, 0, {})
 
 
@@ -58,28 +65,31 @@ def _one_pool(
     """Until every unit is scored, or those that are left wait for nodes or engines that are lost. Returns how
     many engines were lost; `spare` is how many of the actors may meet such a place.
     """
-    options, needs = job.options, (job.options.tensor_parallel, job.options.threads or CPUS)
-    pool, lost = secrets.token_hex(4), dict[str, Told]()
-    with ray.connected(options.ray or "auto"):
-        room = ray.size_of(options.devices, ray.room(*needs))
-        size = room._replace(actors=min(room.actors, len(receipts.missing) + spare))
-        files = ray.share(_files(job.adapters.default))
-        fetch = functools.partial(ray.shared, files)
-        begin = functools.partial(
-            engine_here, _for_nodes(job, size), plan.facts["adapter"], fetch, pool, ray.restarted
-        )
+    options, pool, lost = job.options, secrets.token_hex(4), dict[str, Told]()
+    order = Order(
+        address=options.ray or "auto",
+        devices=options.devices,
+        gpus=options.tensor_parallel,
+        cpus=options.threads or CPUS,
+        units=receipts.missing,
+        spare=spare,
+        files=_files(job.adapters.default),
+        begin=functools.partial(_begin, _for_nodes(job), plan.facts["adapter"], pool),
+    )
+    with contextlib.closing(Driver(order)) as driver:
+        room, size = driver.ready
         observer.emit("cluster ready", actors=size.actors, gpus=size.gpus, cpus=size.cpus)
         since = time.monotonic()  # the first receipt comes with its rows: engines' loading counts as scoring
-        for told in ray.receipts(receipts.missing, begin, size):
-            if told is None:
+        for told in driver.told():
+            if isinstance(told, int):
                 _note_lost(receipts.store, pool, lost, observer)
-                gone, left = max(0, room.actors - ray.room(*needs).actors), len(receipts.missing)
+                gone, left = max(0, room - told), len(receipts.missing)
                 waited_for = gone + sum(each["restarted"] for each in lost.values())
                 if len(lost) + gone < size.actors and left > ray.IN_FLIGHT * waited_for:
                     continue
                 if gone:
                     observer.emit("nodes lost", level="warning", engines=gone, units=left)
-                if left and len(lost) == room.actors:
+                if left and len(lost) == room:
                     # a rerun may go further than those that served, but not than those that never could
                     raise _raised(max(lost.values(), key=lambda each: int(each["exit_code"])))
                 return len(lost)
@@ -104,6 +114,15 @@ def _note_lost(store: Store, pool: str, lost: dict[str, Told], observer: Observe
         if name.startswith(lost_in(pool)) and name not in lost and (told := store.read(name)):
             lost[name] = json.loads(told)
             observer.emit("engine lost", level="warning", why=lost[name]["message"])
+
+
+def _begin(
+    options: Options, digest: str, pool: str, size: ray.Size, fetch: Callable[[], Files]
+) -> contextlib.AbstractContextManager[Here]:
+    """What an actor of a pool of that size begins with."""
+    threads = options.threads or (None if size.gpus else size.cpus)
+    options = dataclasses.replace(options, threads=threads)
+    return engine_here(options, digest, fetch, pool, ray.restarted)
 
 
 @contextlib.contextmanager
@@ -135,7 +154,7 @@ def engine_here(
         yield Here(task, Receipts(store, written.units, name), engines[0], pool, restarted())
 
 
-def _for_nodes(job: Job, size: ray.Size) -> Options:
+def _for_nodes(job: Job) -> Options:
     """The options as an actor has them: wherever it runs, paths lead to the same places."""
     options = job.options
 
@@ -149,7 +168,6 @@ def _for_nodes(job: Job, size: ray.Size) -> Options:
         work_dir=absolute(options.work_dir),
         cache=absolute(options.cache),
         base_model=absolute(_original_base(job)),
-        threads=options.threads or (None if size.gpus else size.cpus),
         devices=None,
         ray=None,
         fresh=False,
@@ -164,8 +182,8 @@ def _original_base(job: Job) -> str | None:
     return str(bundle.original_base(named)) if named else None
 
 
-def _files(bundle: Bundle) -> Files:
-    return {file.name: file.read_bytes() for file in sorted(bundle.path.iterdir()) if file.is_file()}
+def _files(bundle: Bundle) -> dict[str, Path]:
+    return {file.name: file for file in sorted(bundle.path.iterdir()) if file.is_file()}
 
 
 def _adapter_here(named: str, digest: str, fetch: Callable[[], Files]) -> str:

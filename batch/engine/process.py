@@ -3,34 +3,22 @@ meanwhile.
 """
 
 import contextlib
-import json
-import multiprocessing
 import os
-import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from batch.engine import AdapterSpec, Asked, Completion, EngineSpec
 from batch.engine.worker import Usage
-from batch.errors import ENDING, AdapterError, EngineError
-from batch.parent import own_id
+from batch.errors import AdapterError, EngineError
+from batch.parent import STOP_SECONDS, how_it_died, start_child
 
-STOP_SECONDS = 5
 PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
-LAST_LINES = 3  # of a dead engine's log, in its error, of
-LOG_TAIL = 1 << 16  # bytes
-# What the new interpreter runs: it finds this package where the parent found it, whatever the directory.
-BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from batch.engine.worker import serve; serve(*sys.argv[2:])"
-)
 
 
 class EngineProcess:
@@ -41,22 +29,9 @@ class EngineProcess:
     """
 
     def __init__(self, spec: EngineSpec, patience: float = PATIENCE) -> None:
-        # A new interpreter, not a fork: the parent has threads (Arrow's, the tokenizer's), and a forked CUDA
-        # context would be broken. Not `multiprocessing` either: it runs the caller's script again, which
-        # would need a main guard.
-        self._conn, child = multiprocessing.Pipe()
-        with _signals_wait():  # the child inherits that until it can ignore them
-            # without a name: it is gone with who holds it, however that died
-            self._log = tempfile.TemporaryFile()  # noqa: SIM115
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), str(child.fileno()), str(own_id())],
-                pass_fds=[child.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                env={**os.environ, **dict(spec.environment)},
-            )
-        child.close()
+        # without a name: it is gone with who holds it, however that died
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._conn, self._process = start_child("batch.engine.worker", self._log, dict(spec.environment))
         _bound(self._conn, patience)
         with contextlib.suppress(OSError):  # it is gone already: the next call says why
             self._conn.send(spec)
@@ -188,15 +163,9 @@ class EngineProcess:
         with contextlib.suppress(EOFError, OSError):
             while self._conn.poll(0):
                 self._note(*self._conn.recv())  # raises what it said, if it could
-        self._join()
-        code = self._process.returncode
-        how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        with contextlib.suppress(OSError):
-            end = os.fstat(self._log.fileno()).st_size
-            tail = os.pread(self._log.fileno(), LOG_TAIL, max(0, end - LOG_TAIL)).decode(errors="replace")
-            if lines := [line.strip()[:200] for line in tail.splitlines() if line.strip()]:
-                how += f"; its last lines: {' / '.join(lines[-LAST_LINES:])}"
-        return EngineError(f"the engine process died ({how}); run again to resume")
+        return EngineError(
+            f"the engine process died ({how_it_died(self._process, self._log)}); run again to resume"
+        )
 
 
 def _bound(conn: Connection, seconds: float) -> None:
@@ -207,13 +176,3 @@ def _bound(conn: Connection, seconds: float) -> None:
         limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
         pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """What would end the process is held back in the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

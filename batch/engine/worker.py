@@ -4,7 +4,6 @@ import contextlib
 import gc
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -13,8 +12,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from batch.engine import Asked, Engine, EngineSpec, build
-from batch.errors import ENDING, AdapterError, BatchRouteError, EngineError, ours
-from batch.parent import tie_to
+from batch.errors import AdapterError, BatchRouteError, EngineError, ours
+from batch.parent import leave_ending_to_parent, tie_to
 
 # requests that the engine is given at most, in multiples of what it runs at once; the others wait here
 AHEAD = 1.5
@@ -30,9 +29,7 @@ class Usage(NamedTuple):
 def serve(descriptor: str, parent: str) -> None:
     """Body of the engine process, given the number of its end of the pipe and its parent's id."""
     tie_to(int(parent))
-    for number in ENDING:  # Ctrl-C and a service's stop reach the whole group; the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    leave_ending_to_parent()
     conn = Connection(int(descriptor))
     try:
         spec: EngineSpec = conn.recv()

@@ -18,6 +18,8 @@ What Ray 2.60 does that one would not expect, and what is done about it:
 - constructor arguments are kept for the life of the job: a name and a few strings; an adapter goes through
   the object store, once a node;
 - it takes SIGTERM for itself: given back;
+- it writes into stderr, ends the process where the cluster is gone, and dies by a signal where a thread waits
+  for an answer as it is shut down: the driver is a process of its own (`driver.py`);
 - any call without a cluster starts one: turned off;
 - it reports on its use to its makers unless told not to.
 
@@ -81,14 +83,12 @@ def connected(address: str) -> Iterator[None]:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _reach(address)
-        with _silence():  # it says on stderr that it will be quiet
-            import ray
+        import ray
 
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         # one that does not answer may be up when the job is run again
         kind = EngineError if isinstance(error, OSError) else InputError
@@ -96,8 +96,7 @@ def connected(address: str) -> Iterator[None]:
         remedy = "start one (ray start --head), or name a node's HOST:PORT with --ray"
         raise kind(f"{what}: {reason(error)}; {remedy}") from error
     finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
@@ -111,19 +110,6 @@ def _reach(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH).close()
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing reaches stderr, whoever writes, in C++ too."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def room(gpus: int, cpus: int) -> Size:

@@ -170,7 +170,23 @@ def test_units_that_wait_for_an_engine_lost_on_the_way_are_scored_by_others(
     is_as_local(output, local)
 
 
-def test_a_killed_driver_is_run_again_from_what_lies_in_a_store(
+def test_a_driver_that_dies_is_replaced(
+    nodes: Nodes, tiny_bundle: Bundle, local: Path, tmp_path: Path
+) -> None:
+    """Ray ends its process by a signal of its own now and then. The job's process has no part in that."""
+    source, output = local.with_name("in.parquet"), tmp_path / "out.parquet"
+    nodes.tell(tiny_bundle, delay=0.1)
+    job = nodes.drive(tiny_bundle, source, output)
+    wait_for(1, tmp_path / ".out.parquet.work", job)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    (driver,) = (pid for pid in children if b"launch.driver" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(driver), signal.SIGSEGV)
+    told = job.communicate(timeout=120)[0]
+    assert job.returncode == 0 and "Ray's driver died (signal SIGSEGV" in told, told
+    is_as_local(output, local)
+
+
+def test_a_killed_job_is_run_again_from_what_lies_in_a_store(
     nodes: Nodes,
     weed: Weed,
     tiny_bundle: Bundle,

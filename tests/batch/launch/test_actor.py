@@ -22,7 +22,7 @@ from batch.engine.replay import FAULTS
 from batch.errors import AdapterError
 from batch.job import Options, check, work_dir_of
 from batch.launch.actor import ATTEMPTS, Told, UnitActor, lost_in
-from batch.launch.ray import Size
+from batch.launch.driver import read_files
 from batch.reporting.observer import Observer
 from batch.run import plan_of
 from batch.storage.folder import job_store, plan_store
@@ -40,9 +40,9 @@ class Cluster:
     def __init__(self, bundle: Bundle, folder: Path, rows: int, output: str = "") -> None:
         source, output = backlog(folder / "in.parquet", rows=rows), output or str(folder / "out.parquet")
         self.options = Options(str(source), output, str(bundle.path), engine="replay")
-        self.digest, self.files = bundle.digest, functools.partial(_files, bundle)
+        self.digest, self.files = bundle.digest, functools.partial(read_files, _files(bundle))
         job = check(self.options)
-        self.sent = _for_nodes(job, Size(actors=1, gpus=0, cpus=2))
+        self.sent = dataclasses.replace(_for_nodes(job), threads=2)
         self.plan = plan_of(job)
         self.work = WorkDir.open(work_dir_of(self.options), job.facts)
         self.plan.write(plan_store(output, self.work.path))
@@ -180,7 +180,7 @@ def test_a_node_serves_the_base_expanded_from_the_weights_of_the_fit(trained: Bu
     assert trained.expansion and cluster.sent.base_model is None
     original = os.path.abspath(trained.original_base())
     named = check(dataclasses.replace(cluster.options, base_model=original))
-    assert _for_nodes(named, Size(1, 0, 2)).base_model == original
+    assert _for_nodes(named).base_model == original
     for base in (None, original):
         with cluster.actor(base_model=base) as actor:
             assert json.loads(actor.score(0)["receipt"])["rows"] == 10

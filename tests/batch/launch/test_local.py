@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch import run
+from batch import parent, run
 from batch.adapter.base_model import check_divides
 from batch.adapter.bundle import Bundle
-from batch.engine import process
 from batch.engine.replay import FAULTS
 from batch.engine.supervisor import Supervisor
 from batch.errors import AdapterError, EngineError, InputError, Interrupted, StorageError
@@ -109,7 +108,7 @@ def refuse(spec):
     raise InstallationError("no GPU answers")
 if os.path.exists(os.environ.get("REFUSE", "")):
     worker.build = refuse
-worker.serve(*sys.argv[2:])
+worker.serve(*sys.argv[3:])
 """
 
 
@@ -124,7 +123,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, when: Path, *which: int) -> None:
             for index, spec in enumerate(honest(job))
         ]
 
-    monkeypatch.setattr(process, "BOOT", REFUSING)
+    monkeypatch.setattr(parent, "BOOT", REFUSING)
     monkeypatch.setattr(run, "wanted_engines", specs)
 
 
