@@ -16,11 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from batch.adapter.chat_template import DATE, NAMED_TOKENS, ChatTemplate, Style, Turns, token_text
 from batch.adapter.files import read_json
-from batch.adapter.vocabulary import Vocabulary
+from batch.adapter.vocabulary import Encoder, Vocabulary
 from batch.contract.contract import Contract
 from batch.contract.json_text import compact_json
 from batch.errors import AdapterError
@@ -126,7 +124,7 @@ class Renderer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a piece of an answer's text, as the answer alone would have them."""
-        return self._vocabulary.continuing.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+        return self._vocabulary.continuing.ids([text])[0]
 
     def encode_example(self, request: str, answer: dict[str, Any]) -> tuple[list[int], list[int]]:
         """Prompt ids and completion ids of one labelled request; training learns the completion ids only."""
@@ -170,9 +168,9 @@ class Renderer:
         """That the vocabulary spells every label and a few whole answers as they are, not normalised."""
         values = [compact_json(value) for field in self.contract.fields for value in field.values]
         answers = [self.contract.serialise(answer) for answer in self.contract.sample_answers()]
-        encoded = self._vocabulary.continuing.encode_batch_fast([*values, *answers], add_special_tokens=False)
-        for text, encoding in zip([*values, *answers], encoded, strict=True):
-            read = b"".join(self._vocabulary.table[i] for i in encoding.ids).decode(errors="replace")
+        texts = [*values, *answers]
+        for text, ids in zip(texts, self._vocabulary.continuing.ids(texts), strict=True):
+            read = b"".join(self._vocabulary.table[i] for i in ids).decode(errors="replace")
             if read != text:
                 raise AdapterError(
                     f"{folder}: the tokenizer makes {read[:100]!a} of the contract's {text[:100]!a}; "
@@ -185,12 +183,11 @@ class Renderer:
 class _Requests:
     """Encodes requests as they stand in the prompt."""
 
-    encoder: Tokenizer
+    encoder: Encoder
     lead: str = ""  # spaces of the template right in front of the request, which make one token with its word
 
     def encode(self, requests: Sequence[str]) -> list[list[int]]:
-        texts = [self.lead + request for request in requests] if self.lead else list(requests)
-        return [encoding.ids for encoding in self.encoder.encode_batch_fast(texts, add_special_tokens=False)]
+        return self.encoder.ids([self.lead + request for request in requests] if self.lead else requests)
 
 
 def _join(turns: Turns, vocabulary: Vocabulary) -> tuple[list[int], list[int], _Requests]:

@@ -51,7 +51,7 @@ class Driver:
     """Starts a pool, and ends it when it is closed.
 
     `ready` is what the cluster answered. Raises what :func:`batch.launch.ray.connected` and
-    :func:`batch.launch.ray.size_of` raise, and `DriverLost`.
+    :func:`batch.launch.ray.size_of` raise; `EngineError` where it dies before the cluster has answered.
     """
 
     def __init__(self, order: Order) -> None:
@@ -62,8 +62,10 @@ class Driver:
             with contextlib.suppress(OSError):  # it is gone already: the next line says why
                 self._conn.send(order)
             self.ready: Ready = self._receive()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, DriverLost):  # another would die as well
+                raise EngineError(str(error)) from error
             raise
 
     def told(self) -> Iterator[Told | int]:

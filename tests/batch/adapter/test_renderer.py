@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.normalizers import NFC
 
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
@@ -45,6 +48,12 @@ QWEN3 = """{%- if tools %}
 @pytest.fixture(scope="session")
 def renderer(tiny_base: Path, contract: Contract) -> Renderer:
     return Renderer.load(tiny_base, contract)
+
+
+@pytest.fixture(scope="session")
+def mini(contract: Contract) -> Renderer:
+    """Its tokenizer composes characters, as Qwen's does."""
+    return Renderer.load(ROOT / "data/mini-base", contract)
 
 
 @pytest.fixture
@@ -318,3 +327,24 @@ def test_missing_and_broken_files_are_refused(folder: Path, contract: Contract, 
     (folder / name).unlink()
     with pytest.raises(AdapterError, match=f"it has no {name}"):
         Renderer.load(folder, contract)
+
+
+def test_what_python_calls_composed_the_tokenizer_leaves_as_it_is() -> None:
+    """Each character, whatever the version of Unicode that either knows, alone and behind a letter and a mark."""
+    everything = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
+    for before in ("", "a", "q\N{COMBINING DOT BELOW}", "\N{HANGUL CHOSEONG KIYEOK}"):
+        texts = (f"{before}{character} " for character in everything)
+        composed = "".join(text for text in texts if unicodedata.is_normalized("NFC", text))
+        assert len(composed) > 1_000_000 * len(f"{before} ")
+        assert NFC().normalize_str(composed) == composed
+
+
+@given(
+    st.text(
+        st.sampled_from("aeo \u0301\u0323\u0308\u00e9\u1100\u1161\u11a8\uac00\u0344\u2126\ufb01\U0001d15e")
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_a_request_is_composed_as_the_base_model_has_read_texts(mini: Renderer, request_text: str) -> None:
+    wanted = mini._vocabulary.whole.encode(request_text, add_special_tokens=False).ids
+    assert mini.encode_requests([request_text, "other"])[0] == wanted
