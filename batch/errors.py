@@ -48,7 +48,8 @@ USER = re.compile(
 )
 # A `?` before a path's next folder, as in `s3://bucket/part-?/day=1`, is a glob's.
 OPTIONS = re.compile(r"(https?://[^?]*(?=\?.*=)|(?<!file)://[^?]*(?=\?[^/?]*=)).*", re.DOTALL | re.IGNORECASE)
-_URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+_URI = re.compile(r"[a-z][a-z0-9+.-]{0,30}://\S+", re.IGNORECASE)
+LONG = 4096  # characters of a message, or of a URI in it
 
 
 def shown(name: str) -> str:
@@ -57,8 +58,8 @@ def shown(name: str) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """`text` with each URI in it as it is :func:`shown`."""
-    return _URI.sub(lambda found: shown(found[0]), text)
+    """`text` with each URI in it as it is :func:`shown`, or left out where it is too long to be one."""
+    return _URI.sub(lambda found: shown(found[0]) if len(found[0]) <= LONG else "…", text)
 
 
 def one_line(text: str) -> str:
@@ -72,7 +73,8 @@ class BatchRouteError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(one_line(without_credentials(message)))
+        text = one_line(without_credentials(message))
+        super().__init__(text if len(text) <= LONG else f"{text[:3000]} … {text[-1000:]}")
 
 
 class InputError(BatchRouteError):

@@ -17,6 +17,7 @@ from batch.errors import AdapterError, InputError, PositionsError
 from batch.storage.location import bundle_digest
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+MAX_FACTOR = 1 << 20  # by which positions may be stretched
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")  # canonical names
 
 
@@ -26,7 +27,10 @@ def local_folder(ref: str, near: Path | None = None) -> Path | None:
 
 
 def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file() or _gguf(path) is not None
+    try:
+        return (path / "config.json").is_file() or _gguf(path) is not None
+    except (OSError, ValueError):  # too long for a path, or not one at all
+        return False
 
 
 def resolve_base(ref: str, revision: str | None = None, near: Path | None = None) -> Path:
@@ -103,22 +107,27 @@ def check_holds(folder: Path, renderer: Renderer) -> None:
         )
     room = positions(read_json(folder / "config.json", "a model folder"))
     if room is not None and renderer.max_model_len > room:
+        fixed = renderer.max_model_len - renderer.contract.max_tokens
+        remedy = "lower [input] max_tokens in the contract"
+        if fixed >= room:  # the labels and their meanings are in the prompt
+            remedy = f"without a request they take {fixed}: shorten the labels' meanings, use fewer labels"
+            remedy += ", or choose a base with more positions"
         raise PositionsError(
             f"{folder}: prompt, longest request and longest answer take {renderer.max_model_len} "
-            f"tokens, the base holds {room}; lower [input] max_tokens in the contract"
+            f"tokens, the base holds {room}; {remedy}"
         )
 
 
 def check_divides(folder: Path, parts: int) -> None:
     """Refuse a number of devices over which the base's heads and layers cannot be divided evenly."""
-    config = read_json(folder / "config.json", "a model folder")
-    config = {**config, **(config.get("text_config") or {})}
-    heads = config.get("num_attention_heads")
-    kept = config.get("num_key_value_heads") or heads  # of keys and values: fewer than parts are repeated
+    config = _of_text(read_json(folder / "config.json", "a model folder"))
+    sizes = {name: value for name, value in config.items() if type(value) is int and value > 0}
+    heads = sizes.get("num_attention_heads")
+    kept = sizes.get("num_key_value_heads") or heads  # of keys and values: fewer than parts are repeated
     for name, divides in (
         ("num_attention_heads", heads is None or heads % parts == 0),
         ("num_key_value_heads", kept is None or kept % parts == 0 or parts % kept == 0),
-        ("intermediate_size", (config.get("intermediate_size") or 0) % parts == 0),
+        ("intermediate_size", sizes.get("intermediate_size", 0) % parts == 0),
     ):
         if not divides:
             raise InputError(
@@ -129,13 +138,19 @@ def check_divides(folder: Path, parts: int) -> None:
 
 def positions(config: Mapping[str, Any]) -> int | None:
     """Tokens that a base model can read, by its `config.json`; None where it does not say."""
-    nested = config.get("text_config")  # of a model that also sees
-    text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else config
+    text = _of_text(config)
     found = next((text[name] for name in POSITIONS if isinstance(text.get(name), int)), None)
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
-    stretched = kind in ("linear", "dynamic", "yarn") and isinstance(rope.get("factor"), int | float)
-    return int(found * rope["factor"]) if found and stretched else found
+    factor = rope.get("factor") if kind in ("linear", "dynamic", "yarn") else None
+    stretched = isinstance(factor, int | float) and 0 < factor < MAX_FACTOR
+    return int(found * factor) if found and stretched else found
+
+
+def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a `config.json` says of the part that reads texts, of a model that also sees as well."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, Mapping) else config
 
 
 def base_digest(folder: Path) -> str:

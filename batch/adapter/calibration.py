@@ -71,9 +71,7 @@ class Calibration:
         columns = [[each[name] for each in scores] for name in names]
         for index, name in enumerate(names):
             if curves := self.fields.get(name):
-                places = {one: place for place, one in enumerate(curves)}
-                chosen = [places[group(answer[name])] for answer in answers]
-                a, b, c = np.array([*curves.values()]).T[:, chosen]
+                a, b, c = np.array([curves[group(answer[name])] for answer in answers]).T
                 columns[index] = calibrated(np.array(columns[index]), a, b, c).tolist()
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 

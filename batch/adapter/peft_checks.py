@@ -129,6 +129,8 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
         and "holds a value that is not a number",
         "target_modules": not _are_targets(config.get("target_modules"))
         and "names no module, so PEFT loads no weights",
+        "layers_pattern": not (not config.get("layers_pattern") or _are_targets(config["layers_pattern"]))
+        and "is no text and no list of texts",
         "init_lora_weights": init.startswith(CHANGES_BASE) and "changes the base, which vLLM does not do",
         **{key: bool(config.get(key)) and problem for key, problem in UNSERVED.items()},
     }

@@ -11,6 +11,7 @@ same for every row, which is what the engine's prefix cache needs.
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from batch.adapter.files import read_json
 from batch.adapter.vocabulary import Encoder, Vocabulary
 from batch.contract.contract import Contract
 from batch.contract.json_text import compact_json
-from batch.errors import AdapterError
+from batch.errors import AdapterError, ContractError
 
 # What a bundle keeps of a base, where it is there.
 TOKENIZER_FILES = (
@@ -31,6 +32,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "special_tokens_map.json",
 )
+MARKED = re.compile(r"<\S+>|\[\S+\]")
 PROBES = ("Apply", "query 7 rows", "zebra", "My List")  # requests that begin and end in different tokens
 
 
@@ -67,6 +69,7 @@ class Renderer:
             raise AdapterError(
                 f"{folder}: neither its chat template nor an eos_token ends an answer; use an instruct model"
             )
+        _check_prompt(contract.system_prompt, vocabulary, folder)
         prefix, suffix, requests = _join(turns, vocabulary)
         renderer = cls(
             contract=contract,
@@ -213,6 +216,17 @@ def _join(turns: Turns, vocabulary: Vocabulary) -> tuple[list[int], list[int], _
         if whole == [[*start, *suffix] for start in starts]:
             return prefix, suffix, requests
     return ids(turns.head), ids(turns.tail), _Requests(vocabulary.continuing)
+
+
+def _check_prompt(prompt: str, vocabulary: Vocabulary, folder: Path) -> None:
+    """Refuse a contract whose text, such as a label, spells a control token: it would become that token."""
+    for token in vocabulary.whole.get_added_tokens_decoder().values():
+        marked = token.special or MARKED.fullmatch(token.content)  # others may be a word that was added
+        if marked and token.content.strip() and token.content in prompt:
+            raise ContractError(
+                f"the contract's prompt or one of its labels holds {token.content!r}, a control token of "
+                f"{folder}; word it otherwise"
+            )
 
 
 def _closing(turns: Turns, vocabulary: Vocabulary) -> int | None:

@@ -114,7 +114,7 @@ class Vocabulary:
         table = [b""] * (max((*spelt.values(), *self.controls, *self.spaces), default=0) + 1)
         to_byte = {char: byte for byte, char in _byte_level_alphabet().items()}
         for token, token_id in spelt.items():
-            if token_id in self.controls:
+            if token_id in self.controls or token_id in self.spaces:
                 continue
             if self.byte_level:
                 table[token_id] = bytes(to_byte[char] for char in token)

@@ -78,8 +78,8 @@ class Field:
         return value == wanted or wanted in self.chosen(value)
 
     def within(self, value: Any, allowed: tuple[Any, ...]) -> bool:
-        """Whether `value` holds only choices that are allowed."""
-        return all(choice in allowed for choice in self.chosen(value))
+        """Whether `value` is allowed, or holds only choices that are."""
+        return value in allowed or all(choice in allowed for choice in self.chosen(value))
 
     @functools.cached_property
     def pattern(self) -> str:

@@ -101,10 +101,10 @@ class Integer(Label):
     def pattern(self) -> str:
         return "(?:" + "|".join(_literal(compact_json(value)) for value in self.values) + ")"
 
-    @property
-    def told_by_next(self) -> bool:
-        texts = [str(number) for number in self.labels]
-        return any(a != b and b.startswith(a) for a, b in itertools.product(texts, repeat=2))
+    @functools.cached_property
+    def told_by_next(self) -> bool:  # type: ignore[override]
+        texts = sorted(str(number) for number in self.labels)  # one that begins others stands in front of one
+        return any(b.startswith(a) for a, b in itertools.pairwise(texts))
 
     def parse(self, text: str) -> Any:
         return json.loads(text)

@@ -5,13 +5,14 @@ says so.
 import dataclasses
 import functools
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from batch.contract import validation
 from batch.contract.fields import Field
 from batch.contract.negation import Negation
-from batch.contract.phrases import any_of, phrases
+from batch.contract.phrases import JOINT, any_of, phrases, whole_words
 from batch.errors import ContractError, nearest
 
 Mention = Literal["absent", "denied", "meant"]
@@ -101,6 +102,8 @@ class Rule:
         """How `request` speaks of the `mentions`: `denied` where it holds some, and each is negated or a
         homonym, so that it may have been misread.
         """
+        if not unicodedata.is_normalized("NFC", request):
+            request = unicodedata.normalize("NFC", request)
         if not self._mention.search(request):
             return "absent"  # most requests: nothing else of them is read
         plain = self.negation.plain(request)
@@ -113,8 +116,10 @@ class Rule:
         return self.mention(request) == "meant"
 
     def _cross_out(self, homonym: re.Match[str]) -> str:
-        """The same length without its words, unless one is written as in `mentions`, so is meant."""
-        meant = any(word in homonym[0] for word in self.mentions)
+        """The same length without its words, unless one has the capitals that it has in `mentions`, so is
+        meant.
+        """
+        meant = any(word in homonym[0] for word in self.mentions if word.upper() != word.lower())
         return homonym[0] if meant else "_" * len(homonym[0])
 
     @functools.cached_property
@@ -123,8 +128,10 @@ class Rule:
 
     @functools.cached_property
     def _mention(self) -> re.Pattern[str]:
-        words = "|".join(re.escape(word) for word in self.mentions)
-        return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.I)
+        words = [unicodedata.normalize("NFC", word) for word in self.mentions]
+        return re.compile(
+            whole_words((word, JOINT.join(map(re.escape, word.split()))) for word in words), re.I
+        )
 
 
 def _values(table: Any, where: str, fields: Mapping[str, Field], choices: bool = False) -> dict[str, Any]:

@@ -54,12 +54,15 @@ class Automaton:
     def behind(self, beginning: "Automaton") -> frozenset[int]:
         """The states that a match of `beginning` leads to, and all that follow them."""
         pairs, found = [(0, 0)], set()
+        seen = {(0, 0)}
         for ours, theirs in pairs:  # grows as it is read
             if beginning.final[theirs]:
                 found.add(ours)
                 continue
             after = zip(self._row(ours), beginning._row(theirs), strict=True)
-            pairs += {pair for pair in after if DEAD not in pair}
+            new_pairs = {pair for pair in after if DEAD not in pair} - seen
+            seen |= new_pairs
+            pairs += new_pairs
         states = list(found)
         for state in states:
             new = set(self.table[state].tolist()) - found - {DEAD}

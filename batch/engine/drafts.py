@@ -76,11 +76,15 @@ def answer_path(contract: Contract, renderer: Renderer) -> AnswerPath:
     for i in range(-1, len(fields)):
         if i >= 0 and fields[i].closer:
             continue
-        # A token may reach over the boundary into the next value, so each value is encoded in front of each
-        # next one.
-        for value in fields[i].values if i >= 0 else [ANY]:
-            known = i + 1 < len(fields) and not fields[i + 1].closer
-            for after in fields[i + 1].values if known else [ANY]:
+        # A token may reach over the boundary into the next value, so each value is encoded in front of one of
+        # each kind of next values.
+        values = fields[i].values if i >= 0 else (ANY,)
+        known = i + 1 < len(fields) and not fields[i + 1].closer
+        kinds: dict[tuple[int, ...], Any] = {}  # one next value each, by the tokens in front of it
+        for after in fields[i + 1].values if known else (ANY,):
+            kinds.setdefault(tuple(_segment(contract, renderer, i, values[0], after)), after)
+        for value in values:
+            for after in kinds.values():
                 add(1 + i, _segment(contract, renderer, i, value, after), following(i))
     for i, field in enumerate(fields):
         if field.closer:

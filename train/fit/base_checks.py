@@ -40,11 +40,12 @@ def checked_renderer(folder: Path, contract: Contract) -> Renderer:
             f"{folder}: also sees, and vLLM needs torchvision to serve it, which the CPU packages go "
             "without; use the family's text-only model, or a machine with a GPU"
         )
-    if not config.get("architectures"):
+    architectures = config.get("architectures")
+    if not (isinstance(architectures, list) and architectures):
         raise AdapterError(
             f"{folder}: config.json names no architecture, which vLLM needs; copy the folder again"
         )
-    for architecture in config["architectures"]:
+    for architecture in architectures:
         if takes_adapters(str(architecture)) is False:
             raise AdapterError(
                 f"{folder}: vLLM serves no LoRA adapter on {architecture}; choose a base of another "

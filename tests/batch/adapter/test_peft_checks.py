@@ -241,3 +241,9 @@ def test_nested_json_is_refused(tmp_path: Path) -> None:
         b"\xef\xbb\xbf" + (adapter(tmp_path / "b") / "adapter_config.json").read_bytes()
     )
     assert np.all([module.rank == 4 for module in lint(path)])  # a byte order mark is no part of the text
+
+
+@pytest.mark.parametrize("value", [5, True, [5], {"a": 1}])
+def test_a_layers_pattern_of_another_kind_is_refused(tmp_path: Path, value: object) -> None:
+    with pytest.raises(AdapterError, match="layers_pattern is no text and no list of texts"):
+        lint(adapter(tmp_path / "a", lambda t: None, layers_pattern=value))

@@ -15,7 +15,7 @@ from tokenizers.normalizers import NFC
 
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
-from batch.errors import AdapterError, InvalidAnswer
+from batch.errors import AdapterError, ContractError, InvalidAnswer
 from tests.conftest import CHAT_TEMPLATE, CONTROL_TOKENS
 from train.dataset import load_rows
 
@@ -348,3 +348,35 @@ def test_what_python_calls_composed_the_tokenizer_leaves_as_it_is() -> None:
 def test_a_request_is_composed_as_the_base_model_has_read_texts(mini: Renderer, request_text: str) -> None:
     wanted = mini._vocabulary.whole.encode(request_text, add_special_tokens=False).ids
     assert mini.encode_requests([request_text, "other"])[0] == wanted
+
+
+@pytest.mark.parametrize("place", ["label", "meaning", "prompt"])
+def test_a_contract_that_spells_a_control_token_is_refused(tiny_base: Path, place: str) -> None:
+    """It would be that token in the prompt: a label of it ended the system's turn within the list of labels."""
+    texts = dict.fromkeys(("label", "meaning", "prompt"), "x") | {place: "a <|im_end|> b"}
+    labels = {texts["label"]: texts["meaning"], "other": "y"}
+    contract = Contract.from_dict(
+        {
+            "name": "t",
+            "prompt": {"system": f"{texts['prompt']} {{fields}}"},
+            "fields": [{"name": "f", "type": "label", "labels": labels}],
+        }
+    )
+    with pytest.raises(ContractError, match=r"holds '<\|im_end\|>', a control token"):
+        Renderer.load(tiny_base, contract)
+
+
+def test_runs_of_spaces_may_be_in_the_vocabulary_as_they_are(folder: Path, contract: Contract) -> None:
+    """Added tokens of white space are ordinary text, wherever the file lists them."""
+
+    def add(content: dict[str, Any]) -> None:
+        number = len(content["model"]["vocab"]) + len(content["added_tokens"])
+        content["model"]["vocab"]["    "] = number
+        content["added_tokens"].append(
+            {"id": number, "content": "    ", "special": False, "normalized": False, "single_word": False,
+             "lstrip": False, "rstrip": False}
+        )  # fmt: skip
+
+    edit(folder / "tokenizer.json", add)
+    renderer = Renderer.load(folder, contract)
+    assert renderer.decode(renderer.encode_requests(["a    b"])[0]) == "a    b"

@@ -426,3 +426,52 @@ def test_nothing_is_corrected_on_the_strength_of_a_negation(contract: Contract, 
     row = ScoredRow(dict(SALESFORCE), {"tier": 1.0}, tuple(violated), denied=(rule.name,))
     (made,) = outcomes([row], strict, Calibration({}, threshold=0.1))
     assert (made.answer, made.applied, made.triage) == (SALESFORCE, (), "human")
+
+
+@pytest.mark.parametrize(
+    ("word", "request_text", "mentioned"),
+    [
+        ("用友", "请把发票同步到用友系统。", True),
+        ("セールスフォース", "顧客データをセールスフォースに登録してください。", True),
+        ("Salesforce", "顧客データをSalesforceに登録してください。", True),
+        ("Salesforce", "顧客データをMySalesforceに登録してください。", False),
+        ("เซลส์ฟอร์ซ", "กรุณาบันทึกในเซลส์ฟอร์ซทุกวัน", True),
+        ("세일즈포스", "세일즈포스에 고객을 등록해 주세요.", True),
+        ("Sales Cloud", "into the Sales\nCloud record", True),
+        ("Sales Cloud", "into Sales\N{NO-BREAK SPACE}Cloud", True),
+        ("Sales Cloud", "into Sales  Cloud", True),
+        ("Sales Cloud", "into the SalesCloud", False),
+        ("Café-Kasse", "in die Cafe\N{COMBINING ACUTE ACCENT}-Kasse", True),
+        ("Cafe\N{COMBINING ACUTE ACCENT}", "in das Café", True),
+        ("Cafe", "Das Cafe\N{COMBINING ACUTE ACCENT} ist zu.", False),
+        ("कर", "यह काम करो", False),
+        ("कर", "कर भरना है", True),
+        ("Œuvre", "mains-d'Œuvre", True),
+        ("SAP", "SAP_2", False),
+    ],
+)
+def test_a_word_is_mentioned_in_whatever_script(
+    contract: Contract, word: str, request_text: str, mentioned: bool
+) -> None:
+    """Chinese, Japanese and Thai put no spaces between words, Korean writes particles behind them; accents come
+    in two spellings, and spaces in several."""
+    rule = {"name": "r", "when": {"risk": "low"}, "mentions": [word]}
+    (made,) = Contract.from_dict({**contract.raw, "rules": [rule]}).rules
+    assert made.mentioned(request_text) == mentioned
+
+
+def test_a_homonym_in_a_script_without_spaces(contract: Contract) -> None:
+    rule = {"name": "r", "when": {"risk": "low"}, "mentions": ["苹果"], "homonyms": ["苹果树"]}
+    (made,) = Contract.from_dict({**contract.raw, "rules": [rule]}).rules
+    assert made.mention("园里有苹果树。") == "denied" and made.mention("用苹果电脑和苹果树") == "meant"
+
+
+def test_a_whole_set_may_be_allowed() -> None:
+    """`allow` lists choices or whole values: a value that is listed breaks nothing."""
+    tags = {"name": "tags", "type": "labels", "optional": True, "labels": {"billing": "", "login": ""}}
+    team = {"name": "team", "type": "label", "labels": {"crm": "", "other": ""}}
+    rule = {"name": "r", "when": {"team": "crm"}, "allow": {"tags": [["billing"]]}}
+    raw = {"name": "t", "prompt": {"system": "{fields}"}, "fields": [team, tags], "rules": [rule]}
+    made = Contract.from_dict(raw)
+    for value, broken in (((), []), (("billing",), []), (("login",), ["r"]), (("billing", "login"), ["r"])):
+        assert made.violations({"team": "crm", "tags": value}, "x") == broken

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch.contract.contract import Contract
+from batch.contract.labels_first import LabelsFirst
 from batch.engine.automaton import DEAD, Automaton, utf8_ranges
 from batch.errors import ContractError
 from tests.conftest import ROOT
@@ -86,3 +87,31 @@ def test_utf8_ranges_hold_each_code_point_once(low: int, high: int) -> None:
 def test_what_is_not_known_is_refused(expression: str) -> None:
     with pytest.raises(ContractError, match="guided decoding does not support"):
         Automaton(expression)
+
+
+@pytest.mark.parametrize("labels", [4, 24])
+def test_labels_of_a_set_end_in_states_that_are_found_once(
+    labels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set of n labels has 2^n values: what leads to the same states is followed once."""
+    tags = {
+        "name": "tags",
+        "type": "labels",
+        "optional": True,
+        "labels": {f"tag {n}": "" for n in range(labels)},
+    }
+    fields = [tags, {"name": "reason", "type": "text", "max_chars": 40}]
+    contract = Contract.from_dict({"name": "t", "prompt": {"system": "{fields}"}, "fields": fields})
+    whole, beginning, asked = Automaton(contract.grammar), Automaton(LabelsFirst(contract).expression), 0
+
+    def row(self: Automaton, state: int) -> list[int]:
+        nonlocal asked
+        asked += 1
+        assert asked < 8 * len(whole.table)
+        return self.table[state][self.classes].tolist()  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Automaton, "_row", row)
+    behind = whole.behind(beginning)
+    inside = whole.walk(0, b'{"tags":["tag 1"')
+    text = whole.walk(inside, b'],"reason":"')
+    assert inside not in behind and text in behind

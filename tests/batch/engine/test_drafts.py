@@ -86,3 +86,31 @@ def test_texts_of_earlier_rows_are_recalled(tiny_base: Path, contract: Contract)
 def test_a_row_that_reads_its_prompt_gets_none(renderer: Renderer) -> None:
     drafter = AnswerDrafter(SimpleNamespace(speculative_config=SimpleNamespace(num_speculative_tokens=4)))
     assert drafter.propose([[]], np.array([2]), np.array([[1, 2]])) == [[]]
+
+
+def test_labels_beside_labels_are_not_all_encoded_in_pairs(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two fields of 60 labels a start would encode 3,600 answers; what a next value begins with is enough."""
+    fields = [
+        {"name": name, "type": "label", "labels": {f"{name} {n:02d}": "" for n in range(60)}} for name in "ab"
+    ]
+    contract = Contract.from_dict({"name": "t", "prompt": {"system": "{fields}"}, "fields": fields})
+    renderer, encoded = Renderer.load(tiny_base, contract), 0
+    encode = Renderer.encode_answer
+
+    def counted(self: Renderer, answer: dict[str, str]) -> list[int]:
+        nonlocal encoded
+        encoded += 1
+        return encode(self, answer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Renderer, "encode_answer", counted)
+        path = answer_path(contract, renderer)
+    assert encoded < 1000
+    for a in range(0, 60, 7):
+        for b in range(60):
+            state = 0
+            for token in renderer.encode_answer({"a": f"a {a:02d}", "b": f"b {b:02d}"})[:-1]:
+                state = path.step(state, token)
+            assert path.forced(state) == renderer.end_of_turn_id
