@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +21,7 @@ from batch.scoring.scorer import Chunk, read_texts
 from batch.storage.location import Location
 from batch.storage.manifest import finished, output_files, whole_manifest
 from batch.storage.parquet import ParquetSource
+from batch.storage.schema import taken
 from batch.storage.workdir import changes, job_in
 
 RETRY_OF = "retry_of"  # fact of a job that retries errors: sha256 of the output that they are in
@@ -74,13 +76,19 @@ class Retry:
             start = max(0, start - file.rows)
 
     def chunk(self, batch: pa.RecordBatch) -> Chunk:
-        mask = self._mask(batch)
-        asked = batch.select(range(self._inputs)).filter(mask)
+        wrong = np.flatnonzero(self._mask(batch).to_numpy(zero_copy_only=False))
+        given = batch.select(range(self._inputs))
+        asked = pa.RecordBatch.from_arrays(
+            [taken(column, pa.array(wrong)) for column in given.columns], schema=given.schema
+        )
+        order = np.arange(batch.num_rows)  # of the old answers and, behind them, the new ones
+        order[wrong] = batch.num_rows + np.arange(len(wrong))
 
         def complete(new: pa.RecordBatch) -> pa.RecordBatch:
             """`batch` with the answers of `new` in place of its errors."""
             answers = zip(batch.columns[self._inputs :], new.columns[self._inputs :], strict=True)
-            merged = [pc.replace_with_mask(old, mask, fresh) for old, fresh in answers]
+            # `replace_with_mask` has no kernel for lists.
+            merged = [pa.concat_arrays([old, fresh]).take(pa.array(order)) for old, fresh in answers]
             return pa.RecordBatch.from_arrays(
                 [*batch.columns[: self._inputs], *merged], schema=self._job.schema
             )

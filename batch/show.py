@@ -5,7 +5,9 @@ import random
 from typing import Any
 
 from batch.errors import one_line
+from batch.storage.location import Location
 from batch.storage.manifest import output_files, whole_manifest
+from batch.storage.output import check_bytes
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import readable
 
@@ -39,7 +41,8 @@ def _first_rows(output: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     job, rows = manifest["job"], list[dict[str, Any]]()
     given, made = set(job["input"]["schema"]), manifest["output"]["columns"]
     columns = [job["id_column"], job["text_column"], *(each for each in made if each not in given)]
-    files = map(ParquetSource.open, output_files(output, manifest))
+    told = manifest["output"].get("parts", [manifest["output"]])
+    files = itertools.starmap(_opened, zip(output_files(output, manifest), told, strict=True))
     for batch in itertools.chain.from_iterable(file.batches(columns=columns) for file in files):
         first = batch.slice(0, FIRST - len(rows))
         values = zip(*map(readable, first.columns), strict=True)
@@ -47,6 +50,12 @@ def _first_rows(output: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if len(rows) == FIRST:
             break
     return rows, job
+
+
+def _opened(file: Location, told: dict[str, Any]) -> ParquetSource:
+    """Of a damaged file, rows could be shown that no run wrote; to hash one takes a second a gigabyte."""
+    check_bytes(file, told)
+    return ParquetSource.open(file)
 
 
 def _told(row: dict[str, Any], job: dict[str, Any]) -> dict[str, str]:

@@ -52,8 +52,9 @@ class _Stream(io.FileIO):
 
 
 def _text(given: TextIO | None, stream: _Stream) -> TextIO:
-    """As Python made the `given` one, which is None where nothing was open. Nothing is buffered: a signal
-    that raises in `write` would leave there what is written already.
+    """In the encoding of the `given` one, which is None where nothing was open; what it lacks is escaped, as
+    a name that cannot be shown must not end the work. Nothing is buffered: a signal that raises in `write`
+    would leave there what is written already.
     """
-    made: Any = given or io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
-    return io.TextIOWrapper(stream, made.encoding, made.errors, write_through=True)  # type: ignore[type-var]
+    encoding = given.encoding if given else "utf-8"
+    return io.TextIOWrapper(stream, encoding, "backslashreplace", write_through=True)  # type: ignore[type-var]

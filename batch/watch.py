@@ -36,9 +36,11 @@ from batch.errors import (
 )
 from batch.job import Job, Options, of_the_backlog, work_dir_of
 from batch.run import EnginesFor, start_engines, wanted_engines
+from batch.storage.guard import guarded
 from batch.storage.listing import refuse_tables_above, unread
 from batch.storage.location import Location, is_local, reason
-from batch.storage.manifest import manifest_location, read_manifest
+from batch.storage.manifest import WRITER, manifest_location, read_manifest
+from batch.storage.parquet import ParquetSource
 from batch.storage.places import check_folders, check_name
 from batch.storage.workdir import job_in
 
@@ -111,7 +113,7 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     for place in (options.input, options.output):
         if not is_local(place):
             raise InputError(f"--watch: {shown(place)} is in a store; name a directory of this machine")
-    inbox, outbox = Path(options.input), Path(options.output)
+    inbox, outbox = (Path(Location.of(place).path) for place in (options.input, options.output))
     for folder in (inbox, outbox):
         if not folder.is_dir():
             raise InputError(f"--watch: {folder} is not a directory; create it first")
@@ -237,12 +239,27 @@ def done(output: Path, stamp: Stamp | None) -> bool:
 
 
 def _refuse_taken(path: Path, output: Path) -> None:
-    """`a` and `a.parquet` would take turns at one output. Raises `InputError`."""
-    manifest = read_manifest(manifest_location(str(output))) or {}
+    """`a` and `a.parquet` would take turns at one output, and a file that no run made stays. Raises
+    `InputError`.
+    """
+    manifest = read_manifest(manifest_location(str(output)))
+    if manifest is None:
+        if output.is_file() and output.stat().st_size and not _made_by_a_run(output):
+            what = f"{output.name} lies there already and is no output of batch-route"
+            raise InputError(f"{what}; move it away, or rename one of the two")
+        return
     with contextlib.suppress(KeyError, TypeError):
         names = {os.path.basename(file["path"]) for file in manifest["job"]["input"]["files"]} - {path.name}
         if other := next((name for name in names if (path.parent / name).exists()), None):
             raise InputError(f"{output.name} is already the output of {other}; rename one of the two")
+
+
+def _made_by_a_run(output: Path) -> bool:
+    try:
+        found = guarded(ParquetSource.open, Location.of(output), what=output.name)
+    except InputError:
+        return False
+    return WRITER in (found.schema.metadata or {})
 
 
 def _is_of(job: dict[str, Any], stamp: Stamp | None) -> bool:

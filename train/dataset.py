@@ -19,12 +19,13 @@ from batch.contract.contract import Contract
 from batch.contract.validation import storable
 from batch.errors import DatasetError, InvalidAnswer, nearest
 from batch.storage.location import file_digest, reason
-from train import decisions, tables
+from train import tables
+from train.decisions import KEYS, Decision, parse, settled
 from train.files import strict_json
 from train.likeness import NEAR_DUPLICATE, Likeness, compared, signs
 
 # keys for people and reports; training ignores them
-NOTES = frozenset({"probe", "family", "source", "suggested", "why"}) | decisions.KEYS
+NOTES = frozenset({"probe", "family", "source", "suggested", "why"}) | KEYS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +52,13 @@ class Row:
         return {"id": self.id, "request": self.request, **self.answer, **facts}
 
 
-def load_rows(path: str | Path, contract: Contract, *, evaluation: bool = False) -> list[Row]:
+def load_rows(
+    path: str | Path, contract: Contract, *, evaluation: bool = False, decisions: bool = False
+) -> list[Row]:
     """Read and check a JSONL file. Raises `DatasetError` for the first line that is wrong.
 
-    With `evaluation`, text fields and ids may be absent; a row without an id is named by its line.
+    With `evaluation`, text fields and ids may be absent; a row without an id is named by its line. With
+    `decisions`, several rows may have one text, as those of a backlog do that people decided.
     """
     rows = []
     for row in read_rows(path, contract, evaluation=evaluation):
@@ -63,7 +67,7 @@ def load_rows(path: str | Path, contract: Contract, *, evaluation: bool = False)
         rows.append(row)
     if not rows:
         raise DatasetError(f"{path}: holds no rows; add labelled requests")
-    _refuse_repeats(rows)
+    _refuse_repeats(rows, texts=not decisions)
     return rows
 
 
@@ -109,15 +113,15 @@ def _reviewed(lines: Sequence[str], path: Path, contract: Contract) -> dict[int,
     """Of a file of reviewers' decisions, the lines that are not rows, each with what is wrong with it, if
     anything.
     """
-    found: list[decisions.Decision] = []
+    found: list[Decision] = []
     taken: dict[int, str | None] = {}
     for number, text in enumerate(lines, start=1):
         if '"decision"' in text:  # few files have any: others are parsed once
             try:
-                found += filter(None, [decisions.parse(text, str(path), number)])
+                found += filter(None, [parse(text, str(path), number)])
             except DatasetError as error:
                 taken[number] = str(error).partition(": ")[2]
-    rows, wrong = decisions.settled(found, [field.name for field in contract.scored_fields])
+    rows, wrong = settled(found, [field.name for field in contract.scored_fields])
     return taken | {each.line: wrong.get(each.line) for each in found if each.line not in rows}
 
 
@@ -151,13 +155,20 @@ def check_splits(splits: Mapping[str, Sequence[Row]], limit: float = NEAR_DUPLIC
 
 def near_duplicates(rows: Sequence[Row], limit: float = NEAR_DUPLICATE) -> Iterator[tuple[Row, Row, float]]:
     """Each row that is nearly a copy of an earlier one, with the most alike of those, and how alike they
-    are.
+    are: of the files before its own, and of its own. `rows` lie file by file.
     """
-    known = Likeness((row.request for row in rows), limit)
-    for row in compared(rows):
-        if found := known.nearest(row.request):
-            yield row, rows[found[0]], found[1]
-        known.add(row.request)
+    before = Likeness((row.request for row in rows), limit)
+    each = iter(compared(rows))
+    for _, group in itertools.groupby(rows, key=lambda row: row.path):
+        own = list(group)
+        here = Likeness((row.request for row in own), limit)
+        for row in itertools.islice(each, len(own)):
+            for known, earlier in ((before, rows), (here, own)):
+                if found := known.nearest(row.request):
+                    yield row, earlier[found[0]], found[1]
+            here.add(row.request)
+        for row in own:
+            before.add(row.request)
 
 
 def file_facts(path: Path, reference: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -258,7 +269,7 @@ def _check_texts(content: Mapping[str, Any], where: str, contract: Contract) -> 
         ) from error
 
 
-def _refuse_repeats(rows: Sequence[Row]) -> None:
+def _refuse_repeats(rows: Sequence[Row], texts: bool) -> None:
     ids: dict[str, Row] = {}
     requests: dict[tuple[str, ...], Row] = {}
     for row in rows:
@@ -267,7 +278,7 @@ def _refuse_repeats(rows: Sequence[Row]) -> None:
                 f"{row.where}: id {row.id!r} is also at {ids[row.id].where}; give each row its own"
             )
         wording = tuple(signs(row.request))
-        if wording in requests:
+        if texts and wording in requests:
             raise DatasetError(
                 f"{row.where}: the request is also at {requests[wording].where}; remove one of them"
             )

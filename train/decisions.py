@@ -95,6 +95,7 @@ class DecisionLog:
         """
         self._path = path
         self._read = 0  # bytes
+        self._known = False  # to be a file of decisions
         self._lines: Counter[tuple[str, str]] = Counter()  # by request and reviewer
         self.decisions: list[Decision] = []
         try:
@@ -106,6 +107,7 @@ class DecisionLog:
         try:
             with self._locked():
                 self._read_to_the_end()
+            self._known = True
         except (DatasetError, OSError):
             self.close()
             raise
@@ -167,19 +169,22 @@ class DecisionLog:
             self._decision(rest, len(self.decisions) + 1)
             os.write(self._file, b"\n")
             self.refresh()
-        elif self.decisions or rest[:2] in (b"{", b'{"'):
+        elif self.decisions or (self._known and rest[:2] in (b"{", b'{"')):
             # what a crash cut off was never answered for: no reviewer saw it saved
             os.ftruncate(self._file, self._read)
-        else:
-            self._decision(rest, 1)
+        else:  # may be anyone's
+            raise self._foreign(1)
 
     def _decision(self, line: bytes, number: int) -> Decision:
         decision = parse(line.decode(errors="replace"), str(self._path), number)
         if decision is None:
-            raise DatasetError(
-                f"{self._path}:{number}: is not a reviewer's decision; name a file of its own with --labels"
-            )
+            raise self._foreign(number)
         return decision
+
+    def _foreign(self, number: int) -> DatasetError:
+        return DatasetError(
+            f"{self._path}:{number}: is not a reviewer's decision; name a file of its own with --labels"
+        )
 
     def _locked(self) -> "_Lock":
         return _Lock(self._file)

@@ -3,10 +3,14 @@
 load base and adapter → keep a few answers → merge and save → load what was saved → compare
 """
 
+import contextlib
 import dataclasses
+import errno
 import gc
+import os
+import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +21,12 @@ from batch.adapter.files import read_json
 from batch.adapter.renderer import TOKENIZER_FILES
 from batch.engine.expand import load_base
 from batch.errors import AdapterError, InputError
-from batch.storage.location import bundle_digest, file_digest
+from batch.storage.location import bundle_digest, file_digest, refused_or_failed
+from batch.storage.places import check_folder, check_name
 from train.config import Quantisation
 from train.doctor.proof import NOISE, REQUESTS
 from train.files import write_json
+from train.fit.checkpoints import is_full
 from train.fit.model import load_trained
 from train.fit.qlora import quiet
 
@@ -54,11 +60,11 @@ def export_for_hub(bundle: Bundle, folder: Path) -> None:
     """The bundle's files, and its card as `README.md`, which hubs show. It is still a bundle. Raises
     `InputError`.
     """
-    _make(folder)
-    for name in (*bundle.manifest["files"], MANIFEST):
-        shutil.copyfile(bundle.path / name, folder / name)
-    if (folder / "card.md").exists():
-        shutil.copyfile(folder / "card.md", folder / "README.md")
+    with _building(folder) as staging:
+        for name in (*bundle.manifest["files"], MANIFEST):
+            shutil.copyfile(bundle.path / name, staging / name)
+        if (staging / "card.md").exists():
+            shutil.copyfile(staging / "card.md", staging / "README.md")
 
 
 def export_merged(bundle: Bundle, base: Path, folder: Path, dtype: str | None = None) -> Merged:
@@ -67,6 +73,7 @@ def export_merged(bundle: Bundle, base: Path, folder: Path, dtype: str | None = 
 
     Raises `AdapterError` where the merged model answers otherwise, and leaves nothing then.
     """
+    check_new(folder)
     quiet()
     config = read_json(base / "config.json", "a model folder")
     kind = dtype or config.get("dtype") or config.get("torch_dtype") or "float32"
@@ -75,30 +82,47 @@ def export_merged(bundle: Bundle, base: Path, folder: Path, dtype: str | None = 
     model = load_trained(base, Quantisation(type="none", compute_dtype="float32"), bundle.path)
     limit, end = bundle.renderer.max_answer_tokens, bundle.renderer.end_of_turn_id
     before = [_answer(model, bundle.renderer.encode_prompt(text), limit, end) for text in REQUESTS]
-    _make(folder)
-    try:
-        model.merge_and_unload().to(getattr(torch, kind)).save_pretrained(folder)
+    with _building(folder) as staging:
+        model.merge_and_unload().to(getattr(torch, kind)).save_pretrained(staging)
         del model
         gc.collect()
         for name in (*TOKENIZER_FILES, "contract.json"):
             if (bundle.path / name).exists():
-                shutil.copyfile(bundle.path / name, folder / name)
-        saved = load_base(folder, "none", False, getattr(torch, kind))
-        merged = _compare(saved, before, _digests(folder), kind)
+                shutil.copyfile(bundle.path / name, staging / name)
+        saved = load_base(staging, "none", False, getattr(torch, kind))
+        merged = _compare(saved, before, _digests(staging), kind)
         if merged.differs > NOISE:
             raise AdapterError(f"merging changes the answers: {merged}; export with --dtype float32")
         facts = {"adapter": bundle.digest, "base": dict(bundle.base), **dataclasses.asdict(merged)}
-        write_json(folder / "export.json", {**facts, "files": _digests(folder)})
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        write_json(staging / "export.json", {**facts, "files": _digests(staging)})
     return merged
 
 
-def _make(folder: Path) -> None:
-    if folder.exists():
+def check_new(folder: Path) -> None:
+    """Refuse, before any work, a folder that is there or cannot be made: `InputError`."""
+    if os.path.lexists(folder):
         raise InputError(f"{folder} exists; name a new folder")
-    folder.mkdir(parents=True)
+    check_name(folder.name, str(folder), "")
+    check_folder(folder, str(folder), "name a folder elsewhere")
+
+
+@contextlib.contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the name of `folder` once the block ends without an error, and is
+    gone otherwise. Raises `InputError`, and `StorageError` where the disk is full.
+    """
+    check_new(folder)
+    staging = folder.with_name(f".{secrets.token_hex(8)}.partial")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        staging.rename(folder)
+    except Exception as error:
+        if is_full(error, staging):
+            raise refused_or_failed(str(folder), OSError(errno.ENOSPC, ""), "") from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _answer(model: torch.nn.Module, prompt: list[int], limit: int, end: int) -> Answer:

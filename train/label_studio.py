@@ -29,10 +29,16 @@ def page(contract: Contract) -> str:
             lines.append(f'  <TextArea name={name} toName="request" maxSubmissions="1"/>')
             continue
         choice = "multiple" if field.type == SETS else "single"
-        lines.append(f'  <Choices name={name} toName="request" choice="{choice}" required="true">')
+        needed = "false" if _may_be_empty(field) else "true"
+        lines.append(f'  <Choices name={name} toName="request" choice="{choice}" required="{needed}">')
         lines += [f"    <Choice value={quoteattr(as_text(value))}/>" for value in field.values]
         lines.append("  </Choices>")
     return "\n".join([*lines, "</View>"]) + "\n"
+
+
+def _may_be_empty(field: Field) -> bool:
+    """Whether none of its choices is an answer, which an export leaves out."""
+    return field.type == SETS and field.legal([])
 
 
 def tasks(rows: Sequence[Mapping[str, Any]], contract: Contract) -> list[dict[str, Any]]:
@@ -71,12 +77,13 @@ def read_export(path: Path, contract: Contract) -> Iterator[tuple[int, dict[str,
     if not isinstance(content, list):
         raise DatasetError(f"{path}: is not a list of tasks; export it from Label Studio as JSON")
     sets = {field.name for field in contract.fields if field.type == SETS}
+    empty = {field.name: "[]" for field in contract.fields if _may_be_empty(field)}
     for number, task in enumerate(content, start=1):
         try:
             answers = [each for each in task["annotations"] if not each.get("was_cancelled")]
             if not answers:
                 continue
-            row = {"id": task["data"]["id"], "request": task["data"]["request"]}
+            row = {"id": task["data"]["id"], "request": task["data"]["request"], **empty}
             for result in answers[-1]["result"]:
                 (kind, values), name = next(iter(result["value"].items())), result["from_name"]
                 row[name] = json.dumps(values) if name in sets and kind == "choices" else values[0]

@@ -9,8 +9,10 @@ Validation 14(4), 2020); `by_chance` is its 95 % quantile, so that a small backl
 drift.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +88,7 @@ def earlier_run(output: str, job: Mapping[str, Any]) -> EarlierRun | None:
     location = Location.of(output)
     if not location.local:
         return None
-    others = sorted(Path(location.path).parent.glob("*.manifest.json"), key=_modified, reverse=True)[
-        :NEIGHBOURS
-    ]
-    for path in others:
+    for path in _newest(Path(location.path).parent.glob("*.manifest.json")):
         try:
             manifest = read_manifest(Location.of(path))
         except BatchRouteError:  # somebody's file: a comparison must not cost the run
@@ -116,11 +115,17 @@ def _as_earlier(manifest: Mapping[str, Any], output: str) -> EarlierRun:
     }
 
 
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # replaced or removed just now
-        return 0.0
+def _newest(paths: Iterable[Path]) -> list[Path]:
+    """The newest `NEIGHBOURS` files among them. What is none, as a pipe, or cannot be asked, as a link to
+    itself, is left out: a comparison must not cost the run.
+    """
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found.append((status.st_mtime_ns, path))
+    return [path for _, path in sorted(found, reverse=True)[:NEIGHBOURS]]
 
 
 def _measure(field: str, of: str, before: Sequence[float], now: Sequence[float]) -> dict[str, Any]:

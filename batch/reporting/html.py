@@ -18,7 +18,7 @@ from batch.reporting.tally import SCORE_BINS, Tally
 from batch.storage.location import Location, write_file
 from batch.storage.manifest import manifest_location, output_files, read_manifest
 from batch.storage.parquet import ParquetSource
-from batch.storage.schema import readable
+from batch.storage.schema import readable, taken
 
 TEMPLATE = Path(__file__).with_name("report.html")
 LOWEST = 25  # rows listed
@@ -61,7 +61,7 @@ def lowest(
     sources = map(ParquetSource.open, files)
     for batch in (batch for source in sources for batch in source.batches(size=READ_ROWS, columns=wanted)):
         rows = _lowest(pl.DataFrame(batch.select(wanted[1:])).with_row_index("row"), f"{prefix}score", count)
-        ids = readable(batch.column(wanted[0]).take(rows["row"].to_arrow()))
+        ids = readable(taken(batch.column(wanted[0]), rows["row"].to_arrow()))
         rows = rows.drop("row").insert_column(0, pl.Series(wanted[0], map(str, ids), pl.String))
         found = rows if found is None else _lowest(pl.concat([found, rows]), f"{prefix}score", count)
     names = dict(zip(wanted, ["id", *(name.removesuffix("_score") for name in scores)], strict=True))

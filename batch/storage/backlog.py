@@ -23,6 +23,8 @@ MAX_ROWS = 500_000_000  # 8 bytes each are held while ids are checked
 MAX_BYTES = 1 << 40  # uncompressed, as declared and as read
 FREE_BYTES = 1 << 30  # decoded strings that are let through however small the file is
 MAX_EXPANSION = 1000  # decoded bytes over those in the file, beyond which it is a bomb
+HASH_BYTES = 8  # of an id, while all are held
+COMPARED = 1 << 18  # ids whose hashes are compared at a time: those that are equal are held themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Backlog:
             if left > 0 and start_row < file.rows:
                 keys = dict(found.partitions)
                 own = [field for field in schema if field.name not in keys]
-                own = pa.schema(own or [self.schema.field(self.id_column)])  # some column must tell the rows
+                some = [field for field in self.schema if field.name not in keys]
+                own = pa.schema(own or some[:1])  # some column of the file's must tell the rows
                 for batch in file.batches(start_row, size, schema=own):
                     whole = self._whole(batch, keys, schema) if keys or self.columns.levels else batch
                     yield whole.slice(0, left)
@@ -139,7 +142,7 @@ class Backlog:
 
         Returns the sha256 (hex) of the ids in order. Raises `InputError` naming the row, counted from 0.
         """
-        digest: str = guarded(read_through, self, what=self.source)
+        digest: str = guarded(read_through, self, what=self.source, extra=HASH_BYTES * self.rows)
         return digest
 
     def repeated_texts(self, units: Iterable[Unit]) -> Int64s:
@@ -212,10 +215,9 @@ def read_through(backlog: Backlog) -> str:
         row += len(ids)
         decoded += int(row_bytes(batch).sum())
         _check_expansion(backlog, decoded)
-    again = repeated(hashes)
+    for equal in _equal(hashes):
+        _check_repeated(backlog, equal)
     del hashes
-    if len(again):
-        _check_repeated(backlog, again)
     pa.default_memory_pool().release_unused()
     return digest.hexdigest()
 
@@ -240,12 +242,27 @@ def _hashes(backlog: Backlog, ids: pa.Array, row: int) -> Int64s:
     return hashes
 
 
+def _equal(hashes: Int64s) -> Iterator[Int64s]:
+    """Those that are there more than once, sorted, some at a time. Sorts `hashes` in place: of 500 million
+    there is no room for another copy, nor for the ids of an input that was exported twice.
+    """
+    hashes.sort()
+    for start in range(0, len(hashes), COMPARED):
+        some = hashes[start : start + COMPARED + 1]  # the next one's first may equal this one's last
+        again = np.unique(some[1:][some[1:] == some[:-1]])
+        if len(again):
+            yield again
+
+
 def _check_repeated(backlog: Backlog, again: Int64s) -> None:
+    """`again` is sorted: np.isin would sort it for each batch."""
     seen: dict[Any, int] = {}
     row = 0
     for batch in backlog.batches(columns=[backlog.id_column]):
         ids = plain(batch.column(0))
-        suspects = np.flatnonzero(np.isin(_hashes(backlog, ids, row), again))
+        hashes = _hashes(backlog, ids, row)
+        near = again[np.minimum(np.searchsorted(again, hashes), len(again) - 1)]
+        suspects = np.flatnonzero(near == hashes)
         for offset, value in zip(suspects, ids.take(pa.array(suspects)).to_pylist(), strict=True):
             if value in seen:
                 pair = f"rows {seen[value]} and {row + offset}"

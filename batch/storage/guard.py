@@ -12,6 +12,7 @@ take, says nothing about the file: run again.
 
 import atexit
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -27,13 +28,16 @@ from typing import IO, Any
 from batch.errors import BatchRouteError, InputError, StorageError, ours
 from batch.parent import own_id, tie_to
 
-MEMORY = 768 << 20  # bytes of data that the child may hold
+MEMORY = 768 << 20  # bytes of data that the child may hold, whatever the call
 ROOM = 512 << 20  # bytes of addresses that its program takes besides
 REACH = 10.0  # seconds to the first word of a store, once the child has begun to ask it
 PATIENCE = 600.0  # seconds between two words
+# What is freed goes back to the kernel at once: glibc would keep pages of some MiB, many columns' worth.
+ALLOCATOR = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 OWN_DEATHS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)  # of what it read
 STOP_SECONDS = 2.0
 
+_extra = 0  # in the child: bytes that the call under way may hold besides `MEMORY`
 _told: Callable[[str], None] = lambda where: None  # noqa: E731  (in the child: tells the parent where it is)
 
 
@@ -50,7 +54,7 @@ class _Child:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         root = str(Path(__file__).parents[2])
         paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        environment = {**os.environ, "PYTHONPATH": paths, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+        environment = {**os.environ, **ALLOCATOR, "PYTHONPATH": paths}
         given = (str(theirs.fileno()), str(own_id()))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "batch.storage.guard", *given],
@@ -63,10 +67,12 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], what: str, reach: float) -> Any:
+    def call(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], what: str, reach: float, extra: int
+    ) -> Any:
         patience, where, asking = PATIENCE, what, False
         try:
-            self._conn.send((function, arguments, _folder()))
+            self._conn.send((function, arguments, _folder(), extra))
             while self._conn.poll(patience):
                 kind, value = self._conn.recv()
                 if kind == "done":
@@ -74,18 +80,18 @@ class _Child:
                 if kind == "failed":
                     raise value
                 if kind == "memory":
-                    raise out_of_memory(where)
+                    raise out_of_memory(where, extra)
                 asking = kind == "begun"
                 patience, where = (reach if asking else PATIENCE), value or where
         except (EOFError, ConnectionError) as error:
-            raise self._died(where) from error
+            raise self._died(where, extra) from error
         if asking and reach < PATIENCE:
             raise InputError(
                 f"{where} did not answer within {reach:.0f} s; check the address and the network"
             )
         raise StorageError(f"{where} gave nothing for {patience:.0f} s; run again to resume")
 
-    def _died(self, where: str) -> BatchRouteError:
+    def _died(self, where: str, extra: int) -> BatchRouteError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
         code = self._process.returncode or 0
@@ -97,7 +103,7 @@ class _Child:
         if "crypt" in last:
             return InputError(f"{where} is encrypted; decrypt it first")
         if "bad_alloc" in last or "memory" in last:
-            return out_of_memory(where)
+            return out_of_memory(where, extra)
         return InputError(f"{where} is damaged: Parquet's reader ends on it; write the file again")
 
     def close(self) -> None:
@@ -117,16 +123,17 @@ def _folder() -> str | None:
     return None
 
 
-def out_of_memory(where: str) -> BatchRouteError:
+def out_of_memory(where: str, extra: int = 0) -> BatchRouteError:
     """What is to be said where memory ran out: the file takes too much only where the reader's own bound was
-    the nearest. (The child has this process's limits besides.)
+    the nearest. (The child has this process's limits besides.) `extra` is what the call asked for.
     """
+    most = MEMORY + max(extra, _extra)
     addresses, data = resource.getrlimit(resource.RLIMIT_AS)[0], resource.getrlimit(resource.RLIMIT_DATA)[1]
-    bounds = [limit for limit, need in ((addresses, MEMORY + ROOM), (data, MEMORY)) if 0 <= limit < need]
+    bounds = [limit for limit, need in ((addresses, most + ROOM), (data, most)) if 0 <= limit < need]
     if bounds:
-        least = f"processes here may take {min(bounds) >> 20} MiB, a reader needs {(MEMORY + ROOM) >> 20}"
+        least = f"processes here may take {min(bounds) >> 20} MiB, a reader needs {(most + ROOM) >> 20}"
         return StorageError(f"out of memory while {where} was read ({least}); raise `ulimit`, then run again")
-    limit = f"the {MEMORY >> 20} MiB that its reader may take"
+    limit = f"the {most >> 20} MiB that its reader may take"
     return InputError(
         f"{where} expands beyond {limit}; shorten its longest values, or write smaller row groups"
     )
@@ -136,9 +143,12 @@ _child: _Child | None = None
 _lock = threading.Lock()
 
 
-def guarded(function: Callable[..., Any], *arguments: Any, what: str, reach: float = PATIENCE) -> Any:
+def guarded(
+    function: Callable[..., Any], *arguments: Any, what: str, reach: float = PATIENCE, extra: int = 0
+) -> Any:
     """``function(*arguments)`` in the child; both ways everything is pickled. `what` is read, by its name;
-    where that is in a store, `reach` is the seconds in which its first word is to come.
+    where that is in a store, `reach` is the seconds in which its first word is to come. `extra` is the bytes
+    that the function holds by itself, whatever it reads: it may have them besides `MEMORY`.
 
     Raises what the function raises; `InputError` where the child died of what it read or a store did not
     answer, `StorageError` where it was ended from outside or hung.
@@ -150,7 +160,7 @@ def guarded(function: Callable[..., Any], *arguments: Any, what: str, reach: flo
             _child = _Child()
         child = _child
         try:
-            return child.call(function, arguments, what, reach)
+            return child.call(function, arguments, what, reach, extra)
         except BaseException as error:
             if not getattr(error, "raised_there", False):  # it died, hangs, or works on what nobody waits for
                 stop(at_once=True)
@@ -175,27 +185,40 @@ def _serve(conn: Connection, parent: int) -> None:
     """The child's life: one call after another, until the parent is gone."""
     tie_to(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if hard < 0 else min(MEMORY, hard), hard))
     global _told
     _told = lambda where: conn.send(("at", where))  # noqa: E731
     while True:
         try:
-            function, arguments, folder = conn.recv()
+            function, arguments, folder, extra = conn.recv()
         except EOFError:
             return
         if folder:
             os.chdir(folder)
         conn.send(("begun", None))
-        try:
-            answer = "done", function(*arguments)
-        except MemoryError:
-            answer = "memory", None
-        except Exception as error:
-            failure = ours(error)  # here, while its cause is known: that is not pickled
-            failure.raised_there = True  # type: ignore[union-attr]
-            answer = "failed", failure
-        conn.send(answer)
+        _allow(extra)
+        conn.send(_answer(function, arguments))
+        del function, arguments
+        gc.collect()  # a failure and its frames hold each other, and what the call held
+        _allow(0)
+
+
+def _allow(extra: int) -> None:
+    """Let the child hold `extra` bytes besides `MEMORY`, as far as its user may."""
+    global _extra
+    _extra, hard = extra, resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = MEMORY + extra
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
+
+
+def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:
+    try:
+        return "done", function(*arguments)
+    except MemoryError:
+        return "memory", None
+    except Exception as error:
+        failure = ours(error)  # here, while its cause is known: that is not pickled
+        failure.raised_there = True  # type: ignore[union-attr]
+        return "failed", failure
 
 
 if __name__ == "__main__":

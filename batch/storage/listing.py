@@ -2,9 +2,8 @@
 
 In a directory every Parquet file below it is read, whatever its name: Athena's have no extension, pandas' end
 in `.parquet.gzip`. Not read are hidden files and folders (`.x`, `_x`, but `_day=1` is a partition), what is
-no Parquet, and what its name calls a leftover. A table that has a log of its own (Delta, Iceberg, Hudi) is
-refused: its folder holds rows that the table has no more. Folders called `key=value` below the named one are
-Hive partitions.
+no Parquet, and what its name calls a leftover. A table that has a log of its own is refused (see
+`batch.storage.tables`). Folders called `key=value` below the named one are Hive partitions.
 """
 
 import dataclasses
@@ -18,10 +17,11 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
-from batch.errors import InputError
+from batch.errors import BatchRouteError, InputError
 from batch.storage.guard import note
 from batch.storage.location import Location, printable, reason, refused_or_failed
 from batch.storage.manifest import part_names, read_manifest
+from batch.storage.tables import may_be_sign, refuse_table
 
 PARQUET = re.compile(r"\.(parquet|parq|pqt?)(\.(gz|gzip|snappy|zstd?|lz4|brotli|lzo|br))?$", re.IGNORECASE)
 LEFTOVER = re.compile(
@@ -29,8 +29,6 @@ LEFTOVER = re.compile(
 )
 PARTITION = re.compile(r"([^=/]+)=(.*)", re.DOTALL)
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
-TABLES = {"_delta_log": "a Delta", ".hoodie": "a Hudi"}  # a folder inside, by the kind of table
-ICEBERG = re.compile(r"\.metadata\.json(\.gz)?$")  # a file in `metadata`
 HEADS = (b"PAR1", b"PARE")  # the latter is encrypted; opening it says so
 
 
@@ -73,9 +71,17 @@ def files_of(source: str) -> Listing:
         root, pattern = (location.path, ()) if info.type == fs.FileType.Directory else _glob(location)
         return _listed(location, root.rstrip("/") or "/", pattern)
     except OSError as error:
-        raise refused_or_failed(f"cannot read {location.name}", error, "check the path") from error
+        raise _unreadable(location, error) from error
     except pa.ArrowException as error:
         raise InputError(f"cannot read {location.name}: {reason(error)}; check the path") from error
+
+
+def _unreadable(location: Location, error: OSError) -> BatchRouteError:
+    """Names what cannot be read, which may lie deep in the folder."""
+    place = location if error.filename is None else location.at(error.filename)
+    closed = location.local and isinstance(error, PermissionError)
+    remedy = "check its permissions" if closed else "check the path"
+    return refused_or_failed(f"cannot read {printable(place.name)}", error, remedy)
 
 
 def would_read(source: str, path: str) -> bool:
@@ -151,12 +157,16 @@ def _entries(location: Location, root: str, pattern: tuple[str, ...]) -> Iterato
         return
     deep = not pattern or len(pattern) > 1 or not PARQUET.search(pattern[-1])
     hidden: set[tuple[str, ...]] = set()
+    tables: set[tuple[str, ...]] = set()
     for info in location.filesystem.get_file_info(fs.FileSelector(root, recursive=deep)):
         parts = tuple(info.path[len(root) :].strip("/").split("/"))
         first = next((index for index, part in enumerate(parts) if _hidden(part)), len(parts))
-        if parts[first:] and parts[first] in TABLES:
-            _refuse_table(location, "/".join((root, *parts[:first])))
-        if first < len(parts) - 1 or (info.type == fs.FileType.Directory and first < len(parts)):
+        within = first < len(parts) - (info.type != fs.FileType.Directory)  # a hidden folder, or in one
+        table = parts[:first] if within else parts[:-2]
+        if table not in tables and _may_hold(table, pattern) and may_be_sign(parts[len(table) :]):
+            tables.add(table)
+            refuse_table(location, "/".join((root, *table)))
+        if within:
             if parts[: first + 1] not in hidden:
                 hidden.add(parts[: first + 1])
                 yield _Entry(parts[: first + 1], "folder")
@@ -173,15 +183,15 @@ def _local(
         return  # a link to a folder that it lies in
     above = above | {(status.st_dev, status.st_ino)}
     if parts and printable(folder) == folder:
-        _refuse_table(Location.of("/"), folder)
+        refuse_table(Location.of("/"), folder)
     with os.scandir(folder) as found:
         entries = list(found)
     for entry in entries:
         inner = (*parts, entry.name)
         try:
             status = entry.stat()
-        except OSError:
-            yield _Entry(inner, "gone")
+        except OSError as error:  # whoever opens what this user may not see into says so
+            yield _Entry(inner, "file" if isinstance(error, PermissionError) else "gone")
             continue
         if not entry.is_dir():
             yield _Entry(inner, "file" if entry.is_file() else "other", (status.st_dev, status.st_ino))
@@ -192,7 +202,10 @@ def _local(
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith((".", "_")) and not (name.startswith("_") and PARTITION.fullmatch(name))
+    """`lost+found` is what fsck saves, in the root of a volume, and only root may look into it."""
+    if name.startswith("_"):
+        return not PARTITION.fullmatch(name)
+    return name.startswith(".") or name == "lost+found"
 
 
 def _unread(location: Location, path: str, entry: _Entry, asked_for: bool) -> str | None:
@@ -209,8 +222,12 @@ def _unread(location: Location, path: str, entry: _Entry, asked_for: bool) -> st
         return None
     if entry.kind == "gone":
         return "a link to a file that is not there" if "." in name else None
-    with open(path, "rb") if location.local else location.filesystem.open_input_stream(path) as file:
-        return None if file.read(4) in HEADS else "not Parquet"
+    try:
+        with open(path, "rb") if location.local else location.filesystem.open_input_stream(path) as file:
+            return None if file.read(4) in HEADS else "not Parquet"
+    except OSError as error:
+        error.filename = path  # a store's does not say which it is of
+        raise
 
 
 def unread(path: Path) -> str | None:
@@ -260,18 +277,4 @@ def refuse_tables_above(location: Location, path: str, up: int = 0) -> None:
     """A part of a table is no table either, nor is a link to one. `up` leaves out a file's own name."""
     for place in {path, os.path.realpath(path)} if location.local else {path}:
         for depth in range(up, len(place.split("/"))):
-            _refuse_table(location, place.rsplit("/", depth)[0])
-
-
-def _refuse_table(location: Location, folder: str) -> None:
-    """A folder that a table's log speaks of is not read without it."""
-    if not folder and not location.local:
-        return  # above a store's buckets
-    names = {f"{folder}/{name}": kind for name, kind in TABLES.items()}
-    logs = location.filesystem.get_file_info(list(names))
-    kinds = [names[log.path] for log in logs if log.type == fs.FileType.Directory]
-    inside = fs.FileSelector(f"{folder}/metadata", allow_not_found=True)
-    if any(ICEBERG.search(info.path) for info in location.filesystem.get_file_info(inside)):
-        kinds.append("an Iceberg")
-    if kinds:
-        raise InputError(f"{folder} is {kinds[0]} table; export its rows to Parquet files first")
+            refuse_table(location, place.rsplit("/", depth)[0])

@@ -21,16 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from batch.errors import (
-    FULL,
-    LASTING,
-    OPTIONS,
-    USER,
-    BatchRouteError,
-    InputError,
-    StorageError,
-    shown,
-)
+from batch.errors import FULL, LASTING, OPTIONS, USER, BatchRouteError, InputError, StorageError, shown
 from batch.storage.bucket import Bucket
 from batch.storage.remote import SCHEMES
 
@@ -116,6 +107,9 @@ class Location:
         if OPTIONS.search(source) or USER.search(source):
             why = "it holds credentials or options, which are not read"
             raise InputError(f"cannot open {shown(source)}: {why}; set them in the environment")
+        if not {"", ".", ".."}.isdisjoint(path.rstrip("/").split("/")):
+            why = "a segment of its path is empty, `.` or `..`"
+            raise InputError(f"cannot open {shown(source)}: {why}; correct the address, or rename the object")
         return cls(fs.PyFileSystem(Bucket(scheme, authority)), path.rstrip("/"), source.rstrip("/"))
 
     @property

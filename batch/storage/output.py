@@ -16,7 +16,7 @@ from batch.contract.fields import LIST, HasFields
 from batch.errors import ContractError, InputError, StorageError
 from batch.storage.footer import AnnotatingSink, old_timestamps
 from batch.storage.hashing import IdDigest
-from batch.storage.location import Location, reason
+from batch.storage.location import Location, reason, refused_or_failed
 from batch.storage.manifest import Proof, remove_manifest
 from batch.storage.parquet import FAILURES, LOCAL_BUFFER, REMOTE_BUFFER, ParquetSource
 from batch.storage.schema import as_read, conformed, without_zone
@@ -198,20 +198,41 @@ def encode_rows(sink: Any, batches: Iterable[pa.RecordBatch], schema: pa.Schema)
 
 
 def prove(location: Location, id_column: str = "id", total: IdDigest | None = None) -> Proof:
-    """Row count, ordered id digest and sha256 of a finished file; decodes every page, and adds its ids to the
-    `total` of several files. Raises `StorageError`.
+    """Row count, ordered id digest and sha256 of a file that this run has written; decodes every page, and
+    adds its ids to the `total` of several files. Raises `StorageError`.
     """
-    digest, rows = IdDigest(), 0
     try:
-        source = ParquetSource.open(location)
-        for batch in source.batches():
-            for each in filter(None, (digest, total)):
-                each.update(batch.column(id_column))
-            rows += batch.num_rows
+        source, ids = read_back(location, id_column, total)
     except InputError as error:
         raise StorageError(f"the output does not read back: {error}") from error
-    names = tuple(source.schema.names)
-    return Proof(rows, digest.hexdigest(), location.sha256(), source.size, names)
+    return Proof(source.rows, ids, location.sha256(), source.size, tuple(source.schema.names))
+
+
+def read_back(location: Location, id_column: str, total: IdDigest | None = None) -> tuple[ParquetSource, str]:
+    """A file whose every page was decoded, and its ordered id digest; its ids are added to the `total` of
+    several files. Raises `InputError`, `StorageError`.
+    """
+    source, digest = ParquetSource.open(location), IdDigest()
+    for batch in source.batches():
+        for each in filter(None, (digest, total)):
+            each.update(batch.column(id_column))
+    return source, digest.hexdigest()
+
+
+def check_bytes(file: Location, told: Mapping[str, Any]) -> None:
+    """Raises `InputError` where a finished file is not, byte for byte, the one that its manifest speaks of.
+
+    To be asked before the file is parsed, since Parquet's reader ends the process on some damaged files.
+    """
+    what = f"cannot read {file.name}"
+    try:
+        same = file.stamp()[0] == told["bytes"] and file.sha256() == told["sha256"]
+    except OSError as error:
+        raise refused_or_failed(what, error, "run batch-route again with --fresh") from error
+    except pa.ArrowException as error:
+        raise StorageError(f"{what}: {reason(error)}; run again") from error
+    if not same:
+        raise InputError(f"{file.name} has other bytes than its manifest says; run again with --fresh")
 
 
 def shard_rows(shards: Iterable[Location | Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

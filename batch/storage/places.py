@@ -10,7 +10,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from batch.errors import InputError
-from batch.storage.listing import HEADS, would_read
+from batch.storage.listing import would_read
 from batch.storage.location import Location, is_local, printable, reason, refused_or_failed
 from batch.storage.manifest import (
     OUTPUT_PART,
@@ -28,6 +28,11 @@ MADE = {  # names of a run's own in folders in which others may write too
     "--work-dir": r".*\.work(-.*|\.lock)?",
     "--cache": r"answers\.sqlite.*",
     "the registry": r"[0-9a-f]{64}|aliases|promotions\.jsonl|\..*",
+}
+HEAD_BYTES = 1 << 16  # of a file, from which is told whose it is: a report's title may hold a long path
+WRITTEN = {  # by a run, by option: how the file begins, and what is in its head
+    "--metrics": (b"# HELP batch_route_", b""),
+    "--report": (b"<!doctype html>", b"batch-route report</title>"),
 }
 Places = Mapping[str, str | Path | None]  # by option; None is not asked for
 
@@ -66,10 +71,19 @@ def check_outlets(source: str, output: str, outlets: Places, kept: Places | None
     for what, path in given.items():
         for each in sources.values():
             _refuse_in_input(each, what, path)
-        if os.path.isfile(path):
-            with open(path, "rb") as file:
-                if file.read(4) in HEADS:
-                    raise InputError(f"{what} {path} is a Parquet file; choose another place")
+        _refuse_others(what, path)
+
+
+def _refuse_others(what: str, path: str | Path) -> None:
+    """Refuse a file that is not what an earlier run wrote by this option, nor empty: `InputError`."""
+    if not os.path.isfile(path):
+        return
+    beginning, mark = WRITTEN[what]
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    if head and not (head.startswith(beginning) and mark in head):
+        why = "is another program's file and would be written over"
+        raise InputError(f"{what} {printable(str(path))} {why}; move it away, or choose another place")
 
 
 def refuse_inside(places: Places, folders: Places) -> None:

@@ -32,6 +32,7 @@ STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
 ENDPOINT = re.compile(r"(AWS|AZURE|GOOGLE)_\w*ENDPOINT\w*")
 LOOPBACK = re.compile(r"http://(127\.\d+\.\d+\.\d+|localhost|\[::1\])[:/]")
 CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+BAD_KEY = re.compile(r'Path "(.*?)"(?: contained|: Encountered)', re.DOTALL)
 
 
 @functools.cache
@@ -110,11 +111,18 @@ def translated() -> Iterator[None]:
         raise OSError(errno.ESTALE, "it was changed meanwhile") from None
     except exceptions.BaseError as error:  # `from None`: its words may hold a signed address
         raise _os_error(error) from None
+    except ValueError as error:  # of a key that it does not ask the store for
+        if not BAD_KEY.search(str(error)):
+            raise
+        raise _os_error(error) from None
 
 
 def _os_error(error: Exception) -> OSError:
     told = str(error)
     status = next((int(one or other) for one, other in STATUS.findall(told)), 0)
+    if key := BAD_KEY.search(told):
+        what = "has a segment that is empty, `.` or `..`, or a control character"
+        return OSError(errno.EINVAL, f"the key {key[1]!r} {what}; rename the object")
     code = CODE.search(told)
     named = f" ({code[1]})" if code else ""
     if isinstance(error, FileNotFoundError) or status == 404:

@@ -9,11 +9,19 @@ loss.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import types
 
 INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 UNITS = ("s", "ms", "us", "ns")  # from coarse to fine
+LISTS = {  # by a type's id: what makes the type of its values' field, the class of its arrays, their offsets
+    pa.list_(pa.null()).id: (pa.list_, pa.ListArray, pa.int32()),
+    pa.large_list(pa.null()).id: (pa.large_list, pa.LargeListArray, pa.int64()),
+    pa.list_view(pa.null()).id: (pa.list_view, pa.ListViewArray, pa.int32()),
+    pa.large_list_view(pa.null()).id: (pa.large_list_view, pa.LargeListViewArray, pa.int64()),
+}
 
 
 def is_string(kind: pa.DataType) -> bool:
@@ -24,10 +32,14 @@ def is_binary(kind: pa.DataType) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
+def is_view(kind: pa.DataType) -> bool:
+    """Views of strings and bytes; Arrow has few kernels for them, and some of those give wrong values."""
+    return bool(types.is_string_view(kind) or types.is_binary_view(kind))
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Lists of any layout but fixed-size ones."""
-    views = types.is_list_view(kind) or types.is_large_list_view(kind)
-    return bool(types.is_list(kind) or types.is_large_list(kind) or views)
+    return kind.id in LISTS
 
 
 def is_ordered(kind: pa.DataType) -> bool:
@@ -42,10 +54,21 @@ def values_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """`array` as :func:`values_type` has it."""
+    """`array` as :func:`values_type` has it, to be computed with: a view is a large string or large bytes."""
     if types.is_dictionary(array.type):
         return plain(array.dictionary_decode())
-    return array.storage if isinstance(array.type, pa.BaseExtensionType) else array
+    if isinstance(array.type, pa.BaseExtensionType):
+        return plain(array.storage)
+    if is_view(array.type):
+        return array.cast(pa.large_string() if types.is_string_view(array.type) else pa.large_binary())
+    return array
+
+
+def taken(array: pa.Array, rows: pa.Array) -> pa.Array:
+    """The values of `array` at `rows`, as the same type."""
+    if is_view(values_type(array.type)):
+        return conformed(plain(array).take(rows), array.type)
+    return array.take(rows)
 
 
 def readable(array: pa.Array) -> list[Any]:
@@ -91,7 +114,7 @@ def as_read(field: pa.Field) -> pa.Field:
 def _inside(kind: pa.DataType) -> pa.DataType:
     if types.is_dictionary(kind):
         return kind.value_type
-    if types.is_string_view(kind) or types.is_binary_view(kind):
+    if is_view(kind):
         return pa.string() if types.is_string_view(kind) else pa.binary()
     return _nested(kind, lambda inner: inner.with_type(_inside(inner.type)))
 
@@ -111,12 +134,7 @@ def _nested(kind: pa.DataType, change: Callable[[pa.Field], pa.Field]) -> pa.Dat
         return pa.map_(change(kind.key_field), change(kind.item_field), kind.keys_sorted)
     if types.is_fixed_size_list(kind):
         return pa.list_(change(kind.value_field), kind.list_size)
-    if types.is_large_list(kind):
-        return pa.large_list(change(kind.value_field))
-    if types.is_list_view(kind) or types.is_large_list_view(kind):
-        view = pa.list_view if types.is_list_view(kind) else pa.large_list_view
-        return view(change(kind.value_field))
-    return pa.list_(change(kind.value_field)) if types.is_list(kind) else kind
+    return LISTS[kind.id][0](change(kind.value_field)) if is_list(kind) else kind
 
 
 def unified_field(one: pa.Field, other: pa.Field) -> pa.Field | None:
@@ -185,9 +203,7 @@ def _times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 def _nests(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if types.is_struct(one) and types.is_struct(other):
-        pairs = [
-            (one.field(index), other.field(index)) for index in range(min(one.num_fields, other.num_fields))
-        ]
+        pairs = [*zip(one, other, strict=False)]
         if one.num_fields != other.num_fields or any(a.name != b.name for a, b in pairs):
             return None
         fields = [unified_field(a, b) for a, b in pairs]
@@ -209,23 +225,49 @@ def _nests(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def conformed(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """`array` as `kind`, which :func:`unified` made of its type. Raises `pa.ArrowInvalid` on any loss."""
+    """`array` as `kind`, which :func:`unified` made of its type. Raises `pa.ArrowInvalid` on any loss.
+
+    Nested values are rebuilt around their children: inside them Arrow casts no nulls and gives other values
+    for list views, and Python's values are not those of Arrow (times of nanoseconds, dates after 9999).
+    """
     if array.type.equals(kind):
         return array  # and not cast: that breaks the offsets of a sliced list of nulls
-    if types.is_nested(kind) and _holds(array.type, _cast_badly):
-        return pa.array(array.to_pylist(), kind)
+    if types.is_null(array.type):
+        return pa.nulls(len(array), kind)
+    if isinstance(array.type, pa.BaseExtensionType):
+        return conformed(array.storage, kind)
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind.wrap_array(conformed(array, kind.storage_type))
     if types.is_dictionary(kind) and not types.is_dictionary(array.type):
         return array.cast(kind.value_type).dictionary_encode().cast(kind)
-    return plain(array).cast(kind) if isinstance(array.type, pa.BaseExtensionType) else array.cast(kind)
+    if types.is_struct(kind):
+        children = [conformed(array.field(index), field.type) for index, field in enumerate(kind)]
+        return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
+    if types.is_map(kind):
+        return _conformed_map(array, kind)
+    return _conformed_list(array, kind) if types.is_nested(kind) else array.cast(kind)
 
 
-def _cast_badly(kind: pa.DataType) -> bool:
-    """Inside nested values Arrow cannot cast nulls, and gives other values for list views."""
-    return bool(types.is_null(kind) or types.is_list_view(kind) or types.is_large_list_view(kind))
+def _conformed_map(array: pa.MapArray, kind: pa.MapType) -> pa.Array:
+    starts = array.offsets
+    span = slice(starts[0].as_py(), starts[-1].as_py())  # the children are those of the array before slicing
+    keys, items = conformed(array.keys[span], kind.key_type), conformed(array.items[span], kind.item_type)
+    return pa.MapArray.from_arrays(pc.subtract(starts, starts[0]), keys, items, kind, mask=array.is_null())
 
 
-def _holds(kind: pa.DataType, asked: Callable[[pa.DataType], bool]) -> bool:
-    return asked(kind) or any(_holds(kind.field(index).type, asked) for index in range(kind.num_fields))
+def _conformed_list(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if types.is_fixed_size_list(kind):
+        width = kind.list_size
+        values = conformed(array.values[array.offset * width :][: len(array) * width], kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=array.is_null())
+    sizes = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+    # Arrow makes no empty array of nested extensions.
+    values = conformed(array.flatten() if sizes.any() else array.values[:0], kind.value_type)
+    ends, view = np.cumsum(sizes, dtype=np.int64), types.is_list_view(kind) or types.is_large_list_view(kind)
+    spans = (ends - sizes, sizes) if view else (np.append(0, ends),)
+    _, arrays, width = LISTS[kind.id]
+    layout = (pa.array(each).cast(width) for each in spans)
+    return arrays.from_arrays(*layout, values, kind, mask=array.is_null())
 
 
 def merged_levels(found: Sequence[pa.Array]) -> pa.Array | None:

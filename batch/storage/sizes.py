@@ -12,6 +12,7 @@ from batch.storage.hashing import Int64s
 from batch.storage.schema import is_binary, is_list, is_string
 
 BATCH_BYTES = 16 << 20  # strings and nested values in one batch, decoded
+DECODED_BYTES = 32 << 20  # of all columns together, before they are cut into such batches
 ROW_BYTES = 16 << 20  # of them in one row: with more it is not routed, its error is `too_long`
 WIDTH = 8  # bytes of a number in a file, at least
 FEW_BYTES = 64  # of a value whose length is fixed: a UUID, a digest
@@ -101,7 +102,7 @@ def cuts(sizes: Int64s, limit: int) -> Iterator[tuple[int, int]]:
 def safe_rows(file: pq.ParquetFile, group: int) -> int:
     """Rows of the row group that may be decoded at once. `file` reads texts as dictionaries, unexpanded."""
     meta = file.metadata.row_group(group)
-    largest = 1.0  # bytes a row, of the columns' means
+    largest = whole = 1.0  # bytes a row, of one column and of all: the means, or what may be repeated
     for index in range(meta.num_columns):
         column = meta.column(index)
         width = max(WIDTH, column.total_uncompressed_size / max(1, column.num_values))
@@ -109,8 +110,9 @@ def safe_rows(file: pq.ParquetFile, group: int) -> int:
             width = max(width, file.schema.column(index).length)  # a dictionary may repeat it
         elif column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
             width = max(width, _longest(file, group, column.path_in_schema))
-        largest = max(largest, width * column.num_values / max(1, meta.num_rows))
-    return max(1, int(BATCH_BYTES / largest))
+        width *= column.num_values / max(1, meta.num_rows)
+        largest, whole = max(largest, width), whole + width
+    return max(1, int(min(BATCH_BYTES / largest, DECODED_BYTES / whole)))
 
 
 def text_leaves(file: pq.ParquetFile) -> list[str]:

@@ -6,18 +6,36 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import date
+from typing import Any
 
 import pyarrow as pa
 
+from batch.contract.json_text import parse_json
 from batch.errors import InputError
 from batch.storage.listing import Found
 from batch.storage.parquet import ParquetSource
-from batch.storage.schema import INTEGERS, is_ordered, merged_levels, names_alike, unified_field
+from batch.storage.schema import (
+    INTEGERS,
+    is_list,
+    is_ordered,
+    is_string,
+    merged_levels,
+    names_alike,
+    unified_field,
+    values_type,
+)
 
 ANNOTATIONS = (
     b"batch_route.annotations"  # key of a schema's metadata, in this program only: the writer takes it out
 )
 SPARK = b"org.apache.spark.sql.parquet.row.metadata"
+SPARK_TYPES = {
+    **dict(zip(INTEGERS, ("byte", "short", "integer", "long"), strict=True)),
+    pa.bool_(): "boolean",
+    pa.float32(): "float",
+    pa.float64(): "double",
+    pa.date32(): "date",
+}
 # Their readers take these for the whole schema, and would not see the output's new columns.
 STALE = (b"parquet.avro.schema", b"avro.schema", b"iceberg.schema", b"parquet.proto.descriptor")
 OWN = b"batch_route."
@@ -196,24 +214,22 @@ def carried_metadata(schema: pa.Schema, added: Sequence[pa.Field]) -> dict[bytes
     metadata = dict(schema.metadata or {})
     if SPARK in metadata:
         try:
-            struct = json.loads(metadata[SPARK])
+            struct = parse_json(metadata[SPARK])
             known = {field["name"] for field in struct["fields"]}
-            for field in [*schema, *added]:
-                if field.name not in known:
-                    entry = {
-                        "name": field.name,
-                        "type": _spark_type(field.type),
-                        "nullable": True,
-                        "metadata": {},
-                    }
-                    struct["fields"].append(entry)
+            new = [field for field in (*schema, *added) if field.name not in known]
+            struct["fields"] += [
+                {"name": field.name, "type": _spark_type(field.type), "nullable": True, "metadata": {}}
+                for field in new
+            ]
             metadata[SPARK] = json.dumps(struct, ensure_ascii=False).encode()
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):  # Spark tells the types from Parquet's as well
             del metadata[SPARK]
     return metadata
 
 
-def _spark_type(kind: pa.DataType) -> str:
-    """Of the columns that a run adds, partition keys among them."""
-    known = {pa.bool_(): "boolean", pa.float32(): "float", pa.int64(): "long", pa.date32(): "date"}
-    return known.get(kind, "string")
+def _spark_type(kind: pa.DataType) -> str | dict[str, Any]:
+    """A column's type in Spark's JSON. Raises `KeyError` for one that is not listed here."""
+    if is_list(kind):
+        return {"type": "array", "elementType": _spark_type(kind.value_type), "containsNull": True}
+    kind = values_type(kind)
+    return "string" if is_string(kind) else SPARK_TYPES[kind]

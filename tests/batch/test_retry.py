@@ -1,5 +1,6 @@
 """`--retry-errors`: rows in error are run again, all others stay as they were, and a stop in between loses nothing."""
 
+import base64
 import hashlib
 import json
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from batch import run
 from batch.adapter.bundle import Bundle
+from batch.contract.contract import Contract
 from batch.errors import Interrupted
 from batch.job import Options
 from batch.launch import part_writer
@@ -21,6 +23,7 @@ from batch.storage.output import WRITING
 from batch.storage.records import sealed
 from batch.storage.workdir import WorkDir
 from tests.batch.test_run import HOSTILE, backlog, route, stop_behind_a_shard
+from tests.conftest import ROOT, make_bundle
 
 TEXTS = [*HOSTILE, *(f"Please build dashboard number {i}." for i in range(600))]
 
@@ -103,6 +106,54 @@ def test_rows_that_stay_are_not_computed_again(tiny_bundle: Bundle, job: tuple[P
     )
     assert made.take(kept).equals(table.take(kept))
     assert made["status"][10].as_py() == "ok" and made["score"][10].as_py() != table["score"][10].as_py()
+
+
+def test_sets_of_labels_are_put_in_their_places(tiny_base: Path, tmp_path: Path) -> None:
+    contract = Contract.load(ROOT / "tests/data/tickets/contract.toml")
+    bundle = make_bundle(tiny_base, contract, tmp_path / "adapters")
+    source, output = backlog(tmp_path / "in.parquet"), tmp_path / "out.parquet"
+    assert route(bundle, source, output, "--max-error-rate", "1").exit_code == 0
+    good, made = output.read_bytes(), pq.read_table(output)
+    assert pa.types.is_list(made.schema.field("trades").type)
+    answered = [row for row, status in enumerate(made["status"].to_pylist()) if status == "ok"]
+    break_rows(output, answered[1:4], bundle)
+    result = route(bundle, source, output, "--retry-errors", "--max-error-rate", "1")
+    assert result.exit_code == 0, result.output
+    assert output.read_bytes() == good
+
+
+def test_views_are_carried_through_a_retry(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Arrow can neither filter them nor take from them; inside nested values it cannot write them either, so they are
+    written as strings, and the schema of the file says that they are views."""
+    texts, view = ["a", None, "c", "d"], pa.string_view()
+    struct = pa.struct([("a", pa.string())])
+    columns = {
+        "id": (list("1234"), pa.string(), view),
+        "request": ([f"request {row}" for row in range(4)], pa.string(), view),
+        "team": ([None, "nobody", None, "nobody"], pa.string(), view),
+        "view": (texts, pa.string(), view),
+        "bytes": (texts, pa.binary(), pa.binary_view()),
+        "struct": ([text and {"a": text} for text in texts], struct, pa.struct([("a", view)])),
+        "list": ([["x", None], None, [], ["y"]], pa.list_(pa.string()), pa.list_(view)),
+        "map": ([[("k", "v")], None, [], []], pa.map_(pa.string(), pa.string()), pa.map_(view, view)),
+    }
+    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    table = pa.table({name: pa.array(values, kind) for name, (values, kind, _) in columns.items()})
+    views = pa.schema([(name, kind) for name, (_, _, kind) in columns.items()])
+    with pq.ParquetWriter(source, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(views.serialize().to_pybytes())})
+    assert pq.read_schema(source).equals(views)
+    options = ("--adapter-column", "team", "--max-error-rate", "1")
+    result = route(tiny_bundle, source, output, *options)
+    assert result.exit_code == 0, result.output
+    good = output.read_bytes()
+    result = route(tiny_bundle, source, output, *options, "--retry-errors")
+    assert result.exit_code == 0, result.output
+    assert output.read_bytes() == good and manifest_of(output)["run"]["retried_rows"] == 2
+    made = pq.read_table(output)
+    assert made.select(table.column_names).to_pylist() == table.to_pylist()
+    assert [made.schema.field(name).type for name in ("view", "bytes")] == [view, pa.binary_view()]
 
 
 def test_errors_of_the_texts_own_start_no_engine(tiny_bundle: Bundle, job: tuple[Path, Path]) -> None:

@@ -324,7 +324,7 @@ def test_what_a_run_needs_is_no_place_to_write(
     for arguments, why in (
         ((output, "--report", registry / "aliases/champion"), "the registry's folder"),
         ((output, "--metrics", tiny_bundle.path / "contract.json"), "the adapter's folder"),
-        ((output, "--metrics", tiny_base / "config.json"), "the base model's folder"),
+        ((output, "--metrics", tiny_base / "metrics.prom"), "the base model's folder"),
         ((output, "--cache", tiny_base), "the base model's folder"),
         ((output, "--cache", tiny_bundle.path), "the adapter's folder"),
         ((output, "--work-dir", registry / "aliases/w"), "the registry's folder"),

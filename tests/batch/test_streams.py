@@ -64,3 +64,21 @@ def test_what_is_printed(finished: Path, words: str) -> None:
     assert (read.returncode, read.stderr) == (0, "")
     assert full.returncode == 75
     assert full.stderr.splitlines() == ["Error: no space left; free some space, then run again to resume"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name", "told"),
+    [("ascii", "Übersicht.csv", r"\xdcbersicht.csv"), ("latin-1", "依.csv", r"\u4f9d.csv")],
+)
+def test_what_a_terminal_cannot_show_is_escaped(
+    encoding: str, name: str, told: str, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    (tmp_path / "in").mkdir()
+    backlog(tmp_path / "in/a.parquet", texts=["依"])
+    (tmp_path / "in" / name).touch()
+    options = ["--adapter", str(tiny_bundle.path), "--engine", "replay"]
+    done = shell("2>&1", str(tmp_path / "in"), str(tmp_path / "out.parquet"), *options)
+    assert done.returncode == 0 and told in done.stdout, done.stdout
+    shown = shell("2>&1", "show", str(tmp_path / "out.parquet"))
+    assert shown.returncode == 0 and r"\u4f9d" in shown.stdout, shown.stdout

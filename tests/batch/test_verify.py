@@ -12,7 +12,10 @@ from click.testing import CliRunner, Result
 
 from batch.adapter.bundle import Bundle
 from batch.cli import main
+from batch.storage.location import Location
 from batch.storage.manifest import manifest_location
+from batch.storage.parquet import ParquetSource
+from batch.verify import _alike
 from tests.batch.storage.examples import edited
 from tests.batch.test_run import backlog, route
 
@@ -72,6 +75,29 @@ def test_what_is_not(made: tuple[Path, Path, Path], damage: str, tiny_bundle: Bu
     result = verified(output)
     assert result.exit_code == 2 and "Traceback" not in result.output, result.output
     assert result.output.startswith("Error: ") and result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["verify", "show"])
+def test_damaged_bytes_are_never_parsed(
+    made: tuple[Path, Path, Path], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On some of them, Parquet's reader ends the process."""
+    _, output, file = made
+    whole, parse = file.read_bytes(), ParquetSource.open
+
+    def parse_others(location: Location) -> ParquetSource:
+        assert location.path != str(file)
+        return parse(location)
+
+    monkeypatch.setattr(ParquetSource, "open", parse_others)
+    for damaged in (whole.replace(b"request", b"reqtest"), whole[:-9], b""):
+        file.write_bytes(damaged)
+        result = CliRunner().invoke(main, [command, str(output)])
+        told = f"{file} has other bytes than its manifest says; run again with --fresh"
+        assert (result.exit_code, result.output) == (2, f"Error: {told}\n")
+    monkeypatch.undo()
+    file.write_bytes(whole)
+    assert CliRunner().invoke(main, [command, str(output)]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -143,6 +169,69 @@ def test_timestamps_of_old_are_the_same_instants(tiny_bundle: Bundle, tmp_path: 
     assert result.exit_code == 0, result.output
     result = verified(tmp_path / "out.parquet", tmp_path / "other.parquet")
     assert result.exit_code == 2 and "column 'at'" in result.output, result.output
+
+
+NAN, FAR = pa.array([float("nan")]), pa.array([400_000_000_000], pa.int64())  # seconds: the year 14645
+ODD = {  # one value each, which is not equal to itself or which Python does not have
+    "far": pa.StructArray.from_arrays([NAN, FAR.cast(pa.timestamp("s"))], names=["x", "t"]),
+    "long": pa.StructArray.from_arrays([NAN, pa.array([1 << 62]).cast(pa.duration("s"))], names=["x", "t"]),
+    "text": pa.StructArray.from_arrays([NAN, pa.array([b"\xff"]).view(pa.string())], names=["x", "t"]),
+    "list": pa.array([[float("nan"), None]]),
+    "map": pa.array([[("k", float("nan"))]], pa.map_(pa.string(), pa.float64())),
+    "half": NAN.cast(pa.float16()),
+    "time": pa.array([[34_200_123_456_789]], pa.list_(pa.int64())).cast(pa.list_(pa.time64("ns"))),
+}
+
+
+@pytest.mark.parametrize("changed", [None, "time", "half"])
+def test_values_that_python_does_not_have_are_compared(
+    changed: str | None, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Beside a NaN, and to the last nanosecond."""
+    others = {
+        "time": pa.array([[34_200_123_456_788]], pa.list_(pa.int64())).cast(pa.list_(pa.time64("ns"))),
+        "half": pa.array([1.0], pa.float16()),
+    }
+    columns = {"id": ["a"], "request": ["Find it."], **ODD}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    assert route(tiny_bundle, tmp_path / "in.parquet", tmp_path / "out.parquet").exit_code == 0
+    if changed:
+        columns[changed] = others[changed]
+        pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    result = verified(tmp_path / "out.parquet", tmp_path / "in.parquet")
+    assert result.exit_code == (2 if changed else 0), result.output
+    assert f"column {changed!r}" in result.output or not changed
+
+
+MAPS = pa.array(
+    [[("a", 1.0)], None, [], [("b", float("nan")), ("c", None)]], pa.map_(pa.string(), pa.float64())
+)
+LISTS = pa.array([[1.0], None, [], [float("nan"), None]])
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        (MAPS.slice(1), MAPS.take([1, 2, 3]), True),
+        (MAPS.slice(0, 3), MAPS.take([0, 2, 2]), False),
+        (LISTS.slice(1), LISTS.cast(pa.large_list(pa.float32())).slice(1), True),
+        (LISTS.slice(1), pa.array(LISTS.to_pylist(), pa.list_view(pa.float64())).slice(1), True),
+        (LISTS.slice(2), LISTS.take([3, 2]), False),
+        (pa.array([[[float("nan")], []]]), pa.array([[[], [float("nan")]]]), False),
+        (pa.array([{"x": float("nan")}, None]), pa.array([{"x": float("nan")}, {"x": None}]), False),
+        (pa.array([{"x": float("nan")}]), pa.array([{"y": float("nan")}]), False),
+        (pa.array([[float("nan"), 1.0]], pa.list_(pa.float64(), 2)), pa.array([[float("nan"), 1.0]]), True),
+        (pa.array([float("nan"), None]), pa.array([float("nan"), 0.0]), False),
+        (pa.array([1, 2]), pa.array(["1", "2"]), False),
+        (FAR.cast(pa.timestamp("s")), pa.array([0], pa.timestamp("ns")), False),
+        (pa.array([0], pa.timestamp("us")), pa.array([0], pa.timestamp("us", "UTC")), False),
+        (pa.array(["a", None]).dictionary_encode(), pa.array(["a", None], pa.large_string()), True),
+        (pa.nulls(2), pa.array([None, None], pa.string()), True),
+    ],
+)
+def test_what_is_alike(left: pa.Array, right: pa.Array, same: bool) -> None:
+    assert _alike(left, right) is _alike(right, left) is same
+    assert _alike(left, left) and _alike(right, right)
 
 
 def test_a_file_of_that_name_is_an_input_too(tiny_bundle: Bundle, tmp_path: Path) -> None:

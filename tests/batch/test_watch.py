@@ -379,6 +379,46 @@ def test_two_files_never_take_turns_at_one_output(
     assert again.said == [told] and pq.read_metadata(outbox / "a.parquet").num_rows == 5
 
 
+def test_folders_may_be_uris(folders: tuple[Path, Path], registry: Registry) -> None:
+    inbox, outbox = (folder.rename(folder.with_name(f"{folder.name} box")) for folder in folders)
+    backlog(inbox / "a.parquet")
+    script = Script()
+    with pytest.raises(Interrupted):
+        options = Options(inbox.as_uri(), outbox.as_uri(), engine="replay", max_num_seqs=16)
+        watch.watch(options, script.route, script.say)
+    assert pq.read_metadata(outbox / "a.parquet").num_rows == 20 and script.said == []
+
+
+@pytest.mark.parametrize("theirs", ["Parquet", "text"])
+def test_a_file_that_no_run_made_stays(
+    theirs: str, folders: tuple[Path, Path], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is moved away; an empty one, and an output whose manifest is gone, are replaced."""
+    monkeypatch.setattr(watch, "SOON", 0.1)
+    inbox, outbox = folders
+    output = outbox / "a.parquet"
+    if theirs == "Parquet":
+        backlog(output, 3)
+    else:
+        output.write_text("id,label")
+    before = output.read_bytes()
+    backlog(inbox / "a.parquet")
+
+    def move_away() -> None:
+        assert output.read_bytes() == before
+        output.write_bytes(b"")
+
+    script = Script(move_away)
+    script.run(inbox, outbox)
+    told = "lies there already and is no output of batch-route; move it away, or rename one of the two"
+    assert script.said == [f"a.parquet: a.parquet {told}; it is tried again"]
+    assert pq.read_metadata(output).num_rows == 20
+    (outbox / "a.parquet.manifest.json").unlink()
+    again = Script()
+    again.run(inbox, outbox)
+    assert again.said == [] and (outbox / "a.parquet.manifest.json").exists()
+
+
 def test_a_table_of_its_own_log_is_no_inbox(
     folders: tuple[Path, Path], registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

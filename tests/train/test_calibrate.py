@@ -12,12 +12,12 @@ from click.testing import CliRunner, Result
 from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.errors import DatasetError
+from batch.errors import DatasetError, InputError
 from batch.scoring.lane import ScoredRow
 from tests.conftest import ROOT, make_bundle
 from train.cli import main
 from train.dataset import Row, file_facts, load_rows
-from train.fit.calibrated import check_unseen
+from train.fit.calibrated import calibrate_bundle, check_unseen
 
 TRAIN = ROOT / "data/v2/train.jsonl"
 
@@ -53,8 +53,9 @@ def calibrate(path: Path, lines: Sequence[str]) -> Result:
     return CliRunner().invoke(main, ["calibrate", "champion", str(path)])
 
 
-def files(root: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+def files(root: Path) -> dict[Path, int | None]:
+    """When each was changed; of folders only which there are, as it is tried whether they can be written."""
+    return {path: path.stat().st_mtime_ns if path.is_file() else None for path in root.rglob("*")}
 
 
 def never(*arguments: object) -> list[ScoredRow]:
@@ -71,6 +72,18 @@ def test_too_few_rows_are_refused(
         f"Error: {tmp_path}/rows.jsonl: 191 labelled rows are too few to calibrate on, 200 are needed; label more\n"
     )
     assert files(registry.root) == before
+
+
+def test_a_registry_that_cannot_be_written_is_refused_before_the_engine_is_asked(
+    registry: Registry, others: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.fit.calibrated.answers", never)
+    path, bundle = tmp_path / "rows.jsonl", registry.open("champion")
+    path.write_text("".join(f"{line}\n" for line in others))
+    with pytest.raises(
+        InputError, match=r"cannot write into the registry /proc/adapters/: .*BATCH_ROUTE_ADAPTERS"
+    ):
+        calibrate_bundle(bundle, path, 0.02, Registry("/proc/adapters"), lambda _: None)
 
 
 def test_rows_that_were_trained_on_are_refused(

@@ -1,6 +1,8 @@
 """`batch-train export`: for a hub, from which it is a bundle again; merged, with the answers of base and adapter."""
 
+import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from huggingface_hub import ModelCard
 
 from batch.adapter.bundle import Bundle
 from batch.contract.contract import Contract
-from batch.errors import AdapterError
+from batch.errors import AdapterError, InputError
 from tests.families import ALL
 from train.cli import main
+from train.exporting import export_merged
 from train.fit import card
 
 
@@ -34,6 +37,51 @@ def test_from_a_hub_and_back(tiny_bundle: Bundle, tmp_path: Path) -> None:
         Bundle.open(tmp_path / "hub")
     assert export(tiny_bundle.path, tmp_path / "hub")[0] == 2  # it is there
     assert export(tiny_bundle.path, tmp_path / "other", "--dtype", "float32")[0] == 2
+
+
+def test_a_place_that_cannot_be_is_refused_before_the_base_is_loaded(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merging found out only after it had asked the model eight requests."""
+    monkeypatch.setattr("train.exporting.load_trained", never)
+    monkeypatch.setattr(Bundle, "resolve_base", never)
+    (tmp_path / "there").mkdir()
+    places = {
+        tmp_path / "there": "exists",
+        Path("/proc/new"): "cannot write",
+        tmp_path / ("x" * 256): "longer",
+    }
+    for folder, why in places.items():
+        for words in (["--merge"], []):
+            code, said = export(tiny_bundle.path, folder, *words)
+            assert code == 2 and why in said and said.count("\n") == 1, said
+        with pytest.raises(InputError, match=why):
+            export_merged(tiny_bundle, tiny_bundle.path, folder)
+    assert list(tmp_path.iterdir()) == [tmp_path / "there"]
+
+
+def never(*_: object) -> None:
+    raise AssertionError("work was begun")
+
+
+def test_a_full_disk_leaves_no_half_of_a_folder(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it left made the rerun that it asked for be refused, and it named the source as the full place."""
+    copy, folder = shutil.copyfile, tmp_path / "hub"
+
+    def full(source: Path, place: Path) -> None:
+        copy(source, place)
+        if source.name == "contract.json":
+            raise OSError(errno.EFBIG, "File too large", str(source))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("train.exporting.shutil.copyfile", full)
+        code, said = export(tiny_bundle.path, folder)
+    assert code == 75 and f"{folder}: no space left" in said and str(tiny_bundle.path) not in said
+    assert list(tmp_path.iterdir()) == []
+    assert export(tiny_bundle.path, folder)[0] == 0
+    assert Bundle.open(folder).digest == tiny_bundle.digest
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if ALL else ["float32"])

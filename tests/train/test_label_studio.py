@@ -100,3 +100,47 @@ def test_sets_of_labels_and_what_is_no_export(tmp_path: Path) -> None:
         export.write_text(wrong)
         with pytest.raises(DatasetError, match=r"export"):
             load_rows(export, contract)
+
+
+def test_a_set_may_stay_empty_where_the_contract_says_so(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(SETS.replace('type = "labels"', 'type = "labels"\noptional = true'))
+    contract = Contract.load(tmp_path / "c.toml")
+    (choices,) = [each for each in ET.fromstring(label_studio.page(contract)) if each.tag == "Choices"]
+    assert choices.get("required") == "false"
+    row = {"id": "7", "request": "Find it.", "why": [], "suggested": {"tags": ["c"], "note": "hm"}}
+    (task,) = label_studio.tasks([row], contract)
+    export = annotated(task)
+    results = export["annotations"][1]["result"]
+    for left, tags in ((results, ["c"]), ([each for each in results if each["from_name"] != "tags"], [])):
+        export["annotations"][1]["result"] = left
+        (tmp_path / "export.json").write_text(json.dumps([export]))
+        (read,) = load_rows(tmp_path / "export.json", contract)
+        assert list(read.answer["tags"]) == tags
+    (tmp_path / "needed.toml").write_text(SETS)
+    with pytest.raises(DatasetError, match="missing key 'tags'"):
+        load_rows(tmp_path / "export.json", Contract.load(tmp_path / "needed.toml"))
+
+
+def test_a_page_that_is_something_else_is_not_written_over(tmp_path: Path, contract: Contract) -> None:
+    row = load_rows(ROOT / "data/v1/test.jsonl", contract)[0]
+    line = {"id": row.id, "request": row.request, **row.answer, "score": 0.5}
+    pl.DataFrame([line]).write_parquet(tmp_path / "out.parquet")
+    words = [
+        "candidates",
+        str(tmp_path / "out.parquet"),
+        "--format",
+        "label-studio",
+        "--out",
+        str(tmp_path / "t.json"),
+    ]
+    words += ["--contract", str(ROOT / "data/contract.toml")]
+    (tmp_path / "t.xml").write_text("my own notes")
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert result.output == (
+        f"Error: {tmp_path}/t.xml exists and is not this contract's labelling page; choose another --out\n"
+    )
+    assert (tmp_path / "t.xml").read_text() == "my own notes" and not (tmp_path / "t.json").exists()
+    (tmp_path / "t.xml").unlink()
+    for _ in range(2):  # its own it writes again
+        assert CliRunner().invoke(main, words).exit_code == 0

@@ -78,7 +78,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "GPTQ": (config(quantization_config={"quant_method": "gptq"}), r"quantised already \(gptq\)"),
     "compressed tensors": (config(quantization_config={"quant_method": "compressed-tensors"}), "quantised already"),
     "remote code": (config(auto_map={"AutoModel": "m.M"}), "names remote code"),
-    "few positions": (config(max_position_embeddings=300), "the base holds 300; lower"),
+    "few positions": (config(max_position_embeddings=300), "the base holds 300; without a request they take"),
     "a torn file": (lambda base: os.truncate(base / "model.safetensors", 90_000), "is cut off before the end of"),
     "bytes behind the tensors": (lambda base: os.truncate(base / "model.safetensors", (base / "model.safetensors").stat().st_size + 1), "model.safetensors: has bytes that no tensor has"),
     "pickles": (lambda base: (base / "model.safetensors").rename(base / "pytorch_model.bin"), "holds no safetensors"),

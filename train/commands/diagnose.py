@@ -6,7 +6,7 @@ import click
 
 from batch.adapter.registry import Registry
 from batch.completion import adapters as complete
-from batch.errors import DatasetError
+from batch.errors import DatasetError, InputError
 from batch.reporting.console import PlainConsole
 from train.commands.options import PATH, json_option
 from train.dataset import load_rows, split_path
@@ -32,8 +32,11 @@ def diagnose(adapters: str, dataset: Path, train: Path | None, json_path: Path |
     that these rows lack, and asks contrast probes generated from the contract: how often is a label answered
     although the text has none of the words that its rule requires?
     """
+    names = [name.strip() for name in adapters.split(",") if name.strip()]
+    if not names:
+        raise InputError("no adapter to diagnose; name one")
     registry, console = Registry(), PlainConsole()
-    subjects = candidates(filter(None, map(str.strip, adapters.split(","))), registry)
+    subjects = candidates(names, registry)
     trains = []
     for subject in subjects:
         try:

@@ -1,5 +1,6 @@
 """`batch-train eval`: adapters, baselines and scored files, judged on labelled requests."""
 
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from train.evaluation.injection import attack as measure_attacks
 from train.evaluation.injection import show_attacks
 from train.evaluation.tables import as_json, show
 from train.files import write_json
+from train.tables import SUFFIXES
+
+DATASETS = SUFFIXES | {".jsonl", ".ndjson"}
 
 
 @click.command("eval")
@@ -76,11 +80,11 @@ def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, *
     them. With --cross-validate ADAPTER is a baseline, or a recipe (.toml) to fit per fold.
     """
     scored = options["from_scored"]
-    alone = scored is not None and Path(arguments[0]).is_file() and arguments[0].endswith(".jsonl")
+    alone = scored is not None and Path(arguments[0]).suffix.lower() in DATASETS and isfile(arguments[0])
     names = [] if alone else [name.strip() for name in arguments[0].split(",") if name.strip()]
     datasets = [Path(each) for each in (arguments if alone else arguments[1:])]
     if not datasets:
-        raise InputError("no dataset to judge on; give labelled requests as JSONL after the adapters")
+        raise InputError("no dataset to judge on; give a file of labelled requests after the adapters")
     _refuse_idle(names, attack, **options)
     console = PlainConsole()
     if attack:

@@ -8,7 +8,7 @@ from batch.adapter.registry import Registry
 from batch.completion import adapters
 from batch.errors import InputError
 from train.commands.options import PATH, base_option
-from train.exporting import DTYPES, export_for_hub, export_merged
+from train.exporting import DTYPES, check_new, export_for_hub, export_merged
 
 
 @click.command()
@@ -27,6 +27,7 @@ def export(adapter: str, folder: Path, merge: bool, base_model: str | None, dtyp
     requests are compared with those of base plus adapter.
     """
     bundle = Registry().open(adapter)
+    check_new(folder)  # before the base is made that serves, if it is not there
     if not merge:
         if dtype or base_model:
             raise InputError("--dtype and --base-model go with --merge")

@@ -1,6 +1,7 @@
 """`batch-train lint` and `candidates`: help with labelling."""
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
 from batch.errors import DatasetError, InputError, one_line
 from batch.storage.location import write_file
+from batch.storage.places import check_writable
 from train import label_studio
 from train.commands.options import NAME, PATH, id_option, json_option, outlet, text_option
 from train.dataset import load_rows
@@ -119,12 +121,13 @@ def candidates(
         raise InputError("--format label-studio writes two files; name the first with --out FILE.json")
     table = read_scored(scored, id_column, text_column)
     rules = contract_of(table, Registry(), contract)
-    rows = [row for path in labelled for row in load_rows(path, rules, evaluation=True)]
+    page = _page(out, rules) if studio and out else None
+    rows = [row for path in labelled for row in load_rows(path, rules, evaluation=True, decisions=True)]
     chosen = choose(table, scored, rows, rules, count, id_column, text_column)
-    if studio and out:
+    if page and out:
         write_json(out, label_studio.tasks(chosen, rules))
-        write_file(out.with_suffix(".xml"), label_studio.page(rules).encode())
-        click.echo(f"{len(chosen)} tasks in {out}; {out.with_suffix('.xml')} is their labelling page")
+        write_file(page, label_studio.page(rules).encode())
+        click.echo(f"{len(chosen)} tasks in {out}; {page} is their labelling page")
         return
     text = "".join(map(json_line, chosen))
     if out:
@@ -132,3 +135,21 @@ def candidates(
         click.echo(f"{len(chosen)} rows in {out}: fill in the nulls, then batch-train lint {out}")
     else:
         click.echo(text, nl=False)
+
+
+def _page(tasks: Path, contract: Contract) -> Path:
+    """Where the labelling page goes. Raises `InputError` where another file has that name, which nobody
+    gave.
+    """
+    page = tasks.with_suffix(".xml")
+    if os.path.lexists(page) and not _holds(page, label_studio.page(contract).encode()):
+        raise InputError(f"{page} exists and is not this contract's labelling page; choose another --out")
+    check_writable(page, "the labelling page")
+    return page
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False

@@ -9,7 +9,7 @@ import click
 from batch.cli_errors import Number
 from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
-from batch.errors import EXIT_TOO_MANY_ERRORS, one_line
+from batch.errors import EXIT_TOO_MANY_ERRORS, InputError, one_line
 from batch.storage.location import write_file
 from train.commands.options import NAME, PATH, id_option, outlet, text_option, writable
 from train.dataset import load_rows
@@ -17,7 +17,7 @@ from train.decisions import DecisionLog
 from train.review import apply as people
 from train.review.agreement import agreement as compare
 from train.review.audit import audit as count
-from train.review.audit import write_audit
+from train.review.audit import refuse_twice, write_audit
 from train.review.queue import Selection, read_items
 from train.review.serve import examples_of, ids_in, reviewed, seed_of, serve, target_of, task_of
 from train.review.session import Session
@@ -108,8 +108,8 @@ def review(
     ids = ids_in(only) if only else None
     selection = Selection(order, audit, overlap, ids, id_column, text_column, prefix)  # type: ignore[arg-type]
     items = read_items(scored, task.contract, selection, seed_of(scored))
-    log = DecisionLog(labels)
-    session = Session(items, task.contract, log, reviewer or getpass.getuser(), examples_of(task, examples))
+    reviewer, rows = reviewer or _login(), examples_of(task, examples)
+    session = Session(items, task.contract, DecisionLog(labels), reviewer, rows)
     serve(
         session,
         port,
@@ -120,6 +120,14 @@ def review(
         f"{labels}: {done.get('label', 0)} labelled, {done.get('unsure', 0)} unsure, "
         f"{done.get('skip', 0)} skipped by you"
     )
+
+
+def _login() -> str:
+    """The user's name. Raises `InputError` where there is none, as in a container under a bare number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise InputError("the user has no login name; say who decides with --reviewer") from error
 
 
 @click.command()
@@ -135,9 +143,8 @@ def agreement(first: Path, second: Path, contract: str, out: Path | None) -> Non
     Cohen's kappa of their files for each field, with its 95 % interval.
     """
     rules = Contract.load(contract)
-    lines, differing = compare(
-        load_rows(first, rules, evaluation=True), load_rows(second, rules, evaluation=True), rules
-    )
+    one, other = (load_rows(path, rules, evaluation=True, decisions=True) for path in (first, second))
+    lines, differing = compare(one, other, rules)
     for line in lines:
         click.echo(one_line(str(line)))
     click.echo(f"{len(differing)} requests have different labels")
@@ -200,6 +207,7 @@ def audit(
     Counts the rows that `review --audit` drew, over the outputs of one or more nights. Exit 3 if more of them
     are wrong than the target allows; fewer than 20 rows are no statement (exit 0).
     """
+    refuse_twice(scored)
     outputs = sorted(scored, key=lambda path: path.stat().st_mtime if os.path.exists(path) else 0.0)[
         -(nights or len(scored)) :
     ]

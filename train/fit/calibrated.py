@@ -18,6 +18,7 @@ from train.dataset import Row, file_facts, load_rows, split_path
 from train.files import write_json
 from train.fit.calibrate import MIN_ROWS, calibrate, raw, too_few
 from train.fit.card import model_card
+from train.fit.places import check_registry
 from train.likeness import NEAR_DUPLICATE, Likeness
 
 
@@ -40,13 +41,15 @@ def calibrate_bundle(
     bundle: Bundle, dataset: Path, target_error: float, registry: Registry, warn: Callable[[str], object]
 ) -> tuple[Bundle, dict[str, Any]]:
     """A calibrated copy of the bundle in the registry, with the alias `latest`. Raises `EngineError`, and
-    `DatasetError` for rows that are too few or were trained on; nothing is written then.
+    `DatasetError` for rows that are too few or were trained on, `InputError` for a registry that cannot be
+    written; nothing is written then.
     """
     rows = load_rows(dataset, bundle.contract, evaluation=True)
     if len(rows) < MIN_ROWS:
         raise DatasetError(f"{dataset}: {too_few(len(rows), 0)}; label more")
     data = file_facts(dataset, str(dataset), rows)
     check_unseen(bundle, rows, data, warn)
+    check_registry(registry)
     content = fitted(bundle, rows, data, target_error)
     if not content["calibrated"]:
         raise DatasetError(f"{dataset}: {content['why']}; batch-train doctor looks for the cause")

@@ -72,16 +72,16 @@ def failures(recipe: Path, run: Path) -> Iterator[None]:
             "gradient_accumulation by as much, and set gradient_checkpointing = true"
         ) from error
     except Exception as error:
-        if _is_full(error, run):
+        if is_full(error, run):
             raise storage_error(str(run), OSError(28, "No space left on device")) from error
         raise EngineError(
             f"{recipe}: training failed: {type(error).__name__}: {reason(error)}; run again to resume"
         ) from error
 
 
-def _is_full(error: BaseException, run: Path) -> bool:
+def is_full(error: BaseException, folder: Path) -> bool:
     """Whether the disk was full: torch and safetensors say it in words of their own, or not at all."""
     said = str(error)
     if getattr(error, "errno", None) in FULL or "No space left" in said or "File too large" in said:
         return True
-    return "write" in said and shutil.disk_usage(run).free < 64 << 20
+    return "write" in said and shutil.disk_usage(folder).free < 64 << 20

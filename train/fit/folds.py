@@ -36,7 +36,7 @@ def cross_validate_recipe(
             part.write_text("".join(json_line(rows[i].as_json()) for i in learn), encoding="utf-8")
             console.print(f"fold {number} of {k}: {len(learn)} rows")
             data = dataclasses.replace(recipe.data, train=str(part), test=None)
-            bundle = fit(prepare(dataclasses.replace(recipe, data=data)), registry, console)
+            bundle = fit(prepare(dataclasses.replace(recipe, data=data), registry), registry, console)
             subjects.append(candidate(bundle.digest, registry))
         texts = [[[rows[i].request for i in judged]] for _, judged in parts]
         for (_, judged), (scored,) in zip(parts, route(subjects, texts, engine), strict=True):

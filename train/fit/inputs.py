@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batch.adapter.base_model import base_digest, resolve_base
+from batch.adapter.registry import Registry
 from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.imports import uncollected
@@ -17,6 +18,7 @@ from train.dataset import Row, check_splits, file_facts, load_rows
 from train.examples import check_lengths
 from train.fit.base_checks import check_finite, checked_renderer
 from train.fit.card import license_of
+from train.fit.places import check_bases, check_registry
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers")
 
@@ -50,8 +52,10 @@ def load_splits(config: Config, contract: Contract, renderer: Renderer | None) -
     return splits
 
 
-def prepare(config: Config) -> Inputs:
-    """Load and check all inputs, before any model is loaded."""
+def prepare(config: Config, registry: Registry | None = None) -> Inputs:
+    """Load and check all inputs, and that the adapter can be written, before any model is loaded."""
+    registry = registry or Registry()
+    check_registry(registry)
     contract = Contract.load(config.find(config.data.contract))
     base = resolve_base(config.base.model, config.base.revision, near=config.path)
     renderer = checked_renderer(base, contract)
@@ -61,9 +65,11 @@ def prepare(config: Config) -> Inputs:
 
     check_weights(base)
     check_finite(base)  # last: it reads all weights
+    digest = base_digest(base)
+    check_bases(registry, digest, config.quantisation)
     references = config.data.splits()
     facts = {
-        "base": {"ref": config.base.model, "revision": config.base.revision, "sha256": base_digest(base)},
+        "base": {"ref": config.base.model, "revision": config.base.revision, "sha256": digest},
         "renderer_fingerprint": renderer.fingerprint,
         "contract_fingerprint": contract.fingerprint,
         "rank": config.lora.r,

@@ -8,13 +8,11 @@ everything that decides its result, and goes on from its last checkpoint to the 
 """
 
 import datetime
-import fcntl
 import gc
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from batch.adapter.base_model import local_folder
 from batch.adapter.bundle import BASE_FOLDER, Bundle, seal_bundle
 from batch.adapter.registry import Registry
 from batch.engine.patches import patch
-from batch.errors import AdapterError, ConfigError, OutputLockedError
+from batch.errors import AdapterError, ConfigError
 from batch.reporting.console import PlainConsole
 from train.examples import count_tokens, encode
 from train.files import write_json
@@ -45,6 +43,7 @@ from train.fit.loss_chart import draw_loss
 from train.fit.model import compute_dtype, count_parameters, load_quantised, save_adapter
 from train.fit.packing import Collator
 from train.fit.progress import TrainingProgress, phase
+from train.fit.runs import finished, note_finished, run_folder
 from train.fit.serving import choose_served_base
 
 
@@ -63,35 +62,57 @@ def fit(
     """
     registry = registry or Registry()
     console = console or PlainConsole(stderr=True)
-    config = inputs.config
     if inputs.renderer.style.folded:
         console.print("the base's chat template has no system turn: the instructions go into the user's")
-    with _run_folder(registry, inputs.fingerprint) as run:
-        with phase(console, f"training on {len(inputs.splits['train'])} rows"):
-            trainer = train(inputs, run, console)
-        with failures(config.path, run):
-            folder = write_bundle(inputs, trainer, registry.staging())
-        del trainer  # on a GPU the engine needs its memory
-        gc.collect()
-        torch.cuda.empty_cache()
-        split = "calibration" if "calibration" in inputs.splits else "validation"
-        rows = inputs.splits[split]
-        choose_served_base(folder, inputs.base, config.quantisation, rows, console)
-        with phase(console, f"calibrating the scores on {len(rows)} rows"):
-            target = config.calibration.target_error
-            calibration = calibrate_folder(folder, rows, inputs.facts["data"][split], target)
-        for line in summary(calibration):
-            console.print(line, highlight=False, soft_wrap=True)
-        bundle = registry.add(folder)
-    registry.set_alias("latest", bundle.digest)
-    if examine and not examine(bundle):
+    with run_folder(registry, inputs.fingerprint) as run:
+        bundle = finished(run, registry, console) or _made(inputs, run, registry, console)
+        registry.set_alias("latest", bundle.digest)
+        sound = examine is None or examine(bundle)  # the run is kept until then: it may be cut off here too
+    if not sound:
         raise AdapterError(
             f"adapter {bundle.digest[:12]} fails the doctor's checks; it is kept as `latest` and not made "
             "the champion"
         )
-    if "champion" not in registry.aliases():
+    if not _has_champion(registry):
         registry.set_alias("champion", bundle.digest)
     return bundle
+
+
+def _made(inputs: Inputs, run: Path, registry: Registry, console: Console) -> Bundle:
+    """Trained, sealed, calibrated and registered, which `run` notes."""
+    with phase(console, f"training on {len(inputs.splits['train'])} rows"):
+        trainer = train(inputs, run, console)
+    folder = registry.staging()
+    try:
+        with failures(inputs.config.path, run):
+            write_bundle(inputs, trainer, folder)
+        del trainer  # on a GPU the engine needs its memory
+        gc.collect()
+        torch.cuda.empty_cache()
+        _calibrate(inputs, folder, console)
+        bundle = registry.add(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    note_finished(run, bundle)
+    return bundle
+
+
+def _calibrate(inputs: Inputs, folder: Path, console: Console) -> None:
+    """Choose the base that serves the sealed bundle in `folder`, and fit its scores on that."""
+    split = "calibration" if "calibration" in inputs.splits else "validation"
+    rows, config = inputs.splits[split], inputs.config
+    choose_served_base(folder, inputs.base, config.quantisation, rows, console)
+    with phase(console, f"calibrating the scores on {len(rows)} rows"):
+        target = config.calibration.target_error
+        calibration = calibrate_folder(folder, rows, inputs.facts["data"][split], target)
+    for line in summary(calibration):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _has_champion(registry: Registry) -> bool:
+    """An alias whose adapter's folder is gone names none."""
+    digest = registry.aliases().get("champion")
+    return digest is not None and (registry.root / digest).is_dir()
 
 
 def train(inputs: Inputs, run: Path, console: Console) -> SFTTrainer:
@@ -258,23 +279,3 @@ def _peft(trainer: SFTTrainer) -> PeftModel:
     if not isinstance(model, PeftModel):
         raise TypeError(f"expected a PEFT model, not {type(model).__name__}")
     return model
-
-
-@contextmanager
-def _run_folder(registry: Registry, fingerprint: str) -> Iterator[Path]:
-    """The checkpoint folder of a run, held by this process, and removed once the run is done."""
-    run = registry.root / ".runs" / fingerprint[:16]
-    run.mkdir(parents=True, exist_ok=True)
-    lock = os.open(run, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise OutputLockedError(
-            f"another process is training the same recipe in {run}; wait for it"
-        ) from None
-    try:
-        yield run
-        shutil.rmtree(run)
-    finally:
-        os.close(lock)

@@ -20,6 +20,12 @@ from train.fit.calibrated import answers
 from train.fit.model import compute_dtype
 
 
+def expansion_of(original: str, quantisation: Quantisation) -> Expansion:
+    """What a recipe makes of the base with the sha256 `original`, before it is made."""
+    dtype = str(compute_dtype(quantisation)).removeprefix("torch.")
+    return Expansion(original, quantisation.type, quantisation.double, dtype)
+
+
 def choose_served_base(
     folder: Path, original: Path, quantisation: Quantisation, rows: Sequence[Row], console: Console
 ) -> None:
@@ -30,10 +36,8 @@ def choose_served_base(
     """
     if quantisation.type == "none" or quantisation.serve == "original":
         return
-    dtype = str(compute_dtype(quantisation)).removeprefix("torch.")
     before = Bundle.open(folder)
-    wanted = Expansion(str(before.base["sha256"]), quantisation.type, quantisation.double, dtype)
-    expansion = wanted.made(folder, original, expand)
+    expansion = expansion_of(str(before.base["sha256"]), quantisation).made(folder, original, expand)
     facts = {key: value for key, value in before.manifest.items() if key != "files"}
     seal_bundle(folder, {**facts, "served_base": vars(expansion)})
     if quantisation.serve == "measured" and _original_is_no_worse(before, Bundle.open(folder), rows, console):

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from batch.contract.contract import Contract
 from batch.errors import InputError
 from train.dataset import Row
+from train.evaluation.baselines import vectoriser
 from train.evaluation.from_scored import check_kinds
 from train.likeness import NEAR_DUPLICATE, shingles
 
@@ -116,8 +116,9 @@ def _novelty(texts: Sequence[str], labelled: Sequence[str]) -> list[float]:
     """One less the highest TF-IDF cosine to a labelled request, 0 to 1."""
     if not labelled:
         return [0.0] * len(texts)
-    vectoriser = TfidfVectorizer(sublinear_tf=True).fit([*texts, *labelled])
-    near = (vectoriser.transform(texts) @ vectoriser.transform(labelled).T).max(axis=1).toarray()
+    every = [*texts, *labelled]
+    vectors = vectoriser(every).fit_transform(every)
+    near = (vectors[: len(texts)] @ vectors[len(texts) :].T).max(axis=1).toarray()
     return [float(value) for value in 1.0 - np.clip(near.ravel(), 0.0, 1.0)]
 
 

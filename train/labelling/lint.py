@@ -14,7 +14,7 @@ from batch.errors import DatasetError
 from train.dataset import Row, near_duplicates, read_rows
 from train.evaluation.baselines import probabilities, vectoriser
 from train.evaluation.cross_validation import folds
-from train.likeness import NEAR_DUPLICATE
+from train.likeness import NEAR_DUPLICATE, signs
 
 FOLDS = 5
 RARE = 3  # a value in fewer rows than this is hardly learnt
@@ -39,14 +39,14 @@ class Finding:
 
 
 def lint(paths: Sequence[Path], contract: Contract, limit: float = NEAR_DUPLICATE) -> list[Finding]:
-    """Findings on the files together; each file is a split. Raises `DatasetError` for a file that cannot be
-    read.
+    """Findings on the files together; each file is a split, and the first is trained on: its rows need ids
+    and texts. Raises `DatasetError` for a file that cannot be read.
     """
     found: list[Finding] = []
     rows: list[Row] = []
     for path in paths:
         before = len(rows) + len(found)
-        for row in read_rows(path, contract, evaluation=True):
+        for row in read_rows(path, contract, evaluation=path != paths[0]):
             if isinstance(row, DatasetError):
                 where, _, message = str(row).partition(": ")
                 found.append(Finding("refused", where, message))
@@ -55,7 +55,11 @@ def lint(paths: Sequence[Path], contract: Contract, limit: float = NEAR_DUPLICAT
         if len(rows) + len(found) == before:
             raise DatasetError(f"{path}: holds no rows; add labelled requests")
     found += _repeated_ids(rows)
+    found += (repeats := list(_repeated_texts(rows)))
+    told = {finding.where for finding in repeats}
     for row, twin, likeness in near_duplicates(rows, limit):
+        if row.path == twin.path and row.where in told:
+            continue
         kind, note = ("leak", "in another split") if row.path != twin.path else ("near-duplicate", "")
         same = all(row.answer[field.name] == twin.answer[field.name] for field in contract.scored_fields)
         note = note or ("teaches little" if same else "has another label: one of them may be wrong")
@@ -81,6 +85,14 @@ def _repeated_ids(rows: Iterable[Row]) -> Iterator[Finding]:
         if row.id in first and not row.id.startswith("line "):
             yield Finding("refused", row.where, f"id {row.id!r} is also at {first[row.id].where}")
         first.setdefault(row.id, row)
+
+
+def _repeated_texts(rows: Iterable[Row]) -> Iterator[Finding]:
+    first: dict[tuple[Path, tuple[str, ...]], Row] = {}
+    for row in rows:
+        twin = first.setdefault((row.path, tuple(signs(row.request))), row)
+        if twin is not row:
+            yield Finding("refused", row.where, f"the request is also at {twin.where}")
 
 
 def _balance(path: Path, rows: Sequence[Row], contract: Contract) -> Iterator[Finding]:

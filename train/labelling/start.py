@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from batch.contract.contract import MAX_CHARS, MAX_TOKENS, Contract
@@ -48,7 +50,7 @@ scheduler = "cosine"
 eval_every = {eval_every}   # steps between two validations: an epoch
 early_stopping_patience = 4
 """
-UNREADABLE = (OSError, UnicodeDecodeError, csv.Error, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+UNREADABLE = (OSError, csv.Error, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 BATCH_SIZE, FEW = 4, 500  # rows a step; rows below which a fit takes more epochs
 
 
@@ -93,7 +95,7 @@ def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
         raise ContractError(f"{path}: rename the column: {error}") from error
     rows, left_out, seen = [], Counter[str](), set[tuple[str, ...]]()
     for number, line in enumerate(table.iter_rows(named=True), start=1):
-        text, labels = line[text_column] or "", {name: line[name] for name in label_columns}
+        text, labels = line[text_column] or "", {name: (line[name] or "").strip() for name in label_columns}
         wording = tuple(signs(text))
         if not text.strip() or not all(labels.values()):
             left_out["without a text or a label"] += 1
@@ -128,14 +130,14 @@ def read_texts(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     if os.path.isdir(path):
         raise InputError(f"{path}: is a directory; give a CSV, TSV, JSONL or Parquet file")
     try:
+        content = path.read_bytes()  # Polars would take a path for a pattern: export[1].csv
         if suffix == ".parquet":
-            table = pl.read_parquet(path)
-        elif suffix in (".jsonl", ".ndjson"):
-            table = pl.read_ndjson(path, infer_schema_length=None)
+            table = pl.read_parquet(content)
         else:
-            with path.open(encoding="utf-8-sig") as file:
-                delimiter = delimiter_of(file.readline())
-            table = pl.read_csv(path, infer_schema=False, separator=delimiter)
+            text = content.decode("utf-8-sig")
+            table = _ndjson(text) if suffix in (".jsonl", ".ndjson") else _csv(text)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except UNREADABLE as error:
         why = reason(error) if isinstance(error, OSError) else str(error).split("\n")[0]
         raise InputError(f"{path}: cannot be read: {why}; give CSV, TSV, JSONL or Parquet") from error
@@ -148,12 +150,24 @@ def read_texts(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     return table.select(_as_texts(table[name], path) for name in columns)
 
 
+def _ndjson(text: str) -> pl.DataFrame:
+    return pl.read_ndjson(text.encode(), infer_schema_length=None)
+
+
+def _csv(text: str) -> pl.DataFrame:
+    delimiter = delimiter_of(io.StringIO(text, newline=None).readline())
+    return pl.read_csv(text.encode(), infer_schema=False, separator=delimiter)
+
+
 def _as_texts(column: pl.Series, path: Path) -> pl.Series:
-    """Raises `InputError` for a column whose values are no texts: lists, objects, bytes."""
+    """NaN is null: pandas writes a missing value so. Raises `InputError` for a column whose values are no
+    texts: lists, objects, bytes.
+    """
     try:
         if column.dtype.is_nested():
             raise pl.exceptions.InvalidOperationError("nested")
-        return column.cast(pl.String)
+        numbers = column.fill_nan(None) if column.dtype.is_float() else column
+        return numbers.cast(pl.String)
     except pl.exceptions.PolarsError as error:
         kind = "lists or objects" if column.dtype.is_nested() else str(column.dtype)
         raise InputError(
@@ -187,21 +201,9 @@ def _said(name: str) -> str:
 
 def split(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """By the text's hash, labels in proportion; rows that are nearly alike stay in one split."""
-    first = list(range(len(rows)))  # for each row one of its group, down to the group's first
-
-    def find(number: int) -> int:
-        while first[number] != number:
-            number = first[number]
-        return number
-
-    known = Likeness(row.request for row in rows)
-    for number, row in enumerate(compared(rows)):
-        for twin, _ in known.near(row.request):  # all of them: two that are unlike may have a third in common
-            first[find(twin)] = find(number)
-        known.add(row.request)
     groups: dict[int, list[Row]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(find(number), []).append(row)
+    for number, row in zip(_groups(rows), rows, strict=True):
+        groups.setdefault(number, []).append(row)
     parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
     by_label: dict[str, list[list[Row]]] = {}
     for group in groups.values():
@@ -211,6 +213,18 @@ def split(rows: Sequence[Row]) -> dict[str, list[Row]]:
         for name, group in zip(_turns(len(own)), own, strict=True):
             parts[name] += group
     return parts
+
+
+def _groups(rows: Sequence[Row]) -> list[int]:
+    """The number of each row's group: rows that are nearly alike share one."""
+    groups = np.arange(len(rows))
+    known = Likeness(row.request for row in rows)
+    for number, row in enumerate(compared(rows)):
+        # all of them: two that are unlike may have a third in common
+        if twins := [twin for twin, _ in known.near(row.request)]:
+            groups[np.isin(groups, groups[twins])] = number
+        known.add(row.request)
+    return groups.tolist()
 
 
 def _turns(count: int) -> Iterator[str]:

@@ -7,7 +7,7 @@
     contrast probes
 
 A gate without data that fits the contract passes and says that it checked nothing: another task has other
-gates.
+gates. Data of which some rows fit and others do not fails its gate.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.engine import DEFAULT_ENGINE
-from batch.errors import BatchRouteError, DatasetError
-from train.dataset import Row, load_rows, split_path
+from batch.errors import AdapterError, BatchRouteError, ContractError, DatasetError
+from train.dataset import Row, load_rows, read_rows, split_path
 from train.diagnosis.contrast import mention_rules, probes
 from train.diagnosis.diagnose import BOUND, asked_probes, asked_rows, bias
 from train.doctor import doctor
@@ -65,13 +65,12 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
     """
     subject = candidate(reference, registry)
     assert subject.bundle is not None
-    digest = registry.aliases().get("champion")
-    champion = candidate(digest, registry) if digest and digest != subject.bundle.digest else None
+    champion, broken = _champion(registry, subject.bundle)
     named: dict[Path | None, list[Row]] = {
         path: load_rows(path, subject.contract, evaluation=True) for path in data.named
     }
     comparable = champion is not None and _task(champion.contract) == _task(subject.contract)
-    chosen: dict[str, list[Row]] = {
+    found: dict[str, list[Row] | DatasetError] = {
         "regression": named.get(data.regression) or _rows(REGRESSION, subject.contract),
         "against": (named.get(data.against) or _rows(_test_split(subject.bundle), subject.contract))
         if comparable
@@ -80,6 +79,7 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
         if mention_rules(subject.contract)
         else [],
     }
+    chosen = {name: [] if isinstance(rows, DatasetError) else rows for name, rows in found.items()}
     contrast = [] if chosen["bias"] else probes(subject.contract)
     texts = [
         [*([row.request for row in rows] for rows in chosen.values()), [probe.request for probe in contrast]]
@@ -88,25 +88,57 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
     if champion and chosen["against"]:
         subjects.append(champion)
         texts.append([[row.request for row in chosen["against"]]])
-    versus = _incomparable(champion, comparable, bool(chosen["against"]))
+    versus = broken or _incomparable(champion, comparable, bool(chosen["against"]))
     routed = route(subjects, texts, engine)
     answers = dict(zip((*chosen, "contrast"), routed[0], strict=True))
     asked = asked_rows("probes", chosen["bias"], answers["bias"]) or asked_probes(
         contrast, answers["contrast"]
     )
     return [
-        regression_gate(chosen["regression"], answers["regression"], subject.contract),
+        _unreadable("regression", found["regression"])
+        or regression_gate(chosen["regression"], answers["regression"], subject.contract),
         doctor_gate(subject.bundle),
-        versus or champion_gate(chosen["against"], answers["against"], routed[1][0], subject.contract),
-        bias_gate(subject.contract, asked),
+        _unreadable("champion", found["against"])
+        or versus
+        or champion_gate(chosen["against"], answers["against"], routed[1][0], subject.contract),
+        _unreadable("bias", found["bias"]) or bias_gate(subject.contract, asked),
     ]
 
 
-def _rows(default: Path | None, contract: Contract) -> list[Row]:
+def _champion(registry: Registry, subject: Bundle) -> tuple[Candidate | None, Gate | None]:
+    """Who is to be beaten; the gate that fails instead where that one cannot be asked."""
+    digest = registry.aliases().get("champion")
+    if not digest or digest == subject.digest:
+        return None, None
     try:
-        return load_rows(default, contract, evaluation=True) if default else []
-    except DatasetError:
+        return candidate(digest, registry), None
+    except (AdapterError, ContractError) as error:
+        why = f"the champion cannot be asked: {error}; --force puts this adapter in its place"
+        return None, Gate("champion", False, why, checked=False)
+
+
+def _rows(default: Path | None, contract: Contract) -> list[Row] | DatasetError:
+    """A default file's rows; none where it is another task's, all of whose rows are wrong here; or what is
+    wrong with a row of this task's.
+    """
+    if default is None or not default.exists():
         return []
+    try:
+        return load_rows(default, contract, evaluation=True)
+    except DatasetError as error:
+        return error if _is_for(contract, default) else []
+
+
+def _is_for(contract: Contract, default: Path) -> bool:
+    """Whether any of its rows fits; of a file that cannot be read nobody knows, and it counts as fitting."""
+    try:
+        return any(isinstance(row, Row) for row in read_rows(default, contract, evaluation=True))
+    except DatasetError:
+        return True
+
+
+def _unreadable(name: str, rows: Sequence[Row] | DatasetError) -> Gate | None:
+    return Gate(name, False, str(rows), checked=False) if isinstance(rows, DatasetError) else None
 
 
 def _test_split(bundle: Bundle) -> Path | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.files import read_json
@@ -24,6 +25,7 @@ DEFAULTS = {  # of its environment
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+FORBIDDEN = {"/", ":"}  # in a model's name: not every server refuses them before it makes one
 PASSING = {"INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE"}  # may go by themselves
 
 
@@ -33,10 +35,28 @@ class ModelRegistry:
     def __init__(self, uri: str) -> None:
         """Ask it something, so that what cannot work is refused now. Raises `InputError`, `StorageError`."""
         os.environ.update({name: value for name, value in DEFAULTS.items() if name not in os.environ})
-        self._uri = uri
+        self.uri = uri
         with self._translated():
             self._client = MlflowClient(uri, uri)
             self._client.search_registered_models(max_results=1)
+
+    def check(self, bundle: Bundle) -> None:
+        """Refuse a contract whose name no model can have, before the champion moves. Raises `InputError`,
+        `StorageError`.
+        """
+        name = bundle.contract.name
+        with self._translated():
+            try:
+                if set(name) & FORBIDDEN:
+                    raise MlflowException("names hold neither '/' nor ':'", INVALID_PARAMETER_VALUE)
+                self._has_model(name)
+            except MlflowException as error:
+                if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
+                    raise
+                raise InputError(
+                    f"MLflow takes no model that is named like the contract, {name!r}: {str(error)[:300]}; "
+                    "leave out --mlflow, or train with another name in the contract"
+                ) from error
 
     def register(self, bundle: Bundle) -> str:
         """Name and number of the bundle's version, made unless it is there; `champion` points to it after
@@ -49,8 +69,18 @@ class ModelRegistry:
         return f"{name} version {version}"
 
     def _version(self, bundle: Bundle) -> str | None:
-        found = self._client.search_model_versions(f"name = '{bundle.contract.name}'")
-        return next((each.version for each in found if each.tags.get("digest") == bundle.digest), None)
+        # by the digest: a name may hold quotes, for which MLflow's filters have no escape
+        found = self._client.search_model_versions(f"tags.digest = '{bundle.digest}'")
+        return next((each.version for each in found if each.name == bundle.contract.name), None)
+
+    def _has_model(self, name: str) -> bool:
+        try:
+            self._client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+            return False
+        return True
 
     def _made(self, bundle: Bundle) -> str:
         client, name = self._client, bundle.contract.name
@@ -62,7 +92,7 @@ class ModelRegistry:
             client.log_metric(run.run_id, key, value)
         client.log_artifacts(run.run_id, str(bundle.path), FOLDER)
         client.set_terminated(run.run_id)
-        if not client.search_registered_models(f"name = '{name}'"):
+        if not self._has_model(name):
             client.create_registered_model(name)
         source = f"{run.artifact_uri}/{FOLDER}"
         made = client.create_model_version(name, source, run.run_id, tags=tags, await_creation_for=0)
@@ -73,10 +103,10 @@ class ModelRegistry:
         try:
             yield
         except MlflowException as error:
-            passing = error.error_code in PASSING and self._uri.startswith("http")
+            passing = error.error_code in PASSING and self.uri.startswith("http")
             kind: type[BatchRouteError] = StorageError if passing else InputError
             remedy = "promote again when it answers" if passing else "give another --mlflow, or none"
-            raise kind(f"MLflow at {self._uri}: {str(error)[:300]}; {remedy}") from error
+            raise kind(f"MLflow at {self.uri}: {str(error)[:300]}; {remedy}") from error
 
 
 def figures(bundle: Bundle) -> dict[str, float]:

@@ -6,7 +6,7 @@ and of a promotion whether it was `forced` and what its `gates` said.
 
 import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from batch.adapter.bundle import Bundle
@@ -39,9 +39,9 @@ def promote(bundle: Bundle, registry: Registry, passed: Sequence[Gate], force: b
         registry.set_alias("champion", bundle.digest)
 
 
-def roll_back(registry: Registry) -> tuple[str, str]:
+def roll_back(registry: Registry, check: Callable[[Bundle], object] | None = None) -> tuple[str, str]:
     """Give `champion` back to the adapter that it was taken from; returns the two digests. Again goes further
-    back.
+    back. What `check` raises about that adapter leaves the champion where it is.
     """
     with registry.locked():
         now = registry.aliases().get("champion")
@@ -59,7 +59,9 @@ def roll_back(registry: Registry) -> tuple[str, str]:
                 f"nothing to roll back to: {registry.root / LOG} names no champion before this one; "
                 "promote the adapter that is to serve"
             )
-        Bundle.open(registry.resolve(before))  # it must still be there, and whole
+        bundle = Bundle.open(registry.resolve(before))  # it must still be there, and whole
+        if check:
+            check(bundle)
         _log(registry, {"action": "rollback", "from": now, "to": before})
         registry.set_alias("champion", before)
     return now, before

@@ -43,6 +43,7 @@ DATASETS = (
 RELIABILITY = "Share right by mean score, in bins of equal mass, for each field"
 COVERAGE = "Share of wrong rows among those kept, by the share kept"
 MISSES_SHOWN = 40
+VALUES_SHOWN = 40  # in a chart of confusion
 ENOUGH = 100  # judged rows for curves of an adapter that was not calibrated
 
 
@@ -179,17 +180,32 @@ def render(
     )
 
 
-def _confusions(evaluation: Evaluation, bundle: Bundle) -> dict[str, Markup]:
+def _confusions(evaluation: Evaluation, bundle: Bundle) -> dict[str, tuple[Markup, str]]:
+    """A chart of each field, and what it leaves out, if anything: a chart of some hundred values could not be
+    read, and would take minutes to draw.
+    """
     fields = {field.name: field for field in bundle.contract.scored_fields}
     shown = {}
     for name, cells in evaluation.confusion.items():
         values = [as_text(value) for value in fields[name].values]
         if name in evaluation.sets:  # there are too many: those that were given or answered
             values = sorted({value for pair in cells for value in pair if value is not None})
-        shown[name] = plots.svg(
-            plots.confusion(cells, values), f"Confusion of {name}: rows by gold and answered value"
-        )
+        values, left_out = _legible(cells, values)
+        label = f"Confusion of {name}: rows by gold and answered value"
+        shown[name] = plots.svg(plots.confusion(cells, values), label) if values else Markup(), left_out
     return shown
+
+
+def _legible(cells: Mapping[tuple[str, str | None], int], values: list[str]) -> tuple[list[str], str]:
+    """The values that a chart has room for, and a line on those it has not."""
+    if len(values) <= VALUES_SHOWN:
+        return values, ""
+    wrong = plots.confused(cells, values, len(values))
+    kept = plots.confused(cells, values, VALUES_SHOWN)
+    if not kept:
+        return kept, f"None of the {len(values)} values was mistaken for another."
+    which = "in most wrong rows" if len(kept) < len(wrong) else "in a wrong row"
+    return kept, f"Shown are {len(kept)} of {len(values)} values: those that occur {which}."
 
 
 def _scores(

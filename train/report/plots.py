@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,11 +80,24 @@ def intervals(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> Fig
     return figure  # type: ignore[no-any-return]
 
 
+def confused(cells: Mapping[tuple[str, str | None], int], values: Sequence[str], at_most: int) -> list[str]:
+    """Those of the `values` that occur in most wrong rows, as gold or answered, in their own order."""
+    wrong: Counter[str] = Counter()
+    for (gold, answered), count in cells.items():
+        if gold != answered:
+            wrong.update({gold: count, **({} if answered is None else {answered: count})})
+    kept = {value for value, _ in wrong.most_common(at_most)}
+    return [value for value in values if value in kept]
+
+
 def confusion(cells: Mapping[tuple[str, str | None], int], values: Sequence[str]) -> Figure:
-    """Counts of gold (rows) by answered (columns); the shade is the share of the gold value's rows."""
+    """Counts of gold (rows) by answered (columns); the shade is the share of all the gold value's rows."""
     columns: list[str | None] = [*values, *([None] if any(answered is None for _, answered in cells) else [])]
     counts = np.array([[cells.get((gold, answered), 0) for answered in columns] for gold in values])
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    of: Counter[str] = Counter()  # what was answered may not be among the values that are shown
+    for (gold, _), count in cells.items():
+        of[gold] += count
+    shares = counts / np.array([[max(1, of[gold])] for gold in values])
     names = [textwrap.fill(name or "no answer", 18) for name in columns]
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         figure, axes = plt.subplots(

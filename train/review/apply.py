@@ -1,6 +1,7 @@
 """People's answers put into a copy of a night's output, with proof that nothing else changed."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -161,6 +162,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _open(path: Path) -> pq.ParquetFile:
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder; join its parts into one Parquet file first")
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:

@@ -6,6 +6,8 @@ do.
 """
 
 import dataclasses
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,14 @@ class Audit:
             "wrong": self.wrong.as_json(),
             "nights": [{"name": n.name, "auto": n.auto, "wrong": n.wrong.as_json()} for n in self.nights],
         }
+
+
+def refuse_twice(outputs: Sequence[Path]) -> None:
+    """Its rows would count twice. Raises `InputError` for two names of one output."""
+    there = [path for path in outputs if os.path.exists(path)]
+    for first, second in itertools.combinations(there, 2):
+        if os.path.samefile(first, second):
+            raise InputError(f"{first} and {second} are one output; name each once")
 
 
 def audit(

@@ -23,7 +23,7 @@ from train.evaluation.ask import judge
 from train.evaluation.tables import show_measures
 from train.fit.inputs import prepare
 from train.fit.qlora import fit
-from train.likeness import Likeness
+from train.likeness import Likeness, signs
 from train.release.gates import GateData, gates
 from train.release.promotions import promote as move
 
@@ -45,44 +45,43 @@ def extend(
 
     A reviewed row that is nearly a row of the recipe's other splits, or of `measuring`, is left out: what is
     trained on must not be what is measured. One that is nearly a training row replaces it where its labels
-    differ, since the person has just decided. Only texts are compared: an id that another text has is
-    replaced by one of the row's own. Raises `DatasetError`, `ConfigError`.
+    differ, since the person has just decided. Of reviewed rows with one wording the last counts. Only texts
+    are compared: an id that another text has is replaced by one of the row's own. Raises `DatasetError`,
+    `ConfigError`.
     """
     contract = Contract.load(config.find(config.data.contract))
     train = load_rows(config.find(config.data.train), contract)
     splits = [config.data.validation, config.data.test, config.data.calibration]
     held = [row for name in splits if name for row in load_rows(config.find(name), contract, evaluation=True)]
     held += [row for path in measuring for row in load_rows(path, contract, evaluation=True)]
-    rows = [row for path in reviewed for row in load_rows(path, contract)]
+    decided = (row for path in reviewed for row in load_rows(path, contract, decisions=True))
+    rows = {tuple(signs(row.request)): row for row in decided}  # of a wording, the later decision stands
     measured, trained = _index(held), _index(train)
     kept: dict[str, Row] = {row.id: row for row in train}
     holding = {row.id for row in held}
-    joined: dict[str, str] = {}  # text → id, of the reviewed rows
-    left = known = 0
-    for row in rows:
+    added = left = known = 0
+    for row in rows.values():
         if any(measured.near(row.request)):
             left += 1
             continue
-        twins = [train[index] for index, _ in trained.near(row.request)]
+        near = (train[index] for index, _ in trained.near(row.request))
+        twins = [twin for twin in near if kept.get(twin.id) is twin]
         if any(_alike(row, twin, contract) for twin in twins):
             known += 1
             continue
         for twin in twins:
-            if kept.get(twin.id) is twin:
-                kept.pop(twin.id)
-        if row.request in joined:
-            kept.pop(joined.pop(row.request))  # the later decision stands
+            kept.pop(twin.id)
         own = _own_id(row.id, kept, holding)
         kept[own] = dataclasses.replace(row, id=own)
-        joined[row.request] = own
-    if not joined:
+        added += 1
+    if not added:
         raise DatasetError(f"none of {len(rows)} reviewed rows is new to the training rows; review more")
     text = "".join(json_line(row.as_json()) for row in kept.values())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"train-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
     path.write_text(text, encoding="utf-8")
     data = dataclasses.replace(config.data, train=str(path))
-    return Extended(dataclasses.replace(config, data=data), len(joined), left, known)
+    return Extended(dataclasses.replace(config, data=data), added, left, known)
 
 
 def fit_and_compare(config: Config, console: Console, against: Sequence[Path], promote: bool) -> None:

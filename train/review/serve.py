@@ -22,6 +22,7 @@ from train.evaluation.from_scored import sources_of
 from train.files import strict_json
 from train.review.app import build_app
 from train.review.session import Session
+from train.tables import SUFFIXES
 
 
 class ReviewTask(NamedTuple):
@@ -77,7 +78,7 @@ def examples_of(task: ReviewTask, named: Path | None) -> list[Row]:
     are here.
     """
     if named:
-        return load_rows(named, task.contract, evaluation=True)
+        return load_rows(named, task.contract, evaluation=True, decisions=True)
     try:
         return load_rows(split_path(task.bundle, "train"), task.contract) if task.bundle else []
     except DatasetError:
@@ -107,7 +108,7 @@ def reviewed(paths: Sequence[Path], contract: Contract, audited: bool = False) -
     found: dict[str, tuple[Row, str]] = {}
     fields = [field.name for field in contract.scored_fields]
     for path in paths:
-        rows = {row.line: row for row in load_rows(path, contract)}
+        rows = {row.line: row for row in load_rows(path, contract, decisions=True)}
         for decision in _decisions(path, fields):
             row = rows[decision.line]
             earlier = found.get(row.id)
@@ -123,9 +124,10 @@ def reviewed(paths: Sequence[Path], contract: Contract, audited: bool = False) -
 
 
 def _decisions(path: Path, fields: Sequence[str]) -> list[Decision]:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    table = path.suffix.lower() in SUFFIXES  # which holds rows, but no history
+    lines = [] if table else path.read_text(encoding="utf-8-sig").split("\n")
     every = [parse(text, str(path), number) for number, text in enumerate(lines, start=1) if text.strip()]
-    if None in every:
+    if table or None in every:
         raise DatasetError(
             f"{path}: is not a file of reviewers' decisions; give what batch-train review wrote"
         )

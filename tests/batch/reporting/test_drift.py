@@ -1,6 +1,7 @@
 """Population stability index: against published figures, its noise by simulation, and which run is compared with."""
 
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,13 @@ def test_the_run_that_is_compared_with(tmp_path: Path) -> None:
     assert earlier_run(str(output), redone) == before
     redone = manifest(output, "c", rows=5, drift=None)
     assert earlier_run(str(output), redone) is None
+
+
+def test_what_lies_beside_the_output_never_costs_the_run(tmp_path: Path) -> None:
+    """Neither a link to itself nor one to nothing, nor a pipe, which nobody writes to."""
+    job = manifest(tmp_path / "last-night.parquet", "c")
+    (tmp_path / "loop.manifest.json").symlink_to("loop.manifest.json")
+    (tmp_path / "gone.manifest.json").symlink_to("nothing")
+    os.mkfifo(tmp_path / "pipe.manifest.json")
+    found = earlier_run(str(tmp_path / "tonight.parquet"), job)
+    assert found and found["output"] == "last-night.parquet"

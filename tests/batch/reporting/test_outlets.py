@@ -290,6 +290,20 @@ def test_report_of_a_finished_run_and_of_nothing(tiny_bundle: Bundle, tmp_path: 
     assert "No row was answered" in Page(path.read_text()).text
 
 
+def test_users_files_stay_and_a_runs_own_are_replaced(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    source, output = backlog(tmp_path / "in.parquet"), tmp_path / "out.parquet"
+    for option in ("--report", "--metrics"):
+        labels = tmp_path / "labels.csv"
+        labels.write_text("id,label\n1,x\n")
+        refused = route(tiny_bundle, source, output, option, str(labels))
+        assert refused.exit_code == 2 and f"{option} {labels} is another program's file" in refused.output
+        assert labels.read_text() == "id,label\n1,x\n" and not output.exists()
+        labels.unlink()
+    outlets = ["--report", str(tmp_path / "r.html"), "--metrics", str(tmp_path / "m.prom")]
+    for _ in range(2):
+        assert route(tiny_bundle, source, output, *outlets).exit_code == 0
+
+
 def test_throughput_over_time(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """A run of ten seconds: 100 rows/s in the first half, 300 in the second."""
     output, path = tmp_path / "out.parquet", tmp_path / "r.html"

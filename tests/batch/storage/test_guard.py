@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from batch.errors import InputError, StorageError
 from batch.storage import guard
 from batch.storage.backlog import Backlog
 from batch.storage.guard import guarded, note
+from batch.storage.hashing import Int64s
 from batch.storage.units import Plan
 
 
@@ -55,6 +57,13 @@ def refuse() -> None:
     raise InputError("in.parquet is no good; write it again")
 
 
+def hold(size: int, refused: bool = False) -> int:
+    held: Int64s = np.empty(size // 8, np.int64)
+    if refused:
+        refuse()
+    return held.nbytes
+
+
 def me() -> int:
     return os.getpid()
 
@@ -72,6 +81,17 @@ def test_it_stays_in_the_child(monkeypatch: pytest.MonkeyPatch, act: object, why
     with pytest.raises(InputError, match=why):
         guarded(act, what="in.parquet", reach=0.3 if act is silence else guard.PATIENCE)  # type: ignore[arg-type]
     assert guarded(me, what="x") != os.getpid()
+
+
+def test_a_call_may_hold_what_it_asks_for_and_the_next_one_may_not() -> None:
+    large = 1 << 30
+    assert guarded(hold, large, what="in.parquet", extra=large) == large
+    with pytest.raises(InputError, match="is no good"):
+        guarded(hold, large, True, what="in.parquet", extra=large)
+    assert guarded(hold, 512 << 20, what="in.parquet") == 512 << 20, "what a refused call held is not freed"
+    for extra, bound in ((0, "768 MiB"), (large, "1792 MiB")):
+        with pytest.raises(InputError, match=f"expands beyond the {bound} that its reader may take"):
+            guarded(hold, large + extra, what="in.parquet", extra=extra)
 
 
 @pytest.mark.parametrize(

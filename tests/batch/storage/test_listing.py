@@ -1,8 +1,12 @@
 """Which files an INPUT names: each is read or named with a reason; nothing is left out silently."""
 
+import http.server
 import os
 import shutil
 import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +16,7 @@ import pytest
 from batch.errors import InputError
 from batch.storage.backlog import Backlog
 from batch.storage.listing import files_of
+from tests.conftest import ROOT, reaching
 
 
 def put(path: Path, number: int = 0) -> Path:
@@ -153,6 +158,18 @@ def test_partition_values_lose_nothing(
     assert [value for batch in backlog.batches() for value in batch.column("k").to_pylist()] == read_as
 
 
+def test_an_id_may_be_a_partition_key(tmp_path: Path) -> None:
+    for key in (7, 8, 9):
+        path = tmp_path / f"id={key}/x.parquet"
+        path.parent.mkdir()
+        pq.write_table(pa.table({"request": ["find it"] * (key // 9 + 1)}), path)
+    backlog = Backlog.open(str(tmp_path), "id", "request")
+    ids = [value for batch in backlog.batches(columns=["id"]) for value in batch.column(0).to_pylist()]
+    assert ids == [7, 8, 9, 9]
+    with pytest.raises(InputError, match="rows 2 and 3 have the same id; make ids unique"):
+        backlog.check_ids()
+
+
 def test_partitions_that_contradict_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "one/Request=1/a.parquet")
     with pytest.raises(InputError, match="'Request' is also a column, 'request'"):
@@ -172,25 +189,101 @@ def test_partitions_that_contradict_are_refused(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "five")
 
 
+def lay(folder: Path, names: str) -> None:
+    for name in names.split():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+class Keys(http.server.BaseHTTPRequestHandler):
+    """A store that holds one object, under a key that a client cannot ask for."""
+
+    def do_HEAD(self) -> None:
+        self.send_error(404)
+
+    def do_GET(self) -> None:
+        listing = "<ListBucketResult><IsTruncated>false</IsTruncated>"
+        if "prefix=in%2F" in self.path and "metadata" not in self.path:
+            listing += "<Contents><Key>in/a//b.parquet</Key><Size>9</Size><ETag>x</ETag>"
+            listing += "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{listing}</ListBucketResult>".encode())
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def test_a_key_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Keys) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        variables = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "k"),
+        }
+        with (
+            reaching(variables, tmp_path, monkeypatch),
+            pytest.raises(InputError, match=r"read s3://b/in: the key 'in/a//b\.parquet' has a segment that"),
+        ):
+            files_of("s3://b/in/")
+        server.shutdown()
+
+
+# root may read everything, unless it gives that up
+NO_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"] if os.geteuid() == 0 else []
+LISTED = """
+import sys
+from batch.errors import BatchRouteError
+from batch.storage.listing import files_of
+try:
+    found = files_of(sys.argv[1])
+    print("read", len(found.files), *(why for _, why in found.skipped))
+except BatchRouteError as error:
+    print(error.exit_code, error)
+"""
+
+
+def listed(source: Path, closed: Path) -> str:
+    """What a user who may not look into `closed` is told."""
+    closed.chmod(0)
+    try:
+        command = [*NO_ROOT, sys.executable, "-c", LISTED, str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    finally:
+        closed.chmod(0o700)
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(bool(NO_ROOT) and not shutil.which("setpriv"), reason="root reads everything")
 @pytest.mark.parametrize(
-    ("inside", "kind"),
+    ("closed", "source", "told"),
     [
-        ("_delta_log/00000000000000000000.json", "a Delta"),
-        ("metadata/v1.metadata.json", "an Iceberg"),
-        ("metadata/v1.metadata.json.gz", "an Iceberg"),
-        (".hoodie/x", "a Hudi"),
+        ("metadata/x", "nights/in.parquet", "read 1"),
+        ("snapshot/x", "nights", "read 1"),
+        ("nights/lost+found/x", "nights", "read 1 hidden"),
+        ("nights/README", "nights", "2 cannot read {}: Permission denied; check its permissions"),
+        ("nights/team/x", "nights", "2 cannot read {}: Permission denied; check its permissions"),
+        ("nights/metadata/x", "nights", "2 cannot read {}: Permission denied; check its permissions"),
+        ("nights/README", "nights/*.parquet", "read 1"),
     ],
 )
-def test_tables_with_a_log_are_refused_by_name(tmp_path: Path, inside: str, kind: str) -> None:
-    put(tmp_path / "lake/table/day=1/a.parquet")
-    (tmp_path / "lake/table" / inside).parent.mkdir()
-    (tmp_path / "lake/table" / inside).touch()
-    (tmp_path / "elsewhere").symlink_to(tmp_path / "lake/table/day=1")
-    (tmp_path / "one.parquet").symlink_to(tmp_path / "lake/table/day=1/a.parquet")
-    sources = ["lake", "lake/table", "lake/table/day=1", "lake/t*", "lake/table/day=*/*.parquet"]
-    for source in (*sources, "lake/table/day=1/a.parquet", "elsewhere", "one.parquet"):
-        with pytest.raises(InputError, match=rf"lake/table is {kind} table"):
-            files_of(str(tmp_path / source))
+def test_what_may_not_be_read_is_named_unless_it_is_none_of_the_inputs(
+    tmp_path: Path, closed: str, source: str, told: str
+) -> None:
+    put(tmp_path / "nights/in.parquet")
+    lay(tmp_path, closed)
+    shut = tmp_path / closed.removesuffix("/x")
+    assert listed(tmp_path / source, shut) == told.format(shut)
+
+
+@pytest.mark.skipif(bool(NO_ROOT) and not shutil.which("setpriv"), reason="root reads everything")
+@pytest.mark.parametrize("name", ["notes", "notes.txt"])
+def test_a_link_into_a_closed_folder_is_no_link_to_nothing(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "in/a.parquet")
+    lay(tmp_path, "closed/notes")
+    (tmp_path / "in" / name).symlink_to(tmp_path / "closed/notes")
+    told = listed(tmp_path / "in", tmp_path / "closed")
+    assert told == f"2 cannot read {tmp_path}/in/{name}: Permission denied; check its permissions"
 
 
 @pytest.mark.parametrize("source", ["", " ", "nosuch://x/y", "hf://datasets/a/b", "http://host/x.parquet"])

@@ -1,5 +1,6 @@
 """Files come to lie at their place whole or not at all."""
 
+import errno
 import os
 import signal
 import stat
@@ -14,6 +15,7 @@ from pyarrow import fs
 from batch.errors import InputError, StorageError, shown
 from batch.storage.location import Location, replacing, storage_error, write_file
 from batch.storage.places import check_writable
+from batch.storage.remote import asked
 from tests.conftest import ROOT
 
 
@@ -129,6 +131,35 @@ def test_uris() -> None:
     assert shown("https://host/x?b/c=secret") == "https://host/x"
     assert Location.of("file:///a/b").path == "/a/b"
     assert Location.of("file:///a/b").local
+
+
+@pytest.mark.parametrize(
+    "path", ["o//t/", "in/a//b.parquet", "in/./c.parquet", "../c.parquet", "in/..", "/a", "*//a"]
+)
+def test_a_stores_address_that_its_client_cannot_ask_for_is_refused(path: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Location.of(f"s3://bucket/{path}")
+    assert str(refused.value).startswith(
+        f"cannot open s3://bucket/{path}: a segment of its path is empty, `.` or"
+    )
+    for sound in ("", "/", "/in", "/in/", "/.a/..b/c..", "/**/a"):
+        assert Location.of(f"s3://bucket{sound}").path == f"bucket{sound.rstrip('/')}"
+
+
+@pytest.mark.parametrize("key", ["a//b", "./c", "a/../b", "a\x01b", 'a"b//c', "a\nb"])
+def test_a_key_that_a_stores_client_refuses_is_named(key: str) -> None:
+    import obstore
+    from obstore.store import MemoryStore
+
+    with pytest.raises(OSError, match=r"has a segment that is empty, `\.` or `\.\.`") as refused:
+        asked(obstore.head, MemoryStore(), key)
+    assert refused.value.errno == errno.EINVAL and repr(key) in str(refused.value.strerror)
+    with pytest.raises(ValueError, match="ours"):
+        asked(failing)
+
+
+def failing() -> None:
+    raise ValueError("a fault of ours")
 
 
 def test_sha256_reads_the_whole_file(tmp_path: Path) -> None:

@@ -59,8 +59,6 @@ def test_outlets_are_neither_the_output_nor_one_another(tmp_path: Path) -> None:
     for path in (output, f"{output}.manifest.json", tmp_path / "m"):
         with pytest.raises(InputError, match="as well"):
             check_outlets(source, output, {"--metrics": tmp_path / "m", "--report": Path(path)})
-    with pytest.raises(InputError, match="is a Parquet file"):
-        check_outlets(source, output, {"--report": put(tmp_path / "precious.parquet")})
     for folder in (tmp_path / "in.parquet", tmp_path / "out.parquet"):
         with pytest.raises(InputError):
             check_output(source, output, {"--cache": folder})
@@ -78,6 +76,24 @@ def test_an_output_that_the_next_run_would_read_is_refused(tmp_path: Path, sourc
         check_output(f"{tmp_path}/{source}".rstrip("/"), str(tmp_path / "night/out.parquet"), {})
     check_output(f"{tmp_path}/night/a*.parquet", str(tmp_path / "night/out.parquet"), {})
     check_output(str(tmp_path / "night"), str(tmp_path / "night/.out.parquet"), {})
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--report"])
+def test_an_outlet_replaces_only_what_an_earlier_run_wrote(option: str, tmp_path: Path) -> None:
+    source, output, path = str(put(tmp_path / "in.parquet")), str(tmp_path / "out.parquet"), tmp_path / "it"
+    own = {
+        "--metrics": b"# HELP batch_route_last_success_timestamp_seconds End of the last run.",
+        "--report": b"<!doctype html>\n<title>out.parquet: batch-route report</title>\n<p>",
+    }
+    others = (b"id,label\n1,x\n", b'{"id": 1}\n', b"PAR1", b"<!doctype html>\n<title>Mine</title>", b"\0")
+    for theirs in (*others, *(text for name, text in own.items() if name != option)):
+        path.write_bytes(theirs)
+        with pytest.raises(InputError, match=f"{option} .* is another program's file and would be written"):
+            check_outlets(source, output, {option: path})
+        assert path.read_bytes() == theirs
+    for free in (own[option], b""):
+        path.write_bytes(free)
+        check_outlets(source, output, {option: path})
 
 
 def test_outlets_are_no_files_of_the_outputs_own(tmp_path: Path) -> None:

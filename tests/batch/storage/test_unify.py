@@ -17,7 +17,7 @@ from batch.scoring.scorer import read_texts
 from batch.storage.backlog import Backlog
 from batch.storage.output import output_schema, parquet_writer
 from batch.storage.sizes import BATCH_BYTES
-from batch.storage.unify import SPARK
+from batch.storage.unify import SPARK, carried_metadata
 
 
 def files(folder: Path, *columns: Any, **options: Any) -> Path:
@@ -225,6 +225,39 @@ def test_levels_too_large_for_a_dictionary_page_are_ordered_no_longer(tmp_path: 
         "column 'x' is no longer ordered: its levels are larger than a dictionary's page",
     )
     assert rows(backlog)["x"].to_pylist() == column.to_pylist()
+
+
+def test_spark_is_told_the_types_of_the_new_columns() -> None:
+    strings = {"type": "array", "elementType": "string", "containsNull": True}
+    types = {
+        "tier": (pa.string(), "string"),
+        "risk": (pa.bool_(), "boolean"),
+        "count": (pa.int64(), "long"),
+        "labels": (pa.list_(pa.string()), strings),
+        "label_scores": (pa.list_(pa.float32()), {**strings, "elementType": "float"}),
+        "score": (pa.float32(), "float"),
+        "day": (pa.date32(), "date"),
+        "small": (pa.int16(), "short"),
+        "exact": (pa.float64(), "double"),
+        "coded": (pa.dictionary(pa.int32(), pa.large_string()), "string"),
+    }
+    empty = pa.schema([], {SPARK: b'{"type": "struct", "fields": []}'})
+    fields = [pa.field(name, kind) for name, (kind, _) in types.items()]
+    told = json.loads(carried_metadata(empty, fields)[SPARK])["fields"]
+    assert {each["name"]: each["type"] for each in told} == {name: kind for name, (_, kind) in types.items()}
+    assert all(each["nullable"] for each in told)
+
+
+@pytest.mark.parametrize("metadata", ['{"fields": {}}', '{"fields": ""}', "[" * 200_000, "[]", "{", b"\xff"])
+def test_metadata_that_spark_did_not_write_is_left_out(metadata: str | bytes) -> None:
+    schema = pa.schema([("id", pa.string())], {SPARK: metadata})
+    assert SPARK not in carried_metadata(schema, [pa.field("tier", pa.string())])
+
+
+def test_metadata_of_a_type_that_is_not_listed_is_left_out() -> None:
+    """Spark tells it from Parquet's; another's word for it would be wrong."""
+    schema = pa.schema([("at", pa.timestamp("us"))], {SPARK: b'{"type": "struct", "fields": []}'})
+    assert SPARK not in carried_metadata(schema, [])
 
 
 def test_metadata_stays_and_what_would_hide_the_answers_does_not(tmp_path: Path, contract: Contract) -> None:

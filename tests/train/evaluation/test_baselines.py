@@ -168,3 +168,18 @@ def test_a_scored_file_that_does_not_fit_is_refused(contract: Contract, tmp_path
         assert result.exit_code == 2 and message in result.output
     result = CliRunner().invoke(main, ["eval", "champion", "rows.jsonl", "--cross-validate", "3"])
     assert result.exit_code == 2 and "is already trained" in result.output
+
+
+@pytest.mark.parametrize("name", ["gold.csv", "gold.parquet", "gold.JSONL"])
+def test_every_form_of_gold_rows_judges_a_scored_file_alone(
+    contract: Contract, tmp_path: Path, name: str
+) -> None:
+    rows = load_rows(ROOT / "data/regression.jsonl", contract)
+    table = pl.DataFrame([{"id": row.id, "request": row.request, **row.answer} for row in rows])
+    write = {".csv": "write_csv", ".parquet": "write_parquet", ".JSONL": "write_ndjson"}
+    gold = tmp_path / name
+    getattr(table, write[gold.suffix])(gold)
+    out = scored(tmp_path / "out.parquet", rows)
+    words = ["eval", str(gold), "--from-scored", str(out), "--contract", str(ROOT / "data/contract.toml")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0 and "5/5" in result.output, result.output

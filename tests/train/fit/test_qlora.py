@@ -24,6 +24,7 @@ from train.fit import qlora
 from train.fit.checkpoints import last_checkpoint
 from train.fit.inputs import prepare
 from train.fit.model import load_quantised
+from train.fit.runs import run_folder
 
 ROOT = Path(__file__).parents[3]
 SILENT = Console(quiet=True)
@@ -210,7 +211,7 @@ def test_an_interrupted_fit_resumes_to_the_same_adapter(
 def test_one_fit_of_a_recipe_at_a_time(tiny_base: Path, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "adapters")
     refused = pytest.raises(OutputLockedError, match="another process is training")
-    with qlora._run_folder(registry, "0" * 64), refused, qlora._run_folder(registry, "0" * 64):
+    with run_folder(registry, "0" * 64), refused, run_folder(registry, "0" * 64):
         pass
 
 

@@ -212,3 +212,49 @@ def test_nothing_is_written_among_the_adapters(tmp_path: Path, monkeypatch: pyte
     result = command("lint", rows, *CONTRACT, "--json", champion)
     assert result.exit_code == 2 and "lies in the registry's folder; choose another place" in result.output
     assert champion.read_text() == "x"
+
+
+def test_what_fit_refuses_of_the_training_rows_is_an_error(contract: Contract, tmp_path: Path) -> None:
+    rows = lines(ROOT / "data/v2/train.jsonl")[:20]
+    for lacking in ("id", "reason"):
+        short = write(
+            tmp_path / "short.jsonl", [{k: v for k, v in row.items() if k != lacking} for row in rows]
+        )
+        whole = write(tmp_path / "whole.jsonl", lines(ROOT / "data/v2/test.jsonl"))
+        found = [each for each in lint([short, whole], contract) if each.error]
+        assert [each.message for each in found] == [f"missing key {lacking!r}; add it"] * 20
+        assert not [each for each in lint([whole, short], contract) if each.error]  # these measure
+    twice = write(
+        tmp_path / "twice.jsonl", [*rows, {**rows[3], "id": "x", "request": rows[3]["request"].upper()}]
+    )
+    found = [each for each in lint([twice], contract) if each.kind in ("refused", "near-duplicate")]
+    assert list(map(str, found)) == [f"{twice}:21: refused: the request is also at {twice}:4"]
+
+
+def test_a_leak_is_found_behind_a_nearer_twin(contract: Contract, tmp_path: Path) -> None:
+    """Likeness 0.65 to a training row, 0.85 to a row of its own file."""
+    words = [f"w{i}" for i in range(20)]
+    trained, twin, leak = (" ".join(own) for own in (
+        words, [*words[2:16], "x1", "x2", "x3", "x4", "x5"], [*words[:16], "x1", "x2", "x3", "x4"],
+    ))  # fmt: skip
+    row = lines(ROOT / "data/v2/train.jsonl")[0]
+    train = write(tmp_path / "train.jsonl", [{**row, "request": trained}])
+    test = write(
+        tmp_path / "test.jsonl", [{**row, "id": n, "request": t} for n, t in (("b", twin), ("c", leak))]
+    )
+    found = {each.kind: each for each in lint([train, test], contract)}
+    assert found["leak"].where == f"{test}:2" and f"{train}:1 (likeness 0.65)" in found["leak"].message
+    assert f"{test}:1 (likeness 0.85)" in found["near-duplicate"].message
+
+
+def test_candidates_of_texts_without_words(contract: Contract, scored: pl.DataFrame, tmp_path: Path) -> None:
+    emoji = scored.head(3).with_columns(request=pl.Series(["\U0001f44d", "\U0001f389 \U0001f389", "5 ?"]))
+    (row,) = load_rows(
+        write(tmp_path / "l.jsonl", [{**lines(ROOT / "data/v2/train.jsonl")[0], "request": "\U0001f44d !"}]),
+        contract,
+    )
+    chosen = candidates(emoji, Path("out.parquet"), [row], contract, 5, "id", "request")
+    assert {each["request"]: each["why"][-1] for each in chosen} == {
+        "\U0001f389 \U0001f389": "novelty 1.00",
+        "5 ?": "novelty 1.00",
+    }

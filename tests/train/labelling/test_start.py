@@ -1,5 +1,7 @@
 """`batch-train contract init`: from other people's tables to a contract and splits that `fit` takes."""
 
+import json
+import time
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -219,3 +221,61 @@ def test_a_file_without_a_text_and_a_label_a_row_is_refused(
     code, said = run(tmp_path / name, "--text-column", "text", "--label-column", "queue", "--out", out)
     assert code == 2 and message in said and len(said.splitlines()) == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_a_name_is_no_pattern(tmp_path: Path, kind: str) -> None:
+    write = {"csv": "write_csv", "parquet": "write_parquet", "jsonl": "write_ndjson"}[kind]
+    getattr(table(), write)(path := tmp_path / f"export[1].{kind}")
+    getattr(table().with_columns(pl.col("intent") + " of another file"), write)(tmp_path / f"export1.{kind}")
+    out = tmp_path / "task"
+    code, said = run(path, "--text-column", "text", "--label-column", "intent", "--out", out)
+    assert code == 0, said
+    (field,) = Contract.load(out / "contract.toml").fields
+    assert field.values == ("card stolen, again", "card_lost")
+
+
+def test_mistakes_of_a_table_are_no_labels(tmp_path: Path) -> None:
+    labels = ["access", "access ", " hardware", "hardware", " ", "\t"] * 10
+    numbers = [1.0, 2.0, float("nan")] * 20
+    table(queue=labels).with_columns(level=pl.Series(numbers)).write_parquet(
+        path := tmp_path / "rows.parquet"
+    )
+    for column, own, left in (("queue", ("access", "hardware"), 20), ("level", ("1.0", "2.0"), 20)):
+        out = tmp_path / column
+        code, said = run(path, "--text-column", "text", "--label-column", column, "--out", out)
+        assert code == 0 and f"{left} rows without a text or a label are left out" in said, said
+        (field,) = Contract.load(out / "contract.toml").fields
+        assert field.values == own
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (path := tmp_path / "rows.jsonl").write_text(table().write_ndjson(), encoding="utf-8-sig")
+    code, said = run(path, "--text-column", "text", "--label-column", "intent", "--out", tmp_path / "task")
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_another_encoding_is_named(tmp_path: Path, kind: str, encoding: str) -> None:
+    given = table().with_columns(pl.col("text") + " f\u00fcr M\u00fcller")
+    text = given.write_csv() if kind == "csv" else json.dumps(given.to_dicts()[0], ensure_ascii=False) + "\n"
+    (path := tmp_path / f"rows.{kind}").write_text(text, encoding=encoding)
+    code, said = run(path, "--text-column", "text", "--label-column", "intent")
+    assert code == 2 and said == f"Error: {path}: is not UTF-8 text; save it as UTF-8\n"
+
+
+def test_many_rows_of_one_template_are_grouped_in_seconds(tmp_path: Path) -> None:
+    """Each is nearly every other; 2,000 took over a minute when a group was a chain of its rows."""
+    same = "does not answer to ping since this morning, please have a look and restart it if needed"
+    texts = [*TEXTS, *(f"Host srv{i} in rack {i % 99} {same}" for i in range(2000))]
+    labels = [*LABELS, *["net", "ops"] * 1000]
+    pl.DataFrame({"request": texts, "label": labels}).write_csv(path := tmp_path / "rows.csv")
+    began = time.process_time()
+    code, said = run(path, "--label-column", "label", "--out", tmp_path / "task")
+    assert code == 0 and time.process_time() - began < 10, said
+    sizes = [
+        sum(line.count("Host srv") for line in (tmp_path / f"task/{name}.jsonl").read_text().splitlines())
+        for name in SPLITS
+    ]
+    assert sorted(sizes) == [0, 0, 2000]

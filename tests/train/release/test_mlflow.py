@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
+from batch.errors import InputError, StorageError
 from tests.conftest import ROOT, make_bundle
 from train.cli import main
 from train.config import Config
 from train.release.mlflow import ModelRegistry, figures
-from train.release.promotions import promote
+from train.release.promotions import history, promote
 
 
 @pytest.fixture
@@ -72,6 +73,75 @@ def test_a_rollback_moves_mlflows_champion_too(
     done = CliRunner().invoke(main, ["rollback", "--mlflow", uri])
     assert done.exit_code == 0 and f"in MLflow it is {contract.name} version 2" in done.output
     assert champion(client, contract).tags["digest"] == first.digest == registry.aliases()["champion"]
+
+
+@pytest.fixture
+def named(
+    request: pytest.FixtureRequest, tiny_base: Path, contract: Contract, registry: Registry
+) -> Registry:
+    """The champion's and the one's before it have a contract of another name."""
+    other = Contract.from_dict({**contract.raw, "name": request.param})
+    for scale in (0.07, 0.08):
+        promote(make_bundle(tiny_base, other, registry.root, scale), registry, [])
+    return registry
+
+
+@pytest.mark.parametrize("named", ["team/requests", "team:requests", "all%", " "], indirect=True)
+def test_a_name_that_mlflow_refuses_moves_no_champion(
+    named: Registry, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused after the rollback, and a rerun went one further back."""
+    monkeypatch.setattr("train.commands.promote.gates", never)
+    before, log = named.aliases()["champion"], history(named)
+    (other,) = {entry["from"] for entry in log if entry["to"] == before}
+    for words in (["rollback"], ["promote", other], ["promote", "champion"]):
+        done = CliRunner().invoke(main, [*words, "--mlflow", uri])
+        assert done.exit_code == 2 and done.output.count("\n") == 1, done.output
+        assert "takes no model that is named like the contract" in done.output
+        assert "leave out --mlflow" in done.output
+    assert named.aliases()["champion"] == before and history(named) == log
+
+
+@pytest.mark.parametrize("named", ["Bob's tickets", "a \"b\" or 'c'"], indirect=True)
+def test_a_name_may_hold_quotes(named: Registry, uri: str, client: Any) -> None:
+    bundle = named.open("champion")
+    outside = ModelRegistry(uri)
+    outside.check(bundle)
+    assert outside.register(bundle) == outside.register(bundle) == f"{bundle.contract.name} version 1"
+    assert champion(client, bundle.contract).tags["digest"] == bundle.digest
+
+
+@pytest.mark.parametrize(("error", "code"), [(StorageError, 75), (InputError, 2), (OSError, 75)])
+def test_what_mlflow_refuses_after_the_move_can_be_repeated(
+    registry: Registry, uri: str, client: Any, monkeypatch: pytest.MonkeyPatch, error: Any, code: int
+) -> None:
+    """The error names what registers the champion and moves nothing. Whoever repeats a command that ends in
+    75 rolls back no further.
+    """
+
+    def refuse(*_: object) -> str:
+        raise error("it is away; promote again")
+
+    first, second = registry.list()
+    monkeypatch.setattr("train.commands.promote.gates", lambda *_: [])
+    for words, wanted, ends in (["rollback"], first, 2), (["promote", second.digest], second, code):
+        with monkeypatch.context() as patched:
+            patched.setattr(ModelRegistry, "register", refuse)
+            done = CliRunner().invoke(main, [*words, "--mlflow", uri])
+        assert done.exit_code == ends and registry.aliases()["champion"] == wanted.digest, done.output
+        assert f"champion is {wanted.digest[:12]}, only MLflow does not have it as such" in done.output
+        assert f"`batch-train promote champion --mlflow {uri}` registers it" in done.output
+        assert "promote again" not in done.output
+        log = history(registry)
+        with monkeypatch.context() as patched:
+            patched.setattr("train.commands.promote.gates", never)
+            done = CliRunner().invoke(main, ["promote", "champion", "--mlflow", uri])
+        assert done.exit_code == 0 and history(registry) == log, done.output
+        assert champion(client, wanted.contract).tags["digest"] == wanted.digest
+
+
+def never(*_: object) -> None:
+    raise AssertionError("an engine was asked")
 
 
 def test_a_run_has_the_cards_figures(trained: Bundle, uri: str, client: Any) -> None:

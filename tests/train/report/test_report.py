@@ -19,6 +19,8 @@ from train.dataset import Row, load_rows
 from train.doctor.check import NAMES, Check
 from train.evaluation.evaluate import compare, evaluate
 from train.fit.calibrate import calibrate
+from train.report import html as report
+from train.report import plots
 from train.report.html import Judged, default_datasets, render
 from train.report.plots import THEME
 
@@ -108,6 +110,35 @@ def test_charts_have_names_and_sections_are_in_the_list(tiny_bundle: Bundle) -> 
     assert html.count("<section") == html.count("<section id=")
     charts = html[html.index("</style>") :]
     assert not [colour for colour in THEME if colour in charts]  # in the dark each has another
+
+
+def test_a_chart_of_many_values_shows_those_that_were_confused(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A field of 300 labels took more than three minutes to draw."""
+    whole = text_of(page(tiny_bundle))
+    assert "Shown are" not in whole
+    monkeypatch.setattr(report, "VALUES_SHOWN", 2)
+    html = page(tiny_bundle)
+    assert "Shown are 2 of 5 values: those that occur in a wrong row." in text_of(html)
+    assert "None of the 3 values was mistaken for another." in text_of(html)  # a tier, a risk
+    names = re.findall(r'<svg role="img" aria-label="([^"]+)"', html)
+    assert "Confusion of tier" not in " ".join(names)
+
+
+def test_the_most_confused_values() -> None:
+    values = ["d", "c", "b", "a", "e"]
+    cells = {("a", "a"): 9, ("a", "b"): 2, ("c", "a"): 1, ("d", None): 1, ("e", "e"): 5, ("c", "b"): 3}
+    assert plots.confused(cells, values, 3) == ["c", "b", "a"]
+    assert plots.confused(cells, values, 9) == ["d", "c", "b", "a"]
+    assert plots.confused({("a", "a"): 9}, values, 3) == []
+
+
+def test_a_shade_is_the_share_of_all_the_gold_values_rows() -> None:
+    """Those answered with a value that is not shown count too."""
+    figure = plots.confusion({("a", "a"): 1, ("a", "z"): 3, ("b", "b"): 1}, ["a", "b"])
+    shares = figure.axes[0].collections[0].get_array()
+    assert shares is not None and shares.ravel().tolist() == [0.25, 0, 0, 1]
 
 
 def test_two_adapters_are_compared(tiny_bundle: Bundle) -> None:

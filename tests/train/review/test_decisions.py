@@ -157,10 +157,21 @@ def test_a_last_decision_without_its_line_end_gets_it(tmp_path: Path, count: int
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"id": "half', '{"id": "hälf'.encode()[:-3]])
-def test_a_first_line_that_is_torn_is_cut(tmp_path: Path, torn: bytes) -> None:
+def test_a_torn_line_with_no_decision_before_it_may_be_anyones(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "l.jsonl"
     path.write_bytes(torn)
-    assert DecisionLog(path).decisions == [] and path.read_bytes() == b""
+    with pytest.raises(DatasetError, match=r"l\.jsonl:1: is not a reviewer's decision"):
+        DecisionLog(path)
+    assert path.read_bytes() == torn
+
+
+@pytest.mark.parametrize("end", ["\r", ""])
+def test_rows_that_no_line_feed_parts_are_never_cut(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(content := (json.dumps(GOLD[0]) + end) * 2, newline="")
+    with pytest.raises(DatasetError, match=r"mine\.jsonl:1: is not a reviewer's decision"):
+        DecisionLog(path)
+    assert path.read_bytes() == content.encode()
 
 
 def test_what_another_process_left_torn_does_not_spoil_the_next_decision(tmp_path: Path) -> None:

@@ -1,0 +1,148 @@
+"""A fit that is cut off after the training, or cannot be written: nothing is trained twice, nothing is left."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.contract.contract import Contract
+from batch.errors import AdapterError, InputError
+from tests.conftest import make_bundle
+from tests.train.fit.test_qlora import recipe
+from train.config import Config
+from train.fit import places, qlora
+from train.fit.inputs import prepare
+from train.fit.places import check_bases
+from train.fit.runs import finished, note_finished
+from train.fit.serving import expansion_of
+
+SILENT = Console(quiet=True)
+RUN = "f" * 64
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "adapters")
+
+
+@pytest.fixture
+def inputs(tiny_base: Path, tmp_path: Path) -> Any:
+    """As far as they are read beside the training."""
+    renderer = SimpleNamespace(style=SimpleNamespace(folded=False))
+    config = SimpleNamespace(path=tmp_path / "recipe.toml")
+    return SimpleNamespace(renderer=renderer, fingerprint=RUN, config=config, splits={"train": []})
+
+
+@pytest.fixture
+def trained(
+    tiny_base: Path, contract: Contract, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> list[Path]:
+    """The runs that were trained: to a bundle, without a training."""
+    runs = []
+
+    def make(inputs: Any, run: Path, registry: Registry, console: Console) -> Bundle:
+        runs.append(run)
+        bundle = make_bundle(tiny_base, contract, registry.root)
+        note_finished(run, bundle)
+        return bundle
+
+    monkeypatch.setattr(qlora, "_made", make)
+    return runs
+
+
+def test_a_fit_that_is_cut_off_in_the_checks_goes_on_there(
+    inputs: Any, registry: Registry, trained: list[Path]
+) -> None:
+    """It said "run again to resume", and trained again from the beginning."""
+
+    def interrupted(bundle: Bundle) -> bool:
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            qlora.fit(inputs, registry, SILENT, interrupted)
+        assert list(registry.aliases()) == ["latest"]
+    bundle = qlora.fit(inputs, registry, SILENT, lambda bundle: True)
+    assert len(trained) == 1 and not trained[0].exists()
+    assert registry.aliases() == {"latest": bundle.digest, "champion": bundle.digest}
+
+
+def test_a_fit_that_is_not_sound_is_done(inputs: Any, registry: Registry, trained: list[Path]) -> None:
+    with pytest.raises(AdapterError, match="fails the doctor's checks"):
+        qlora.fit(inputs, registry, SILENT, lambda bundle: False)
+    assert not trained[0].exists() and list(registry.aliases()) == ["latest"]
+
+
+def test_an_adapter_that_was_damaged_since_is_made_again(
+    tiny_base: Path, contract: Contract, registry: Registry, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tiny_base, contract, registry.root)
+    assert finished(tmp_path, registry, SILENT) is None
+    note_finished(tmp_path, bundle)
+    found = finished(tmp_path, registry, SILENT)
+    assert found is not None and found.digest == bundle.digest
+    (bundle.path / "metrics.json").write_text("damaged")
+    assert finished(tmp_path, registry, SILENT) is None
+    shutil.rmtree(bundle.path)
+    assert finished(tmp_path, registry, SILENT) is None
+
+
+def test_a_champion_whose_folder_is_gone_is_none(
+    inputs: Any, registry: Registry, trained: list[Path]
+) -> None:
+    registry.set_alias("champion", "0" * 64)
+    bundle = qlora.fit(inputs, registry, SILENT)
+    assert registry.aliases()["champion"] == bundle.digest
+    other = registry.root / ("1" * 64)
+    other.mkdir()
+    registry.set_alias("champion", other.name)
+    qlora.fit(inputs, registry, SILENT)
+    assert registry.aliases()["champion"] == other.name
+
+
+def test_what_fails_after_the_training_leaves_no_half_of_a_bundle(
+    inputs: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AdapterError("no base that serves")
+
+    monkeypatch.setattr(qlora, "train", lambda *_: None)
+    monkeypatch.setattr(qlora, "write_bundle", lambda inputs, trainer, folder: (folder / "a").write_text("a"))
+    monkeypatch.setattr(qlora, "_calibrate", refuse)
+    with pytest.raises(AdapterError, match="no base that serves"):
+        qlora.fit(inputs, registry, SILENT)
+    assert [path.name for path in registry.root.iterdir()] == [".runs"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_training(
+    tiny_base: Path, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(tiny_base, tmp_path)
+    with pytest.raises(InputError, match=r"the registry /proc/adapters/: .*BATCH_ROUTE_ADAPTERS"):
+        prepare(config, Registry("/proc/adapters"))
+    monkeypatch.setenv("BATCH_ROUTE_BASES", "/proc/bases")
+    with pytest.raises(InputError, match=r"the base that serves into /proc/bases/: .*BATCH_ROUTE_BASES"):
+        prepare(config, registry)
+    original = config.path.read_text() + '\n[quantisation]\nserve = "original"\n'
+    config.path.write_text(original)
+    assert prepare(Config.load(config.path), registry)
+    assert not registry.root.exists()
+
+
+def test_a_base_that_is_made_already_may_lie_where_nothing_can_be_written(
+    tiny_base: Path, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise InputError("read-only")
+
+    quantisation = recipe(tiny_base, tmp_path).quantisation
+    monkeypatch.setattr(places, "check_folder", refuse)
+    with pytest.raises(InputError, match="read-only"):
+        check_bases(registry, "0" * 64, quantisation)
+    (tmp_path / "bases" / expansion_of("0" * 64, quantisation).key).mkdir(parents=True)
+    check_bases(registry, "0" * 64, quantisation)

@@ -1,0 +1,51 @@
+"""A run's folder: its checkpoints, then the digest of the adapter that it made, until that is checked."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from batch.adapter.bundle import Bundle
+from batch.adapter.registry import Registry
+from batch.errors import AdapterError, OutputLockedError
+from batch.storage.location import write_file
+
+DIGEST = "adapter"  # the file's name
+
+
+@contextmanager
+def run_folder(registry: Registry, fingerprint: str) -> Iterator[Path]:
+    """The folder of a run, held by this process, and removed once the run is done."""
+    run = registry.root / ".runs" / fingerprint[:16]
+    run.mkdir(parents=True, exist_ok=True)
+    lock = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise OutputLockedError(
+            f"another process is training the same recipe in {run}; wait for it"
+        ) from None
+    try:
+        yield run
+        shutil.rmtree(run)
+    finally:
+        os.close(lock)
+
+
+def note_finished(run: Path, bundle: Bundle) -> None:
+    write_file(run / DIGEST, bundle.digest.encode())
+
+
+def finished(run: Path, registry: Registry, console: Console) -> Bundle | None:
+    """The adapter of a run that was cut off only afterwards, if it is still there and whole."""
+    try:
+        bundle = registry.open((run / DIGEST).read_text(encoding="ascii"), entries_only=True)
+    except (FileNotFoundError, ValueError, AdapterError):
+        return None
+    console.print(f"adapter {bundle.digest[:12]} is trained already; resuming after it", highlight=False)
+    return bundle
