@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
-from typing import IO
+from typing import IO, Any
 
 from batch.errors import ENDING
 
@@ -65,11 +65,17 @@ def how_it_died(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> str:
     return how
 
 
-def leave_ending_to_parent() -> None:
-    """In a child: Ctrl-C and a service's stop reach the whole group; the parent decides."""
-    for number in ENDING:
+def first_message(descriptor: str, parent: str) -> tuple[Connection, Any]:
+    """What `serve` begins with: its end of the pipe, and what comes first; ends where the parent is gone."""
+    tie_to(int(parent))
+    for number in ENDING:  # Ctrl-C and a service's stop reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    conn = Connection(int(descriptor))
+    try:
+        return conn, conn.recv()
+    except (EOFError, OSError):
+        raise SystemExit(0) from None
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from batch.engine import Asked, Engine, EngineSpec, build
+from batch.engine import Asked, Engine, build
 from batch.errors import AdapterError, BatchRouteError, EngineError, ours
-from batch.parent import leave_ending_to_parent, tie_to
+from batch.parent import first_message
 
 # requests that the engine is given at most, in multiples of what it runs at once; the others wait here
 AHEAD = 1.5
@@ -28,13 +28,7 @@ class Usage(NamedTuple):
 
 def serve(descriptor: str, parent: str) -> None:
     """Body of the engine process, given the number of its end of the pipe and its parent's id."""
-    tie_to(int(parent))
-    leave_ending_to_parent()
-    conn = Connection(int(descriptor))
-    try:
-        spec: EngineSpec = conn.recv()
-    except (EOFError, OSError):
-        return  # the parent is gone
+    conn, spec = first_message(descriptor, parent)
     inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     # Reading goes on while the engine computes or sends: were both sides to send at once, both pipes could
     # fill up.

@@ -8,7 +8,6 @@ import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from batch.errors import BatchRouteError, EngineError, ours
 from batch.launch import ray
 from batch.launch.actor import Begin, Here, Told
 from batch.launch.ray import Size
-from batch.parent import how_it_died, leave_ending_to_parent, start_child, tie_to
+from batch.parent import first_message, how_it_died, start_child
 
 PATIENCE = 600.0  # seconds without a word, where one comes every few seconds once the cluster has answered
 
@@ -97,13 +96,7 @@ class Driver:
 
 def serve(descriptor: str, parent: str) -> None:
     """Body of a driver's process, given the number of its end of the pipe and its parent's id."""
-    tie_to(int(parent))
-    leave_ending_to_parent()
-    conn = Connection(int(descriptor))
-    try:
-        order: Order = conn.recv()
-    except (EOFError, OSError):
-        return  # the parent is gone
+    conn, order = first_message(descriptor, parent)
     try:
         for said in _drive(order):
             conn.send(said)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from batch.errors import InputError, nearest, shown
 from batch.storage.guard import PATIENCE, REACH, guarded, note
-from batch.storage.hashing import IdDigest, Int64s, repeated, text_hashes
+from batch.storage.hashing import IdDigest, Int64s, equal, repeated, text_hashes
 from batch.storage.listing import Found, files_of
 from batch.storage.location import is_local
 from batch.storage.parquet import ParquetSource
@@ -24,7 +24,6 @@ MAX_BYTES = 1 << 40  # uncompressed, as declared and as read
 FREE_BYTES = 1 << 30  # decoded strings that are let through however small the file is
 MAX_EXPANSION = 1000  # decoded bytes over those in the file, beyond which it is a bomb
 HASH_BYTES = 8  # of an id, while all are held
-COMPARED = 1 << 18  # ids whose hashes are compared at a time: those that are equal are held themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,8 +214,8 @@ def read_through(backlog: Backlog) -> str:
         row += len(ids)
         decoded += int(row_bytes(batch).sum())
         _check_expansion(backlog, decoded)
-    for equal in _equal(hashes):
-        _check_repeated(backlog, equal)
+    for again in equal(hashes):
+        _check_repeated(backlog, again)
     del hashes
     pa.default_memory_pool().release_unused()
     return digest.hexdigest()
@@ -240,18 +239,6 @@ def _hashes(backlog: Backlog, ids: pa.Array, row: int) -> Int64s:
     except UnicodeDecodeError as error:
         raise InputError(f"{backlog.source}: an id after row {row} is not valid UTF-8; correct it") from error
     return hashes
-
-
-def _equal(hashes: Int64s) -> Iterator[Int64s]:
-    """Those that are there more than once, sorted, some at a time. Sorts `hashes` in place: of 500 million
-    there is no room for another copy, nor for the ids of an input that was exported twice.
-    """
-    hashes.sort()
-    for start in range(0, len(hashes), COMPARED):
-        some = hashes[start : start + COMPARED + 1]  # the next one's first may equal this one's last
-        again = np.unique(some[1:][some[1:] == some[:-1]])
-        if len(again):
-            yield again
 
 
 def _check_repeated(backlog: Backlog, again: Int64s) -> None:

@@ -1,7 +1,7 @@
 """Hashes of many values at once: which are there more than once, and which were there in which order."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 from batch.storage.schema import plain
 
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
+COMPARED = 1 << 18  # hashes compared at a time
 
 
 def text_hashes(texts: Sequence[bytes | None]) -> Int64s:
@@ -18,10 +19,21 @@ def text_hashes(texts: Sequence[bytes | None]) -> Int64s:
     return hashes
 
 
-def repeated(hashes: Int64s) -> Int64s:
-    """Those that are there more than once, sorted. Sorts `hashes` in place, to hold no second copy."""
+def equal(hashes: Int64s) -> Iterator[Int64s]:
+    """Those that are there more than once, sorted, some at a time. Sorts `hashes` in place: of 500 million
+    there is no room for another copy, nor for the ids of an input that was exported twice.
+    """
     hashes.sort()
-    again: Int64s = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    for start in range(0, len(hashes), COMPARED):
+        some = hashes[start : start + COMPARED + 1]  # the next one's first may equal this one's last
+        again = np.unique(some[1:][some[1:] == some[:-1]])
+        if len(again):
+            yield again
+
+
+def repeated(hashes: Int64s) -> Int64s:
+    """All that are :func:`equal`, sorted."""
+    again: Int64s = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *equal(hashes)]))
     return again
 
 

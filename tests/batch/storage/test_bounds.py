@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch.errors import InputError
-from batch.storage import backlog as backlog_module
-from batch.storage import guard
-from batch.storage.backlog import Backlog, read_through
+from batch.storage import guard, hashing
+from batch.storage.backlog import HASH_BYTES, Backlog, read_through
 from batch.storage.guard import guarded
 from batch.storage.location import Location
 from batch.storage.parquet import ParquetSource
@@ -53,7 +52,7 @@ def written(path: Path, ids: pa.Array) -> Backlog:
 def test_the_rows_that_are_promised_have_room_for_their_hashes(tmp_path: Path) -> None:
     rows = 16 << 20
     backlog = written(tmp_path / "in.parquet", pa.array(np.arange(rows)))
-    assert backlog.rows * backlog_module.HASH_BYTES > LEFT
+    assert backlog.rows * HASH_BYTES > LEFT
     assert len(backlog.check_ids()) == 64
 
 
@@ -71,7 +70,7 @@ def test_an_input_that_was_exported_twice_is_refused_for_its_ids(tmp_path: Path)
 def test_equal_ids_are_found_wherever_their_hashes_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: int, where: int
 ) -> None:
-    monkeypatch.setattr(backlog_module, "COMPARED", compared)
+    monkeypatch.setattr(hashing, "COMPARED", compared)
     ids = list(range(6))
     assert read_through(written(tmp_path / "in.parquet", pa.array(ids)))
     ids[where + 1] = ids[where]
