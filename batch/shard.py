@@ -19,13 +19,10 @@ from batch.reporting.observer import Observer
 from batch.run import plan_of, start_engines, task_of
 from batch.source import Unscored
 from batch.storage.folder import job_store, plan_store
-from batch.storage.location import refused_or_failed
-from batch.storage.lock import Lock, lock_output
+from batch.storage.lock import lock_output
 from batch.storage.receipts import RECEIPT, Receipts
 from batch.storage.workdir import RECEIPTS, WorkDir, fingerprint, job_in
 from batch.storage.written_plan import WrittenPlan
-
-PLANNING = 4 * 3600.0  # seconds for another shard to read the whole of INPUT once, before it writes the plan
 
 
 class Left(NamedTuple):
@@ -85,7 +82,7 @@ def _joined(options: Options, registry: Registry | None) -> Iterator[tuple[Job, 
     job = check(options, registry, written) if written else None
     work = _folder_of(path, job) if written and job and plan_of(job).facts == written.facts else None
     if job is None or work is None:
-        with _planning(path):
+        with WorkDir.planning(path):
             job = job or check(options, registry, WrittenPlan.read(plans))
             if Unscored(job).finished():
                 yield job, None
@@ -108,11 +105,3 @@ def _folder_of(path: Path, job: Job) -> WorkDir | None:
         return work
     work.close()
     return None
-
-
-def _planning(path: Path) -> Lock:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Lock.take(path.with_name(f"{path.name}.plan.lock"), str(path), PLANNING)
-    except OSError as error:
-        raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error

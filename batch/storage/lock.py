@@ -78,6 +78,13 @@ class Lock:
                 os.close(descriptor)
                 raise
 
+    @classmethod
+    def clear(cls, path: Path) -> None:
+        """Remove the lock file that a killed holder left; one that is held, or is no lock, stays."""
+        if os.path.lexists(path):
+            with contextlib.suppress(OSError, OutputLockedError):
+                cls.take(path, path.name, patience=0).release()
+
     @property
     def held(self) -> bool:
         return self._descriptor in _held

@@ -9,6 +9,7 @@
       answers/             to texts that the input repeats
     .NAME.work-<hash>/     unfinished work of another job for the same OUTPUT, kept under its fingerprint
     .NAME.work.lock        held while the run lives, shared by processes that score units of one job
+    .NAME.work.plan.lock   held by the shard that reads the whole of INPUT and writes the plan down
 
 Tonight's job never waits for a person because of what another left: that is set aside, taken up again if its
 own job comes back, and removed when a job of this OUTPUT is finished. Only files that a run made are ever
@@ -38,6 +39,7 @@ MADE = {  # the names that a run gives to its files, by folder
     ATTEMPTS: re.compile(r"\d{5,}-\d+|lost-[0-9a-f-]+|\..*\.partial"),
 }
 KEPT = 2  # other jobs' unfinished work for one output: the newest
+PLANNING = 4 * 3600.0  # seconds for another shard to read the whole of INPUT once, before it writes the plan
 
 Facts = dict[str, Any]
 
@@ -95,6 +97,15 @@ class WorkDir:
         except OSError as error:
             raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
 
+    @staticmethod
+    def planning(path: Path) -> Lock:
+        """The lock of the one shard that makes the plan; others wait for it. Raises as :meth:`open`."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return Lock.take(_plan_lock_of(path), str(path), PLANNING)
+        except OSError as error:
+            raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
+
     @property
     def shards(self) -> Path:
         return self.path / SHARDS
@@ -102,7 +113,7 @@ class WorkDir:
     @classmethod
     def discard(cls, path: Path) -> None:
         """Remove what a job left that is finished after all. Raises what :meth:`open` raises."""
-        if path.exists():
+        if any(os.path.lexists(left) for left in (path, _lock_of(path), _plan_lock_of(path))):
             cls.open(path, job_in(path) or {}).finish()
 
     def finish(self) -> None:
@@ -110,6 +121,7 @@ class WorkDir:
         try:
             for path in (self.path, *self._others()):
                 _remove(path)
+            Lock.clear(_plan_lock_of(self.path))
         except OSError as error:
             raise storage_error(str(self.path), error) from error
         finally:
@@ -177,6 +189,10 @@ def job_in(path: Path) -> Facts | None:
 
 def _lock_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
+
+
+def _plan_lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.plan.lock")
 
 
 def _own_folder(path: Path) -> None:

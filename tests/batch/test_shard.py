@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from batch.job import Options
 from batch.reporting.observer import Observer
 from batch.scoring.router import Counts
 from batch.shard import Left, score_shard
+from batch.storage.lock import Lock
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.store import LocalStore
 from batch.storage.workdir import WorkDir
@@ -218,6 +220,29 @@ def test_who_may_work_beside_whom(tiny_bundle: Bundle, tmp_path: Path) -> None:
     score_shard(other)
     plan = WrittenPlan.read(LocalStore(tmp_path / ".out.parquet.work"))
     assert plan and plan.rows == 1500 and list(tmp_path.glob(".out.parquet.work-*"))
+
+
+def test_the_locks_of_killed_shards_and_runs_are_removed(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    source, output = backlog(tmp_path / "in.parquet", rows=50), tmp_path / "out.parquet"
+    left = [tmp_path / f".out.parquet.work{suffix}" for suffix in (".plan.lock", ".lock")]
+
+    def killed() -> None:
+        for path in left:
+            path.write_text("4194304")
+
+    shards(tiny_bundle, source, output, 1)
+    killed()
+    with WorkDir.planning(tmp_path / ".out.parquet.work"):
+        Lock.clear(left[0])
+        assert left[0].exists(), "it is held"
+    killed()
+    assert commit(output).exit_code == 0 and not list(tmp_path.glob(".out*"))
+    for again in (partial(commit, output), partial(route, tiny_bundle, source, output)):
+        killed()  # between the manifest, or the last removal, and their own
+        assert again().exit_code == 0 and not list(tmp_path.glob(".out*"))
+    os.remove(output)
+    killed()
+    assert route(tiny_bundle, source, output).exit_code == 0 and not list(tmp_path.glob(".out*"))
 
 
 def test_a_changed_input_is_not_published(tiny_bundle: Bundle, tmp_path: Path) -> None:
