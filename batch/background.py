@@ -1,11 +1,13 @@
-"""A call in a thread that nobody has to wait for."""
+"""Calls in threads that nobody has to wait for."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
+END: Any = object()
 
 
 def in_background(call: Callable[[], Result]) -> Future[Result]:
@@ -22,3 +24,11 @@ def in_background(call: Callable[[], Result]) -> Future[Result]:
 
     threading.Thread(target=run, daemon=True).start()
     return result
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """`items`, each made in the background while the one before it is used."""
+    following = in_background(lambda: next(items, END))
+    while (item := following.result()) is not END:
+        following = in_background(lambda: next(items, END))
+        yield item

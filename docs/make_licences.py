@@ -21,7 +21,11 @@ licence files before you pass an image on.
 | package | version | licence |
 |---|---|---|
 """
-KNOWN = {"oss-harmony": "Apache-2.0", "setuptools": "MIT"}  # their metadata says nothing
+KNOWN = {
+    "fastokens": "Apache-2.0",
+    "oss-harmony": "Apache-2.0",
+    "setuptools": "MIT",
+}  # their metadata says nothing
 SHORT = {  # where a package's metadata has a whole text, or nothing
     "Apache Software License": "Apache-2.0",
     "BSD License": "BSD",

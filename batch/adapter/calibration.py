@@ -71,7 +71,9 @@ class Calibration:
         columns = [[each[name] for each in scores] for name in names]
         for index, name in enumerate(names):
             if curves := self.fields.get(name):
-                a, b, c = np.array([curves[group(answer[name])] for answer in answers]).T
+                place = {value: at for at, value in enumerate(curves)}
+                rows = [place[group(answer[name])] for answer in answers]
+                a, b, c = np.array(list(curves.values()))[rows].T
                 columns[index] = calibrated(np.array(columns[index]), a, b, c).tolist()
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 

@@ -135,7 +135,8 @@ def out_of_memory(where: str, extra: int = 0) -> BatchRouteError:
         return StorageError(f"out of memory while {where} was read ({least}); raise `ulimit`, then run again")
     limit = f"the {most >> 20} MiB that its reader may take"
     return InputError(
-        f"{where} expands beyond {limit}; shorten its longest values, or write smaller row groups"
+        f"{where} expands beyond {limit}; shorten its longest values, write smaller row groups, or leave "
+        "columns out"
     )
 
 

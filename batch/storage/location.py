@@ -63,7 +63,8 @@ def refused_or_failed(what: str, error: OSError, remedy: str) -> InputError | St
 
 def is_local(source: str | Path) -> bool:
     """Whether a path or a URI is on this machine; asks no store."""
-    return "://" not in os.fspath(source) or os.fspath(source).startswith("file://")
+    scheme, separator, _ = os.fspath(source).partition("://")
+    return not separator or scheme.lower() == "file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Location:
                 f"cannot open {shown(source)}: no store is called {scheme}; copy the file here first"
             )
         try:
-            filesystem, path = fs.FileSystem.from_uri(source)
+            filesystem, path = fs.FileSystem.from_uri(f"{scheme}://{rest}")
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"cannot open {shown(source)}: {reason(error)}; check the URI") from error
         return cls(filesystem, path, shown(source))

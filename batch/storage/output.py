@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batch.background import one_ahead
 from batch.contract.fields import LIST, HasFields
 from batch.errors import ContractError, InputError, StorageError
 from batch.storage.footer import AnnotatingSink, old_timestamps
@@ -153,7 +154,7 @@ def assemble(
 
     def rows() -> Iterator[pa.RecordBatch]:
         nonlocal passed
-        for batch in shard_rows(shards, schema):
+        for batch in one_ahead(shard_rows(shards, schema)):
             passed += batch.num_rows
             ids.update(batch.column(id_column))
             yield batch

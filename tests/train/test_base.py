@@ -3,13 +3,14 @@
 `tests/train/test_smollm2.py` converts a real one.
 """
 
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from batch.adapter.base_model import resolve_base
-from batch.errors import AdapterError
+from batch.errors import AdapterError, StorageError
 from train.cli import main
 
 
@@ -26,6 +27,20 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(
     monkeypatch.setenv("BATCH_ROUTE_BASES", str(tmp_path / "bases"))
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(AdapterError, match=r"model\.gguf: the base model cannot be read: .*; copy it again"):
+        resolve_base(str(tmp_path / "model.gguf"))
+    assert list((tmp_path / "bases").iterdir()) == []
+
+
+def test_a_full_disk_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said to copy the file again, with 2. The child's last words are safetensors', no `OSError`."""
+    monkeypatch.setenv("BATCH_ROUTE_BASES", str(tmp_path / "bases"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (full := tmp_path / "python").write_text(
+        "#!/bin/sh\necho 'SafetensorError: I/O error: No space left on device (os error 28)' >&2\nexit 1\n"
+    )
+    full.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(full))
+    with pytest.raises(StorageError, match="no space left; free some space, then run again"):
         resolve_base(str(tmp_path / "model.gguf"))
     assert list((tmp_path / "bases").iterdir()) == []
 

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from batch.errors import InputError
+from batch.errors import AdapterError, InputError
+from batch.reporting.console import PlainConsole
 from tests.conftest import ROOT
 from train.cli import main
+from train.config import Config
+from train.review.improve import fit_and_compare
 
 TEST = "data/v1/test.jsonl"
 
@@ -144,6 +147,16 @@ def test_the_recipe_and_the_rows_of_every_version(recipes: tuple[Path, Path], tm
     assert "no file data/v1/none.jsonl" in refused("loop", versions, TEST)
     second.write_text(text.replace('"data/v1/train.jsonl"', '"data/v1/test.jsonl"'))
     assert "data/v1/test.jsonl:1: id" in refused("loop", versions, TEST)
+
+
+def test_a_promotion_that_could_not_be_logged(
+    recipes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.review.improve.fit", never)
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters/promotions.jsonl").write_text("damaged\n")
+    with pytest.raises(AdapterError, match=r"promotions\.jsonl:1: is not a promotion"):
+        fit_and_compare(Config.load(recipes[0]), PlainConsole(), [], promote=True)
 
 
 def test_what_is_sound_goes_on(recipes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from train.doctor import sound
 from train.evaluation.evaluate import Evaluation, compare
 from train.fit import qlora
 from train.fit.inputs import prepare
+from train.fit.runs import unchecked
 
 ENOUGH = 20  # rows without a mention, for a condition to be judged by itself
 
@@ -39,7 +40,7 @@ def fit_versions(
         same = (
             b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items())
         )
-        bundle = next(same, None)
+        bundle = None if unchecked(registry, inputs.fingerprint) else next(same, None)
         console.print(f"{name}: {'fitted already' if bundle else f'fitting {recipe.path}'}")
         checks = functools.partial(sound, recipe.find(recipe.data.train), console) if doctor else None
         bundle = bundle or qlora.fit(inputs, registry, console, checks)

@@ -67,12 +67,12 @@ def fit(
     with run_folder(registry, inputs.fingerprint) as run:
         bundle = finished(run, registry, console) or _made(inputs, run, registry, console)
         registry.set_alias("latest", bundle.digest)
-        sound = examine is None or examine(bundle)  # the run is kept until then: it may be cut off here too
-    if not sound:
-        raise AdapterError(
-            f"adapter {bundle.digest[:12]} fails the doctor's checks; it is kept as `latest` and not made "
-            "the champion"
-        )
+        # the run is kept until then: it may be cut off here too, and what fails is examined again
+        if examine and not examine(bundle):
+            raise AdapterError(
+                f"adapter {bundle.digest[:12]} fails the doctor's checks; it is kept as `latest` and not "
+                "made the champion"
+            )
     if not _has_champion(registry):
         registry.set_alias("champion", bundle.digest)
     return bundle

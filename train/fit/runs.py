@@ -20,7 +20,7 @@ DIGEST = "adapter"  # the file's name
 @contextmanager
 def run_folder(registry: Registry, fingerprint: str) -> Iterator[Path]:
     """The folder of a run, held by this process, and removed once the run is done."""
-    run = registry.root / ".runs" / fingerprint[:16]
+    run = _folder(registry, fingerprint)
     run.mkdir(parents=True, exist_ok=True)
     lock = os.open(run, os.O_RDONLY)
     try:
@@ -37,8 +37,20 @@ def run_folder(registry: Registry, fingerprint: str) -> Iterator[Path]:
         os.close(lock)
 
 
+def unchecked(registry: Registry, fingerprint: str) -> bool:
+    """Whether a run has made an adapter that was not checked to the end, or failed."""
+    return (_folder(registry, fingerprint) / DIGEST).exists()
+
+
+def _folder(registry: Registry, fingerprint: str) -> Path:
+    return registry.root / ".runs" / fingerprint[:16]
+
+
 def note_finished(run: Path, bundle: Bundle) -> None:
+    """What is left to do is to check it, which needs no checkpoint."""
     write_file(run / DIGEST, bundle.digest.encode())
+    for path in run.glob("checkpoint-*"):
+        shutil.rmtree(path)
 
 
 def finished(run: Path, registry: Registry, console: Console) -> Bundle | None:

@@ -25,6 +25,7 @@ from train.fit.inputs import prepare
 from train.fit.qlora import fit
 from train.likeness import Likeness, signs
 from train.release.gates import GateData, gates
+from train.release.promotions import history
 from train.release.promotions import promote as move
 
 
@@ -91,6 +92,8 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
     Raises what `prepare` and `fit` raise, and `AdapterError` at a gate that is not passed.
     """
     registry = Registry()
+    if promote:
+        history(registry)  # one that is damaged stops the promotion: better now than after the fit
     champion = registry.aliases().get("champion")
     rows = config.find(config.data.train)
     inputs = prepare(config)

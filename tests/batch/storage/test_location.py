@@ -13,7 +13,7 @@ import pytest
 from pyarrow import fs
 
 from batch.errors import InputError, StorageError, shown
-from batch.storage.location import Location, replacing, storage_error, write_file
+from batch.storage.location import Location, is_local, replacing, storage_error, write_file
 from batch.storage.places import check_writable
 from batch.storage.remote import asked
 from tests.conftest import ROOT
@@ -129,8 +129,9 @@ def test_uris() -> None:
         with pytest.raises(InputError, match="it holds credentials"):
             Location.of(f"s3://{credentials}@bucket/x")
     assert shown("https://host/x?b/c=secret") == "https://host/x"
-    assert Location.of("file:///a/b").path == "/a/b"
-    assert Location.of("file:///a/b").local
+    for name in ("file:///a/b", "FILE:///a/b"):
+        assert Location.of(name).path == "/a/b" and Location.of(name).local and is_local(name)
+    assert not is_local("hdfs://host/a")
 
 
 @pytest.mark.parametrize(

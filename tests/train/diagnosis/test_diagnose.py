@@ -29,6 +29,8 @@ from train.evaluation.ask import candidate
 from train.evaluation.baselines import Guess
 from train.evaluation.evaluate import Evaluation, evaluate
 from train.evaluation.statistics import Proportion
+from train.fit.inputs import prepare
+from train.fit.runs import note_finished
 
 SALESFORCE, APP = "Databricks app + Salesforce integration", "Databricks app"
 
@@ -218,6 +220,11 @@ def test_versions_are_fitted_once_and_examined_together(
         n: b.digest for n, b in zip(recipes, first, strict=True)
     }
     assert out.getvalue().count("fitted already") == 2
+    run = registry.root / ".runs" / prepare(recipes["seed3"]).fingerprint[:16]
+    run.mkdir(parents=True)
+    note_finished(run, first[0])  # as a loop leaves it that ended while it checked the adapter
+    assert fit_versions(recipes, registry, Console(file=out, width=200), doctor=False)[0] == first[0]
+    assert "is trained already; resuming after it" in out.getvalue() and not run.exists()
     subjects = [candidate(name, registry) for name in recipes]
     datasets = [ROOT / "data/regression.jsonl", ROOT / "data/v1/test.jsonl"]
     evaluations, diagnoses = examine(subjects, datasets, [train, train], "replay")

@@ -19,7 +19,7 @@ from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.expanded import Expansion
 from batch.contract.contract import Contract
 from batch.engine.expand import expand, load_base
-from batch.errors import AdapterError
+from batch.errors import AdapterError, InputError
 from tests.conftest import ROOT, make_bundle
 from train.config import Quantisation
 from train.dataset import Row, load_rows
@@ -94,7 +94,7 @@ def test_a_place_that_cannot_be_written_names_the_remedy(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BATCH_ROUTE_BASES", str(tmp_path / "file" / "bases"))
-    with pytest.raises(AdapterError, match=r"cannot be written.*BATCH_ROUTE_BASES"):
+    with pytest.raises(InputError, match=r"cannot write .*BATCH_ROUTE_BASES"):
         expanded.resolve_base()
 
 
