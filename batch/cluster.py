@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from batch.source import Unscored
 from batch.storage.folder import job_store, plan_store
 from batch.storage.location import Location, is_local
 from batch.storage.receipts import Receipts
+from batch.storage.scratch import scratch
 from batch.storage.store import Store
 from batch.storage.workdir import ANSWERS, ATTEMPTS, SHARDS, changes, fingerprint
 from batch.storage.written_plan import WrittenPlan
@@ -145,12 +145,12 @@ def engine_here(
         raise InputError(
             f"a node of the cluster has another job ({differing}); install the same on all nodes"
         )
-    with tempfile.TemporaryDirectory(prefix="batch-route-") as scratch, start_engines(job) as engines:
-        shards, answers = Path(scratch, SHARDS), Path(scratch, ANSWERS)
+    with scratch() as own, start_engines(job) as engines:
+        shards, answers = own / SHARDS, own / ANSWERS
         shards.mkdir()
         task = task_of(job, written, Unscored(job), shards, answers)
         name = fingerprint(written.facts)
-        store = job_store(options.output, path if is_local(options.output) else Path(scratch), name)
+        store = job_store(options.output, path if is_local(options.output) else own, name)
         yield Here(task, Receipts(store, written.units, name), engines[0], pool, restarted())
 
 

@@ -22,7 +22,7 @@ from batch.storage.manifest import finished, manifest_location, own_version, par
 from batch.storage.places import check_store
 from batch.storage.receipts import Receipts
 from batch.storage.store import Store
-from batch.storage.workdir import WorkDir, changes, fingerprint, work_dir
+from batch.storage.workdir import WorkDir, changes, fingerprint, job_in, work_dir
 from batch.storage.written_plan import WrittenPlan
 
 SHOWN = 20  # ranges of missing units in a message, at most
@@ -40,10 +40,13 @@ def commit(output: str, within: Path | None, max_error_rate: float, observer: Ob
     with told, lock_output(output), signals_raise():
         if not is_local(output):
             check_store(Location.of(output))
-        plan = WrittenPlan.read(plans)
-        manifest, replaces = read_manifest(manifest_location(output)), own_version(output)
+        plan, replaces = WrittenPlan.read(plans), own_version(output)
+        manifest = read_manifest(manifest_location(output))
         if manifest and finished(output, plan.facts if plan else manifest["job"]):
-            folder.seal(output, part_names(manifest), fingerprint(manifest["job"]))
+            if plan is None and job_in(path) not in (None, manifest["job"]):
+                what = f"another job's work on {output} is not finished, and it has no plan that can be read"
+                raise InputError(f"{what}; run that job or its shards again")
+            folder.seal(output, part_names(manifest), fingerprint(manifest["job"]), replaces)
             WorkDir.discard(path)  # killed after the manifest, before this
             return observer.summary.adopt(manifest)
         if plan is None:

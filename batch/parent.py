@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import IO, Any
 
 from batch.errors import ENDING
@@ -35,6 +37,9 @@ def start_child(
     It is a new interpreter, not a fork: the parent has threads (Arrow's, the tokenizer's), and a forked CUDA
     context would be broken. Not `multiprocessing` either: it runs the caller's script again, which would need
     a main guard.
+
+    It leads a process group: :func:`kill` ends what it has started too, and Ctrl-C in a terminal reaches the
+    parent alone, which decides.
     """
     conn, theirs = multiprocessing.Pipe()
     given = (json.dumps(sys.path), module, str(theirs.fileno()), str(own_id()))
@@ -46,9 +51,38 @@ def start_child(
             stdout=log,
             stderr=log,
             env={**os.environ, **environment},
+            process_group=0,
         )
     theirs.close()
     return conn, process
+
+
+def kill(child: "subprocess.Popen[bytes]") -> None:
+    """End a child at once, and what it has started, also where it is gone already. That may end by itself
+    first, and clear up.
+    """
+    child.kill()
+    deadline = time.monotonic() + STOP_SECONDS
+    while (left := _group(child.pid) - {child.pid}) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def _group(leader: int) -> set[int]:
+    """The processes of a child's group that run. Without multiprocessing's tracker, which ends as the last
+    and removes the shared memory of the others.
+    """
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, _, group, session = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+            # no stranger, to whom the number of one that ended was given
+            ours = int(group) == leader and int(session) == os.getsid(0) and state != "Z"
+            if ours and b"resource_tracker" not in (path / "cmdline").read_bytes():
+                found.add(int(path.name))
+    return found
 
 
 def how_it_died(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> str:
@@ -57,18 +91,24 @@ def how_it_died(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> str:
         process.wait(STOP_SECONDS)
     code = process.returncode
     how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-    with contextlib.suppress(OSError):
-        end = os.fstat(log.fileno()).st_size
-        tail = os.pread(log.fileno(), LOG_TAIL, max(0, end - LOG_TAIL)).decode(errors="replace")
-        if lines := [line.strip()[:200] for line in tail.splitlines() if line.strip()]:
-            how += f"; its last lines: {' / '.join(lines[-LAST_LINES:])}"
+    if lines := log_lines(log.fileno()):
+        how += f"; its last lines: {' / '.join(lines[-LAST_LINES:])}"
     return how
+
+
+def log_lines(descriptor: int) -> list[str]:
+    """The end of a log, line by line; nothing of what is no file."""
+    with contextlib.suppress(OSError):
+        end = os.fstat(descriptor).st_size
+        tail = os.pread(descriptor, LOG_TAIL, max(0, end - LOG_TAIL)).decode(errors="replace")
+        return [line.strip()[:200] for line in tail.splitlines() if line.strip()]
+    return []
 
 
 def first_message(descriptor: str, parent: str) -> tuple[Connection, Any]:
     """What `serve` begins with: its end of the pipe, and what comes first; ends where the parent is gone."""
     tie_to(int(parent))
-    for number in ENDING:  # Ctrl-C and a service's stop reach the whole group; the parent decides
+    for number in ENDING:  # a service's stop reaches every process; the parent decides
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     conn = Connection(int(descriptor))

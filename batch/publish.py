@@ -3,7 +3,15 @@
 from batch.reporting import drift
 from batch.reporting.observer import Observer
 from batch.storage import folder
-from batch.storage.manifest import is_folder, manifest_status, named_parts, write_manifest
+from batch.storage.manifest import (
+    is_folder,
+    manifest_status,
+    manifest_version,
+    named_parts,
+    remove_manifest,
+    write_manifest,
+)
+from batch.storage.object_store import written_meanwhile
 from batch.storage.output import assemble
 from batch.storage.receipts import Receipts
 from batch.storage.written_plan import WrittenPlan
@@ -29,4 +37,8 @@ def publish(
     compared = drift.compare(earlier, observer.summary.tally)
     told = observer.assembled(proof, compared)
     write_manifest(output, plan.facts, proof, replaces, like, run=told, drift=compared)
-    folder.seal(output, [part.name for part in proof.parts or ()], receipts.job, older)
+    version = manifest_version(output)
+    if not folder.still_there(output, proof):
+        remove_manifest(output, version)
+        raise written_meanwhile(output)
+    folder.seal(output, [part.name for part in proof.parts or ()], receipts.job, version, older)

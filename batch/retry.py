@@ -19,7 +19,7 @@ from batch.job import Job, work_dir_of
 from batch.scoring.lane import TEXT_ERRORS
 from batch.scoring.scorer import Chunk, read_texts
 from batch.storage.location import Location
-from batch.storage.manifest import finished, output_files, whole_manifest
+from batch.storage.manifest import finished, is_folder, manifest_location, output_files, read_manifest
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import taken
 from batch.storage.workdir import changes, job_in
@@ -41,7 +41,8 @@ class Retry:
     @classmethod
     def of(cls, job: Job) -> Self:
         """Where the output has no manifest, a retry was perhaps stopped between the old one's removal and the
-        new one; then its work is complete. Raises `InputError` where neither is so.
+        new one; then its work is complete. (A folder's stays until the new one.) Raises `InputError` where
+        neither is so.
         """
         output = job.options.output
         manifest = finished(output, job.facts)
@@ -51,7 +52,7 @@ class Retry:
             return cls(job, manifest, manifest["output"]["sha256"], asks)
         live = job_in(work_dir_of(job.options)) or {}
         sha256 = live.pop(RETRY_OF, None)
-        if sha256 is None or live != as_json(job.facts):
+        if sha256 is None or live != as_json(job.facts) or is_folder(output):
             raise InputError(
                 f"--retry-errors needs the finished output of this same job: {_why(output, job.facts)}; "
                 "run without it"
@@ -115,10 +116,8 @@ class Retry:
 
 
 def _why(output: str, job: dict[str, Any]) -> str:
-    name = Location.of(output).name
-    try:
-        manifest = whole_manifest(output)
-    except InputError as error:
-        return str(error).rpartition("; ")[0]
+    name, manifest = Location.of(output).name, read_manifest(manifest_location(output))
+    if manifest is None:
+        return f"{name} has no manifest, or one that is damaged or was edited"
     other = changes(manifest["job"], as_json(job))
     return f"{name} is another job's ({other})" if other else f"{name} is not as its manifest says"

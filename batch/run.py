@@ -59,7 +59,8 @@ def run(
         source = source_of(job)
         name = fingerprint(source.facts)
         if manifest := source.finished():
-            folder.seal(options.output, part_names(manifest), name)  # killed after the manifest, before this
+            # killed after the manifest, before this
+            folder.seal(options.output, part_names(manifest), name, job.replaces)
             WorkDir.discard(work_dir_of(options))
             return observer.summary.adopt(manifest)
         with WorkDir.open(work_dir_of(options), source.facts, options.fresh) as work:

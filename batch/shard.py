@@ -5,7 +5,6 @@ in the output's object store. `batch.commit` makes them the output.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +18,10 @@ from batch.reporting.observer import Observer
 from batch.run import plan_of, start_engines, task_of
 from batch.source import Unscored
 from batch.storage.folder import job_store, plan_store
+from batch.storage.location import is_local
 from batch.storage.lock import lock_output
 from batch.storage.receipts import RECEIPT, Receipts
+from batch.storage.scratch import scratch
 from batch.storage.workdir import RECEIPTS, WorkDir, fingerprint, job_in
 from batch.storage.written_plan import WrittenPlan
 
@@ -59,12 +60,13 @@ def score_shard(options: Options, observer: Observer | None = None, registry: Re
         observer.resumed(tally, sum(unit.rows for unit in mine), False, receipts.engine)
         if len(receipts) < len(mine):
             # answers on this machine's disk: a network's is no place for SQLite
-            own = tempfile.TemporaryDirectory(prefix="batch-route-")
-            with own as answers, start_engines(job) as started:
-                task = task_of(job, plan, Unscored(job), work.shards, Path(answers))
+            with scratch() as answers, start_engines(job) as started:
+                task = task_of(job, plan, Unscored(job), work.shards, answers)
                 local.score(task, receipts, mine, started, observer)
         job.backlog.verify()
         found = len([name for name in receipts.store.names(RECEIPTS) if RECEIPT.fullmatch(name)])
+        if not is_local(options.output):
+            work.leave()  # whoever commits may do so on another machine
         return Left(len(plan.units) - found, len(plan.units))
 
 
@@ -84,15 +86,16 @@ def _joined(options: Options, registry: Registry | None) -> Iterator[tuple[Job, 
     if job is None or work is None:
         with WorkDir.planning(path):
             job = job or check(options, registry, WrittenPlan.read(plans))
-            if Unscored(job).finished():
-                yield job, None
-                return
             plan = plan_of(job)
-            if job_in(path) != plan.facts:
-                WorkDir.open(path, plan.facts).close()
-            work = WorkDir.join(path)
-            plan.write(plans)
-    with work:
+            finished = Unscored(job).finished()
+            if not finished:
+                if job_in(path) != plan.facts:
+                    WorkDir.open(path, plan.facts).close()
+                work = WorkDir.join(path)
+                plan.write(plans)
+        if finished and (left := _folder_of(path, job)):
+            left.leave(finished=True)
+    with work or contextlib.nullcontext():
         yield job, work
 
 

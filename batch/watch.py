@@ -39,10 +39,11 @@ from batch.run import EnginesFor, start_engines, wanted_engines
 from batch.storage.guard import guarded
 from batch.storage.listing import refuse_tables_above, unread
 from batch.storage.location import Location, is_local, reason
+from batch.storage.lock import lock_output, output_lock
 from batch.storage.manifest import WRITER, manifest_location, read_manifest
 from batch.storage.parquet import ParquetSource
 from batch.storage.places import check_folders, check_name
-from batch.storage.workdir import job_in
+from batch.storage.workdir import WorkDir, job_in
 
 POLL = 1.0  # seconds between two looks at the folder
 PAUSE = 30.0  # seconds after the engine or the machine failed, at least
@@ -159,7 +160,9 @@ def _try(
         with of_the_backlog():
             Location.of(path)  # a name that is not UTF-8
             check_name(output.name, f"output {output.name}")
-        if not done(output, file.stamp):
+        if done(output, file.stamp):
+            _tidy(work_dir_of(dataclasses.replace(options, output=str(output))), output)
+        else:
             _refuse_taken(path, output)
             refuse_tables_above(Location.of(path), os.path.abspath(path.parent))
             route(_for_file(options, path, output, file.stamp), warm)
@@ -206,6 +209,8 @@ def look(
             say(f"{path.name}: skipped, {why}")
     for path in files.keys() - found.keys():
         del files[path]
+    for path in left.keys() - set(there):
+        del left[path]
     for path in found:
         files.setdefault(path, File(None))
     return sorted(found.items(), key=lambda each: (each[1].modified_ns, each[0].name))
@@ -236,6 +241,13 @@ def done(output: Path, stamp: Stamp | None) -> bool:
     """Whether `output` is complete and was made from a file of this stamp, by whatever adapter."""
     manifest = read_manifest(manifest_location(str(output)))
     return manifest is not None and _is_of(manifest["job"], stamp) and output.is_file()
+
+
+def _tidy(work: Path, output: Path) -> None:
+    """Remove what a run left that was killed after the manifest."""
+    if WorkDir.left(work) or os.path.lexists(output_lock(Location.of(output))):
+        with lock_output(str(output)):
+            WorkDir.discard(work)
 
 
 def _refuse_taken(path: Path, output: Path) -> None:

@@ -14,12 +14,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fastokens
 from tokenizers import Tokenizer
 
 from batch.adapter.files import read_json
 from batch.errors import AdapterError
 from batch.storage.location import file_digest
+
+try:
+    import fastokens
+except ImportError:  # it has no wheel for every machine
+    fastokens = None
 
 MAX_ID = 1 << 22  # of a token; the largest vocabularies have a sixteenth of that
 MAX_GROWTH = 64  # times that normalisers may lengthen a text; real ones replace a character by one
@@ -32,12 +36,14 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Encoder:
-    """A tokenizer that knows no control token: fastokens, twenty times as fast as `tokenizers`, where that
-    reads the vocabulary and has the same ids of its words.
+    """A tokenizer that knows no control token: fastokens, twenty times as fast as `tokenizers`, where that is
+    installed, reads the vocabulary and has the same ids of its words.
     """
 
     def __init__(self, tokenizer: Tokenizer, words: Sequence[str]) -> None:
         self._slow, self._fast = tokenizer, None
+        if fastokens is None:
+            return
         with contextlib.suppress(ValueError):  # a part of the tokenizer that it does not know
             fast = fastokens.Tokenizer.from_json_str(tokenizer.to_str())
             if _ids(fast.encode_batch(words)) == self._slowly(words):

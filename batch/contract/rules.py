@@ -102,7 +102,7 @@ class Rule:
         """How `request` speaks of the `mentions`: `denied` where it holds some, and each is negated or a
         homonym, so that it may have been misread.
         """
-        if not unicodedata.is_normalized("NFC", request):
+        if not (request.isascii() or unicodedata.is_normalized("NFC", request)):
             request = unicodedata.normalize("NFC", request)
         if not self._mention.search(request):
             return "absent"  # most requests: nothing else of them is read

@@ -146,6 +146,10 @@ class Engine(Protocol):
     process.
     """
 
+    @staticmethod
+    def at_once(spec: EngineSpec) -> int:
+        """Requests that an engine of this spec will run at once, known before one is made."""
+
     @property
     def in_flight(self) -> int:
         """Requests added and not yet completed."""
@@ -169,7 +173,11 @@ class Engine(Protocol):
 
 def build(spec: EngineSpec) -> Engine:
     """The engine that `spec` asks for, in this process."""
+    return kind_of(spec)(spec)  # type: ignore[no-any-return]
+
+
+def kind_of(spec: EngineSpec) -> Any:
+    """Its class, which implements :class:`Engine`."""
     module, _, name = ENGINES[spec.kind].partition(":")
     with uncollected():
-        engine = getattr(importlib.import_module(module), name)
-    return engine(spec)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(module), name)

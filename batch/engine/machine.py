@@ -32,8 +32,16 @@ GPU_STEP_TOKENS = 8192
 # captured with and without LoRA, and end at 512, where steps of this engine begin.
 GPU_GRAPHS = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 CPU_STEP_TOKENS = 4096
+MAX_LORAS = 8  # adapters that one batch may mix
+# Adapters in the machine's memory. The others are read from their files again at each turn of theirs, in a
+# step, while all requests wait.
+CPU_LORAS = 64
+LARGE_GPU = 70 * GIB  # bytes in all from which it has room for 512 requests at once; vLLM's bound too
 LEAST_BFLOAT16 = (8, 0)  # compute capability
 HOPPER = 9  # the same, its first part
+WHOLE = "FULL"  # vLLM's name for a step that is one CUDA graph
+# What FlashAttention 3 does not compute, by the config's key: DeepSeek's attention, Llama 4's chunks, biases
+OTHER_ATTENTION = ("kv_lora_rank", "attention_chunk_size", "alibi")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +57,13 @@ class Machine:
     hopper: bool = False
 
     @classmethod
-    def found(cls) -> Self:
-        """This one. Raises `InstallationError` where packages for a GPU are installed and no GPU answers."""
+    def found(cls, span: int = 1) -> Self:
+        """This one, for an engine that spans so many GPUs.
+
+        Raises `InstallationError` where packages for a GPU are installed and no GPU answers.
+        """
         if torch.cuda.is_available():
-            free, total = torch.cuda.mem_get_info()
+            free, total = min(map(_gpu_memory, range(span)), key=lambda each: each[0] / each[1])
             capability = torch.cuda.get_device_capability()
             return cls(True, capability >= LEAST_BFLOAT16, free, total, capability[0] == HOPPER)
         if torch.version.cuda:
@@ -74,7 +85,7 @@ class Machine:
         return wanted or ("bfloat16" if self.bfloat16 else "float16" if self.gpu else "float32")
 
     def max_num_seqs(self, wanted: int | None) -> int:
-        return wanted or (512 if self.gpu else 256)
+        return wanted or (512 if self.gpu and self.total >= LARGE_GPU else 256)
 
     def draft_tokens(self, wanted: int | None) -> int:
         """None on a GPU: with drafts vLLM takes its older, synchronous model runner, and fills a mask for
@@ -104,15 +115,10 @@ class Machine:
         Hopper a whole step is one graph: half as many rows/s again, and without compiling the pieces the
         engine is ready in half the time. Other attention cannot be captured with new prompts in it.
         """
-        config = base_config(spec)
-        whole = (
-            self.hopper
-            and not config.get("kv_lora_rank")  # DeepSeek's attention
-            and all(has_state(name) is False for name in config.get("architectures", ["unknown"]))
-        )
+        whole = self.hopper and has_flash_attention_3(base_config(spec))
         return {
             "cudagraph_capture_sizes": list(GPU_GRAPHS),
-            **({"cudagraph_mode": "FULL", "mode": 0} if whole else {}),
+            **({"cudagraph_mode": WHOLE, "mode": 0} if whole else {}),
         }
 
     def _head(self, spec: EngineSpec) -> dict[str, str]:
@@ -137,13 +143,18 @@ class Machine:
         return int(min(token * spec.max_model_len * (max_num_seqs + 1), self.free // 4))
 
 
+def adapters_held(spec: EngineSpec) -> dict[str, int]:
+    """Arguments of vLLM's `EngineArgs`. It would keep no more adapters in memory than one batch mixes."""
+    return {"max_loras": min(spec.max_loras, MAX_LORAS), "max_cpu_loras": min(spec.max_loras, CPU_LORAS)}
+
+
 @contextlib.contextmanager
 def turn(spec: EngineSpec) -> Iterator[Machine]:
     """This machine, while no other engine on the same GPU starts: vLLM measures what a step needs by how much
     less memory is free after a trial of one.
     """
     if spec.sharing == 1:
-        yield Machine.found()
+        yield Machine.found(spec.tensor_parallel)
         return
     folder = Path(os.environ["VLLM_CACHE_ROOT"])  # given to each of them, see `placements`
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +167,34 @@ def base_config(spec: EngineSpec) -> dict[str, Any]:
     """The base's config; of a model that also sees, with that of the part that reads."""
     config = json.loads((Path(spec.base) / "config.json").read_text(encoding="utf-8"))
     return {**config, **(config.get("text_config") or {})}
+
+
+def has_flash_attention_3(config: dict[str, Any]) -> bool:
+    """Whether vLLM surely serves this base with FlashAttention 3 on Hopper. Heads above 256, or of two sizes
+    as in Gemma 4, get another.
+    """
+    sizes = {size for key, size in config.items() if key.endswith("head_dim") and size}
+    sizes = sizes or {(config.get("hidden_size") or 0) // (config.get("num_attention_heads") or 1)}
+    return (
+        len(sizes) == 1
+        and all(0 < size <= 256 and size % 8 == 0 for size in sizes)
+        and not any(config.get(key) for key in OTHER_ATTENTION)
+        and all(
+            has_state(name) is False and not name.startswith("Gemma4")
+            for name in config.get("architectures", ["unknown"])
+        )
+    )
+
+
+def _gpu_memory(device: int) -> tuple[int, int]:
+    """Bytes free, and in all. Of all but the first GPU by the driver's word: to ask CUDA would open a context
+    there, which keeps half a GiB.
+    """
+    if device == 0:
+        free, total = torch.cuda.mem_get_info()
+        return free, total
+    total = torch.cuda.get_device_properties(device).total_memory
+    return total - torch.cuda.device_memory_used(device), total
 
 
 def _cpu_has_bfloat16() -> bool:

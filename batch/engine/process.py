@@ -16,7 +16,7 @@ from typing import Any
 from batch.engine import AdapterSpec, Asked, Completion, EngineSpec
 from batch.engine.worker import Usage
 from batch.errors import AdapterError, EngineError
-from batch.parent import STOP_SECONDS, how_it_died, start_child
+from batch.parent import STOP_SECONDS, how_it_died, kill, start_child
 
 PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
 
@@ -39,6 +39,7 @@ class EngineProcess:
         self._patience = patience
         self._start_patience = patience * spec.sharing  # they start one after another
         self.facts: dict[str, Any] = {}
+        self.at_once = 0  # requests that it is to run, as soon as that is known
         self.usage = Usage()
 
     @property
@@ -103,10 +104,11 @@ class EngineProcess:
         self.kill()
 
     def kill(self) -> None:
-        """End the process at once, and remove its log."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._join()
+        """End the process and its own at once, and remove its log."""
+        if self._conn.closed:
+            return
+        kill(self._process)  # where it has ended, parts of the engine may hold their GPUs yet
+        self._join()
         self._conn.close()
         self._log.close()
 
@@ -121,7 +123,9 @@ class EngineProcess:
             self._process.wait(STOP_SECONDS)
 
     def _note(self, kind: str, value: Any) -> None:
-        if kind == "ready":
+        if kind == "starting":
+            self.at_once = value
+        elif kind == "ready":
             self.facts = value
         elif kind == "done":
             done, self.usage = value

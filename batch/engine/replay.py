@@ -2,7 +2,8 @@
 
 It has the faults of a real one on demand: `$BATCH_ROUTE_REPLAY_FAULTS` names a JSON file with requests (lists
 of ids) that `kill` the process or its `parent`, `stop` it, or `fail` in Python, `delay`, the seconds that a
-step takes, and `refuse`, files that are not there: each is made by one engine, which then does not start.
+step takes, `refuse`, files that are not there: each is made by one engine, which then does not start, and
+`room`, the number of requests at once for which memory suffices at the start.
 """
 
 import contextlib
@@ -27,17 +28,23 @@ class ReplayEngine:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._max_num_seqs = spec.max_num_seqs or 1024
+        self._max_num_seqs = self.at_once(spec)
         self._adapters: dict[str, AdapterSpec] = {}
         self._logprobs: dict[str, list[list[float]]] = {}
         self._done: list[Completion] = []
         faults = json.loads(Path(os.environ[FAULTS]).read_text()) if FAULTS in os.environ else {}
         self._delay = faults.pop("delay", 0.0)
+        if self._max_num_seqs > faults.pop("room", self._max_num_seqs):
+            self._fail("fail")
         for refusal in faults.pop("refuse", ()):
             with contextlib.suppress(FileExistsError):
                 Path(refusal).touch(exist_ok=False)
                 raise AdapterError("no GPU answers, as it were")
         self._faults = {tuple(ids): fault for fault, requests in faults.items() for ids in requests}
+
+    @staticmethod
+    def at_once(spec: EngineSpec) -> int:
+        return spec.max_num_seqs or 1024
 
     @property
     def in_flight(self) -> int:

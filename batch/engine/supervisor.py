@@ -8,6 +8,7 @@ done; the rest is found in as many deaths as it takes to halve a window down to 
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ LEAST_SEQS = 8  # requests at once, below which memory is not what it lacks
 RESTARTS = 2  # in a row, without a row finished or found guilty in between
 GUILTY = 16  # rows in a row without one finished in between: no rows are that bad, the engine is
 WITNESS = -1  # the key under which a finished request is asked once more; the router's keys start at 0
+OUT_OF_MEMORY = re.compile("out of memory|no available memory for the cache", re.IGNORECASE)
 Group = dict[int, tuple[str, Asked]]  # key → adapter and ids of the request
 
 
@@ -63,14 +65,26 @@ class Supervisor:
         return self._engine.pid
 
     def start(self) -> None:
-        """See :meth:`EngineProcess.start`. One that does not start is not started again."""
-        self._engine.start()
+        """See :meth:`EngineProcess.start`. One that does not start is started again only to do less."""
+        while True:
+            try:
+                self._engine.start()
+                break
+            except EngineError as error:
+                if not self._fewer(error):
+                    raise
+                self._restart(error)
+        self._deaths = 0
+        mode, wanted = self.facts.get("cudagraph_mode"), self.facts.get("cudagraph_wanted")
+        if wanted and mode != wanted:
+            self.emit("slower steps", level="warning", cudagraph_mode=mode, wanted=wanted)
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
-        """See :meth:`EngineProcess.load`; what is loaded is not loaded again. An engine that has never
-        started is not started again."""
+        """See :meth:`EngineProcess.load` and :meth:`start`; what is loaded is not loaded again."""
         if self._adapters.get(adapter.name) == adapter:
             return self._seen[adapter.name]
+        if not self.facts:
+            self.start()
         while True:
             try:
                 seen = self._seen[adapter.name] = self._engine.load(adapter)
@@ -121,7 +135,7 @@ class Supervisor:
         """From another thread than the one that waits for the engine: have it fail, and no other started."""
         self._abandoned = True
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)  # what it has started ends with it, or when it is closed
 
     def __enter__(self) -> "Supervisor":
         return self
@@ -179,7 +193,8 @@ class Supervisor:
             if self._deaths > RESTARTS:
                 raise EngineError(f"after {RESTARTS} restarts without progress, {error}") from error
             self.restarts += 1
-            self._ask_less(error)
+            if fewer := self._fewer(error):
+                self._spec = dataclasses.replace(self._spec, max_num_seqs=fewer)
             self.emit(
                 "engine restarted",
                 level="warning",
@@ -197,11 +212,10 @@ class Supervisor:
             except BatchRouteError as refused:  # what was served here before: the machine is another now
                 error = EngineError(f"a restarted engine refuses what it served: {refused}")
 
-    def _ask_less(self, error: EngineError) -> None:
-        """Have the next engine run half as many requests at once, if this one ran out of memory."""
-        at_once = self._engine.facts.get("max_num_seqs", 0) // 2
-        if "out of memory" in str(error).lower() and at_once >= LEAST_SEQS:
-            self._spec = dataclasses.replace(self._spec, max_num_seqs=at_once)
+    def _fewer(self, error: EngineError) -> int:
+        """Half as many requests at once, for the next engine, if this one ran out of memory; else 0."""
+        at_once = self._engine.at_once // 2
+        return at_once if OUT_OF_MEMORY.search(str(error)) and at_once >= LEAST_SEQS else 0
 
     def _judge(self) -> None:
         """Halve what was with the engine. A row with which, alone, it died twice is guilty: an accident is

@@ -11,6 +11,7 @@ from batch.adapter.peft_checks import lint
 from batch.engine import ADAPTER_MOVES, CANARY_ANSWER, AdapterSpec, Asked, Completion, Continued, EngineSpec
 from batch.engine import alternatives as others
 from batch.engine.drafts import AnswerDrafter, AnswerPath, speculation
+from batch.engine.parts import compiled, placed_pairs
 from batch.engine.patches import idle, installed
 from batch.engine.refusals import refusals
 from batch.errors import AdapterError, EngineError
@@ -25,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # depends on the other rows.
 os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
-from batch.engine.machine import Machine, base_config, turn
+from batch.engine.machine import Machine, adapters_held, base_config, turn
 
 MACHINE = Machine.found()  # in front of vLLM, which takes half a minute to find that there is no GPU
 if not MACHINE.gpu:  # the model is not compiled there; one small function was, in three seconds of each start
@@ -56,7 +57,6 @@ DECODING = (
     "max_tokens",
     "stop_token_ids",
 )
-MAX_LORAS = 8  # adapters that one batch may mix
 
 
 class VllmEngine:
@@ -68,7 +68,7 @@ class VllmEngine:
         self._done: list[Completion] = []  # found, and not yet given out by a step
         # vLLM keeps weights by this number: one used again, even after a refusal, serves the earlier ones
         self._lora_ids = itertools.count(1)
-        self._max_num_seqs = MACHINE.max_num_seqs(spec.max_num_seqs)
+        self._max_num_seqs = self.at_once(spec)
         # the parts of an engine that spans devices are processes, in which no drafter has the paths
         self._draft_tokens = MACHINE.draft_tokens(spec.draft_tokens) if spec.tensor_parallel == 1 else 0
         self._dtype = MACHINE.dtype(spec.dtype)
@@ -81,6 +81,7 @@ class VllmEngine:
         if spec.threads:
             torch.set_num_threads(spec.threads)
         with turn(spec) as machine, refusals(f"vLLM cannot serve {spec.base}"):
+            settings = machine.settings(spec, self._max_num_seqs, self._draft_tokens)
             self._engine = LLMEngine.from_engine_args(
                 EngineArgs(
                     model=spec.base,
@@ -91,7 +92,7 @@ class VllmEngine:
                     max_num_seqs=self._max_num_seqs,
                     enable_lora=True,
                     max_lora_rank=_lora_rank(spec.max_lora_rank),
-                    max_loras=min(spec.max_loras, MAX_LORAS),
+                    **adapters_held(spec),
                     lora_target_modules=list(spec.lora_modules) if spec.lora_modules else None,
                     enable_prefix_caching=True,
                     speculative_config=speculation(self._draft_tokens),
@@ -103,10 +104,16 @@ class VllmEngine:
                     disable_log_stats=True,
                     tensor_parallel_size=spec.tensor_parallel,
                     distributed_executor_backend="uni" if spec.tensor_parallel == 1 else "mp",
-                    **machine.settings(spec, self._max_num_seqs, self._draft_tokens),
+                    **settings,
                 )
             )
         vllm_guide.fill_in_turn(self._engine)
+        self._compiled = self._engine.collective_rpc(compiled)[0]
+        self._wanted_graphs = settings.get("compilation_config", {}).get("cudagraph_mode")
+
+    @staticmethod
+    def at_once(spec: EngineSpec) -> int:
+        return MACHINE.max_num_seqs(spec.max_num_seqs)
 
     @property
     def in_flight(self) -> int:
@@ -126,6 +133,8 @@ class VllmEngine:
             "tensor_parallel": self._engine.vllm_config.parallel_config.tensor_parallel_size,
             "draft_tokens": self._draft_tokens,
             "patches": dict(installed()),
+            **self._compiled,
+            **({"cudagraph_wanted": self._wanted_graphs} if self._wanted_graphs else {}),
         }
 
     def load(self, adapter: AdapterSpec) -> dict[str, Any]:
@@ -213,7 +222,7 @@ class VllmEngine:
     def _refuse_partial(self, adapter: AdapterSpec, lora: LoRARequest) -> None:
         """vLLM silently leaves out what it has no place for: every pair of matrices must have one."""
         wanted = [module for module in lint(Path(lora.lora_path)) if not module.in_tower]
-        for served in self._engine.collective_rpc(_placed_pairs, args=(lora.lora_int_id,)):
+        for served in self._engine.collective_rpc(placed_pairs, args=(lora.lora_int_id,)):
             if served != len(wanted):
                 raise AdapterError(
                     f"vLLM serves {served} of the {len(wanted)} layers that adapter {adapter.name[:12]} "
@@ -269,17 +278,6 @@ class VllmEngine:
         flat = output.outputs[0].logprobs
         first = slice(flat.start_indices[0], flat.end_indices[0])
         return dict(zip(flat.token_ids[first], flat.logprobs[first], strict=True))
-
-
-def _placed_pairs(worker: Any, lora_id: int) -> int:
-    """How many pairs of matrices of a loaded adapter lie in a layer of the worker's model."""
-    manager = worker.model_runner.lora_manager._adapter_manager
-    adapter, pairs = manager.get_adapter(lora_id), 0
-    for name in manager.modules:
-        if weights := manager._get_lora_layer_weights(adapter, name):
-            parts = weights.lora_a if isinstance(weights.lora_a, list) else [weights.lora_a]
-            pairs += sum(part is not None for part in parts)
-    return pairs
 
 
 def _max_model_len(spec: EngineSpec, draft_tokens: int) -> int:

@@ -11,7 +11,7 @@ from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from batch.engine import Asked, Engine, build
+from batch.engine import Asked, Engine, build, kind_of
 from batch.errors import AdapterError, BatchRouteError, EngineError, ours
 from batch.parent import first_message
 
@@ -37,6 +37,7 @@ def serve(descriptor: str, parent: str) -> None:
     # with it: 0.7 s of each start.
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     try:
+        conn.send(("starting", kind_of(spec).at_once(spec)))
         engine = build(spec)
         conn.send(("ready", engine.facts()))
         work(conn, inbox, engine)

@@ -48,7 +48,11 @@ def placements(wanted: str | None, threads: int | None, span: int = 1) -> list[d
             f"--tensor-parallel {span} does not divide {len(gpus)} GPUs; choose as many with --devices"
         )
     groups = [gpus[start : start + span] for start in range(0, len(gpus), span)]
-    return _apart([{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups], threads, span)
+    # `nvidia-smi` numbers them as they sit on the bus, CUDA the fastest first unless told. Numbers that were
+    # given mean what they mean to CUDA.
+    order = {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    shown = [{"CUDA_VISIBLE_DEVICES": ",".join(group), **order} for group in groups]
+    return _apart(shown, threads, span)
 
 
 def visible_gpus() -> list[str]:

@@ -101,5 +101,5 @@ def _work(worker: Worker, units: Units, repeated: Int64s, calls: "SimpleQueue[Ca
         worker.work(units, repeated)
         calls.put(_Ended(worker.device, None))
     except BaseException as error:
-        units.give_back(worker.taken)
+        worker.give_back(units)
         calls.put(_Ended(worker.device, error))

@@ -49,10 +49,10 @@ class PartWriter:
         self._folder, self._schema, self._answers, self._prefix = folder, schema, answers, prefix
         self._committed = committed
         found = _found(folder, unit)
-        self._shards = _whole(found, unit)
-        for path in found[len(self._shards) :]:
-            path.unlink()  # one that stays could be taken for the next of another cut
-        self.rows = sum(pq.read_metadata(path).num_rows for path in self._shards)
+        self._shards, self.rows = _whole(found, unit)
+        for path in found:
+            if path not in self._shards:
+                path.unlink(missing_ok=True)
         self._clear()
 
     @property
@@ -77,7 +77,7 @@ class PartWriter:
         # first: if a signal comes in between, rows must be redone rather than duplicated
         self._clear()
         data = encode_shard(with_tally(table, tally))
-        path = self._folder / f"{self.unit.index:05d}-{len(self._shards):05d}-{_digest(data)}.parquet"
+        path = self._folder / _shard_name(self.unit, self.rows - table.num_rows, data)
         write_file(path, data, unique=True)
         self._shards.append(path)
         self._committed(tally)
@@ -132,17 +132,20 @@ class PartWriter:
 
 def kept_shards(folder: Path, unit: Unit) -> list[Path]:
     """The shards of a unit that are whole, up to the first that is missing or damaged."""
-    return _whole(_found(folder, unit), unit)
+    return _whole(_found(folder, unit), unit)[0]
 
 
-def _whole(found: list[Path], unit: Unit) -> list[Path]:
-    kept: list[Path] = []
+def _whole(found: list[Path], unit: Unit) -> tuple[list[Path], int]:
+    """Those that follow each other without a gap, and their rows. A process that was given up may still
+    write: what it cut elsewhere is passed over.
+    """
+    kept, rows = list[Path](), 0
     for path in found:
         data = path.read_bytes()
-        if path.name != f"{unit.index:05d}-{len(kept):05d}-{_digest(data)}.parquet":
-            break
-        kept.append(path)
-    return kept
+        if path.name == _shard_name(unit, rows, data):
+            kept.append(path)
+            rows += pq.read_metadata(pa.BufferReader(data)).num_rows
+    return kept, rows
 
 
 def kept_tally(receipts: Receipts, units: Iterable[Unit], folder: Path) -> Tally:
@@ -161,5 +164,6 @@ def _found(folder: Path, unit: Unit) -> list[Path]:
     return [folder / name for name in sorted(names) if name.endswith(".parquet")]
 
 
-def _digest(data: bytes | pa.Buffer) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _shard_name(unit: Unit, start: int, data: bytes | pa.Buffer) -> str:
+    """`start` is the first row, counted from the unit's."""
+    return f"{unit.index:05d}-{start:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"

@@ -136,11 +136,15 @@ class Worker:
         # of the units that were taken, in order: the one that is being written, and the others
         self._writing: tuple[PartWriter, Future[Tally]] | None = None
         self._parts: deque[PartWriter] = deque()
+        self._given_back: set[int] = set()
+        self._counting = threading.Lock()  # a unit that was taken is done or given back, never both
 
-    @property
-    def taken(self) -> list[Unit]:
-        """The units that were taken and are not done."""
-        return [part.unit for part in self._undone()]
+    def give_back(self, units: Units) -> None:
+        """Leave to others the units that were taken and are not done. One may be written even then."""
+        with self._counting:
+            undone = [part.unit for part in self._undone()]
+            self._given_back.update(unit.index for unit in undone)
+            units.give_back(undone)
 
     def _undone(self) -> list[PartWriter]:
         parts = [*([self._writing[0]] if self._writing else []), *self._parts]
@@ -220,7 +224,9 @@ class Worker:
             receipts.add(receipt)
         if not self._stopped:  # else another run may have begun, on what this one has kept
             part.forget()
-        units.done()
+        with self._counting:
+            if part.unit.index in receipts and part.unit.index not in self._given_back:
+                units.done()
         return tally
 
     def _written(self, units: Units) -> None:

@@ -50,4 +50,6 @@ def span_scores(spans: Mapping[Name, slice], logprobs: Sequence[float]) -> dict[
     """Probability of each field's chosen value, 0 to 1: exp of the sum of its tokens' log-probabilities.
     Rounding never makes more than 1.
     """
-    return {name: math.exp(min(sum(logprobs[span]), 0.0)) for name, span in spans.items()}
+    return {
+        name: 1.0 if (total := sum(logprobs[span])) >= 0 else math.exp(total) for name, span in spans.items()
+    }

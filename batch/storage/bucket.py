@@ -49,8 +49,8 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
         return asked(obstore.head, client(self.root, first), self.key(path))
 
     def put(self, path: str, data: Any, mode: Any = "overwrite") -> None:
-        """Write an object whole. With ``mode="create"``, or ``{"e_tag": …}`` of the version that it replaces,
-        raises `FileExistsError` or an `OSError` of `ESTALE` where another lies there.
+        """Write an object whole. With ``mode="create"``, or ``{"e_tag": …, "version": …}`` of what it
+        replaces, raises `FileExistsError` or an `OSError` of `ESTALE` where another lies there.
         """
         import obstore
 

@@ -8,23 +8,35 @@ nothing of other jobs is left.
 
 The parts of one job have its fingerprint in their names, so they lie beside those of the output that they
 replace until the manifest speaks of them; then the older ones go. In a store receipts stay beside the parts:
-a writer that comes late finds them, and takes back what it wrote.
+a writer that comes late finds them, and takes back what it wrote. Nothing is locked there, so what is of
+neither job stays: others may be at work on it, or have published it meanwhile.
 """
 
+import contextlib
 import dataclasses
 import re
 import secrets
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 
 from batch.storage.location import Location, bundle_digest, is_local, storage_error
-from batch.storage.manifest import SUCCESS, PartProof, Proof, is_folder, is_own_part
+from batch.storage.manifest import (
+    OUTPUT_PART,
+    SUCCESS,
+    PartProof,
+    Proof,
+    is_folder,
+    is_own_part,
+    manifest_version,
+)
 from batch.storage.output import prove, write_rows
-from batch.storage.receipts import Receipts, part_name
-from batch.storage.store import LocalStore, Store, store_at
-from batch.storage.workdir import ATTEMPTS, PLAN, RECEIPTS, SHARDS
+from batch.storage.receipts import AT_ONCE, Receipts, part_name
+from batch.storage.store import LocalStore, Store, remove_partials, store_at
+from batch.storage.workdir import ATTEMPTS, PLAN, RECEIPTS, SHARDS, fingerprint
+from batch.storage.written_plan import WrittenPlan
 
 PARTS = "_parts"
 KINDS = f"{SHARDS}|{RECEIPTS}|{ATTEMPTS}"
@@ -82,23 +94,55 @@ def _no_rows(receipts: Receipts, proof: Proof, schema: pa.Schema, id_column: str
     return name, dataclasses.replace(proof, bytes=found.bytes, columns=found.columns, parts=(part,))
 
 
-def seal(output: str, parts: Iterable[str], fingerprint: str, older: Container[str] = ()) -> None:
-    """After the manifest, which names `parts`: remove what is of `older` outputs, which an earlier one named
-    or which says itself that a run wrote it, and of unfinished ones, and say that a folder is whole. Raises
+def still_there(output: str, proof: Proof) -> bool:
+    """Whether what was proved lies there yet: in a store others may have written or removed it meanwhile.
+    Raises `StorageError`.
+    """
+    location = Location.of(output)
+    if location.local:
+        return True
+    if not is_folder(output):
+        with contextlib.suppress(FileNotFoundError):
+            return location.stamp()[1] == proof.stamp
+        return False
+    store = store_at(location)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return all(pool.map(lambda part: store.intact(part.name, part.bytes, part.sha256), proof.parts or ()))
+
+
+def seal(
+    output: str, parts: Iterable[str], job: str, version: str | None, older: Collection[str] = ()
+) -> None:
+    """After the manifest, which names `parts`: remove what else the `job` (its fingerprint) left, and what is
+    of the `older` output, which an earlier manifest named or which says itself that a run wrote it, and say
+    that a folder is whole. Ends as soon as the manifest is not the `version` that speaks of the job. Raises
     `StorageError`.
     """
     location, kept = Location.of(output), set(parts)
     store = store_at(location if is_folder(output) else location.folder)
     within = "" if is_folder(output) else location.sibling(".", ".work").base
+    plan = WrittenPlan.read(store_at(jobs_folder(output)))
+    planned = fingerprint(plan.facts) if plan else None
+    gone = {stored[2] for stored in map(IN_STORE.fullmatch, older) if stored} - {planned}
+
+    def goes(name: str) -> bool:
+        if stored := IN_STORE.fullmatch(name):
+            owner, kind = stored.groups()[1:]
+            if owner == job:
+                return not (is_folder(output) and kind == RECEIPTS)
+            return owner in gone if owner else planned == job
+        part = is_folder(output) and OUTPUT_PART.fullmatch(name)
+        return bool(part) and (name in older or is_own_part(location, name))
+
     try:
         for name in store.names(within):
-            if name in kept:
+            if name in kept or not goes(name):
                 continue
-            stored = IN_STORE.fullmatch(name)
-            receipt = stored and is_folder(output) and stored.groups()[1:] == (fingerprint, "receipts")
-            part = is_folder(output) and (name in older or is_own_part(location, name))
-            if (stored or part) and not receipt:
-                store.remove(name)
+            if manifest_version(output) != version:
+                return
+            store.remove(name)
+        if location.local and is_folder(output):
+            remove_partials(Path(location.path))
         if is_folder(output):
             store.replace(SUCCESS, b"", store.version(SUCCESS))
     except OSError as error:

@@ -86,9 +86,8 @@ class _Child:
         except (EOFError, ConnectionError) as error:
             raise self._died(where, extra) from error
         if asking and reach < PATIENCE:
-            raise InputError(
-                f"{where} did not answer within {reach:.0f} s; check the address and the network"
-            )
+            what = f"{where} did not answer within {reach:.0f} s; check the address and the network"
+            raise StorageError(f"{what}, then run again")
         raise StorageError(f"{where} gave nothing for {patience:.0f} s; run again to resume")
 
     def _died(self, where: str, extra: int) -> BatchRouteError:
@@ -151,8 +150,8 @@ def guarded(
     where that is in a store, `reach` is the seconds in which its first word is to come. `extra` is the bytes
     that the function holds by itself, whatever it reads: it may have them besides `MEMORY`.
 
-    Raises what the function raises; `InputError` where the child died of what it read or a store did not
-    answer, `StorageError` where it was ended from outside or hung.
+    Raises what the function raises; `InputError` where the child died of what it read, `StorageError` where
+    it was ended from outside or hung, or a store did not answer.
     """
     global _child
     with _lock:

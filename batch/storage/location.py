@@ -249,7 +249,7 @@ def _temporary(location: Location, unique: bool, mode: int) -> tuple[Location, i
         # not a glob, which is slow where a folder holds thousands of files
         for left in () if unique else os.listdir(folder or "/"):
             if left.startswith(stem) and left.endswith(".partial"):
-                _remove_unlocked(Path(folder or "/", left))
+                remove_unlocked(Path(folder or "/", left))
         made = os.open(temporary.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode)
         fcntl.flock(made, fcntl.LOCK_EX)
     except OSError as error:
@@ -257,7 +257,7 @@ def _temporary(location: Location, unique: bool, mode: int) -> tuple[Location, i
     return temporary, made
 
 
-def _remove_unlocked(left: Path) -> None:
+def remove_unlocked(left: Path) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
         try:

@@ -89,12 +89,19 @@ class Lock:
     def held(self) -> bool:
         return self._descriptor in _held
 
+    def alone(self) -> bool:
+        """Have a shared lock for this process only; False where others hold it: then it may be lost."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
     def release(self) -> None:
         """Remove the file, unless others share it, and let go. Once is enough; again does nothing."""
         if self.held:
             with contextlib.suppress(OSError):
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where others hold it
-                self.path.unlink()
+                if self.alone():
+                    self.path.unlink()
             _held.discard(self._descriptor)
             os.close(self._descriptor)
 
@@ -112,11 +119,16 @@ def lock_output(output: str, shared: bool = False) -> contextlib.AbstractContext
     location = Location.of(output)
     if not location.local:
         return contextlib.nullcontext()
-    folder, name = os.path.split(location.path)
-    if not name:
-        raise InputError(f"output {location.name} is the root directory; name a folder or a file in it")
+    path = output_lock(location)
     try:
-        path = Path(os.path.realpath(folder), f".{name}.lock")
         return Lock.take(path, location.name, shared=shared)
     except OSError as error:
         raise refused_or_failed(f"cannot write {location.name}", error, "choose another output") from error
+
+
+def output_lock(output: Location) -> Path:
+    """The lock file of an output on this machine."""
+    folder, name = os.path.split(output.path)
+    if not name:
+        raise InputError(f"output {output.name} is the root directory; name a folder or a file in it")
+    return Path(os.path.realpath(folder), f".{name}.lock")

@@ -68,10 +68,11 @@ class Proof:
     bytes: int
     columns: tuple[str, ...] = ()  # their names, as they were read back
     parts: tuple[PartProof, ...] | None = None  # of a folder, in order
+    stamp: int | str | None = None  # of the file that was read, as `Location.stamp` has it; not written down
 
     def as_json(self) -> dict[str, Any]:
         facts = dataclasses.asdict(self)
-        return {name: value for name, value in facts.items() if value is not None}
+        return {name: value for name, value in facts.items() if value is not None and name != "stamp"}
 
 
 SUCCESS = "_SUCCESS"  # an empty file in a folder that is whole
@@ -99,7 +100,7 @@ def named_parts(output: str) -> set[str]:
     :func:`read_manifest` raises.
     """
     manifest = read_manifest(manifest_location(output))
-    return set(filter(OUTPUT_PART.fullmatch, part_names(manifest))) if manifest else set()
+    return set(part_names(manifest)) if manifest else set()
 
 
 def is_own_part(folder: Location, name: str) -> bool:

@@ -144,7 +144,7 @@ def assemble(
     """Write the shards' rows, in order, as the file `output`, and prove it from the finished file.
 
     The bytes depend on the rows, `schema` and `metadata` alone, not on where the shards were cut: keep times
-    and run ids out of `metadata`. Holds one row group in memory. `expect` is the input's row count and
+    and run ids out of `metadata`. Holds two row groups in memory. `expect` is the input's row count and
     ordered id digest; where the rows differ, or anything fails, an older output and its manifest stay
     (`StorageError`). `replaces` is the version of that manifest, `size` about that of the file in bytes.
     """
@@ -154,7 +154,7 @@ def assemble(
 
     def rows() -> Iterator[pa.RecordBatch]:
         nonlocal passed
-        for batch in one_ahead(shard_rows(shards, schema)):
+        for batch in shard_rows(shards, schema):
             passed += batch.num_rows
             ids.update(batch.column(id_column))
             yield batch
@@ -194,7 +194,7 @@ def write_rows(location: Location, batches: Iterable[pa.RecordBatch], schema: pa
 def encode_rows(sink: Any, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
     """Write a Parquet file whose bytes depend on the rows and `schema` alone, not on where batches end."""
     with parquet_writer(sink, schema) as writer:
-        for group in _row_groups(batches, schema):
+        for group in one_ahead(_row_groups(batches, schema)):
             writer.write_table(group, row_group_size=group.num_rows)
 
 
@@ -206,7 +206,8 @@ def prove(location: Location, id_column: str = "id", total: IdDigest | None = No
         source, ids = read_back(location, id_column, total)
     except InputError as error:
         raise StorageError(f"the output does not read back: {error}") from error
-    return Proof(source.rows, ids, location.sha256(), source.size, tuple(source.schema.names))
+    columns, sha256 = tuple(source.schema.names), location.sha256()
+    return Proof(source.rows, ids, sha256, source.size, columns, stamp=source.modified_ns)
 
 
 def read_back(location: Location, id_column: str, total: IdDigest | None = None) -> tuple[ParquetSource, str]:

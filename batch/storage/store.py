@@ -5,16 +5,25 @@ whole or not at all.
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from batch.storage.location import Location, Status, replacing, storage_error, write_file
+from batch.storage.location import (
+    Location,
+    Status,
+    remove_unlocked,
+    replacing,
+    storage_error,
+    write_file,
+)
 from batch.storage.object_store import ObjectStore, written_meanwhile
 
 Found = TypeVar("Found")
+PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.partial")  # see `batch.storage.location.replacing`
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -178,13 +187,22 @@ class LocalStore:
         with contextlib.suppress(FileNotFoundError):
             if path.samefile(source):
                 return name
-            path.unlink()
+        temporary = path.with_name(f".{secrets.token_hex(8)}.{secrets.token_hex(8)}.partial")
         try:
-            os.link(source, path)
+            os.link(source, temporary)
+            temporary.replace(path)  # the output's own, in a run of the same job again, until then
         except OSError:
-            with replacing(Location.of(path)) as temporary:
-                shutil.copyfile(source, temporary.path)
+            temporary.unlink(missing_ok=True)
+            with replacing(Location.of(path)) as copy:
+                shutil.copyfile(source, copy.path)
         return name
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed writers left in a folder, whatever it was to become."""
+    for path in folder.iterdir():
+        if PARTIAL.fullmatch(path.name):
+            remove_unlocked(path)
 
 
 def _give_name(temporary: Path, path: Path) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
+from batch.background import one_ahead
+
 LEAST_ROWS, MOST_ROWS = 1 << 10, 1 << 16  # of a unit; the last one may have fewer
 UNITS = 1 << 10  # of a plan, unless units would be smaller or larger than that
 SKIP_ROWS = 1 << 19  # rows that are decoded and dropped rather than the file opened again
@@ -70,7 +72,7 @@ class Cursor:
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Rows `start` to `stop`, in order, in batches of the stream's size at most."""
         if not 0 <= start - self._at < SKIP_ROWS:
-            self._stream, self._at, self._rest = self._batches(start), start, None
+            self._stream, self._at, self._rest = one_ahead(self._batches(start)), start, None
         while self._at < stop:
             batch = next(self._stream, None) if self._rest is None else self._rest
             if batch is None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from batch.contract.json_text import as_json, parse_json, pretty_json
-from batch.errors import InputError
+from batch.errors import InputError, OutputLockedError
 from batch.storage.location import Location, refused_or_failed, storage_error, write_file
 from batch.storage.lock import Lock
 
@@ -113,8 +113,13 @@ class WorkDir:
     @classmethod
     def discard(cls, path: Path) -> None:
         """Remove what a job left that is finished after all. Raises what :meth:`open` raises."""
-        if any(os.path.lexists(left) for left in (path, _lock_of(path), _plan_lock_of(path))):
+        if cls.left(path):
             cls.open(path, job_in(path) or {}).finish()
+
+    @staticmethod
+    def left(path: Path) -> bool:
+        """Whether anything of a job lies there."""
+        return any(os.path.lexists(left) for left in (path, _lock_of(path), _plan_lock_of(path)))
 
     def finish(self) -> None:
         """Remove all unfinished work on this output, once its manifest is there. Raises `StorageError`."""
@@ -126,6 +131,15 @@ class WorkDir:
             raise storage_error(str(self.path), error) from error
         finally:
             self.close()
+
+    def leave(self, finished: bool = False) -> None:
+        """Let go, as one of several. The last one removes the folder where the job is `finished`, or nothing
+        is kept of a unit under way.
+        """
+        planning = _plan_lock_of(self.path)  # whoever holds it is about to come
+        with self, contextlib.suppress(OSError, OutputLockedError), Lock.take(planning, "", patience=0):
+            if self._lock.alone() and (finished or not any(self.shards.glob("[0-9]*"))):
+                _remove(self.path)
 
     def close(self) -> None:
         """Let go of the lock; what is finished stays."""

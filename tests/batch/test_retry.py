@@ -253,3 +253,23 @@ def test_what_a_finished_retry_left_refuses_nothing(tiny_bundle: Bundle, job: tu
         WorkDir.open(work, old).close()
         result = route(tiny_bundle, source, output, *options)
         assert result.exit_code == 0 and not work.exists(), result.output
+
+
+def test_a_damaged_folder_is_not_retried(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Its retry was stopped, and then a part of it was lost: without it, a run makes the folder whole."""
+    source, output = backlog(tmp_path / "in.parquet", rows=50), tmp_path / "out"
+    assert route(tiny_bundle, source, output).exit_code == 0
+    manifest = json.loads((output / "manifest.json").read_text())
+    WorkDir.open(
+        tmp_path / ".out.work", {**manifest["job"], "retry_of": manifest["output"]["sha256"]}
+    ).close()
+    next(output.glob("part-*")).unlink()
+    refused = route(tiny_bundle, source, output, "--retry-errors")
+    told = f"needs the finished output of this same job: {output} is not as its manifest says; run without it"
+    assert refused.exit_code == 2 and told in refused.output, refused.output
+    assert route(tiny_bundle, source, output).exit_code == 0 and next(output.glob("part-*"))
+    (output / "manifest.json").unlink()
+    refused = route(tiny_bundle, source, output, "--retry-errors")
+    assert (
+        refused.exit_code == 2 and "no manifest, or one that is damaged or was edited; run" in refused.output
+    )

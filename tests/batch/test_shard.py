@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -203,6 +204,26 @@ def test_an_edited_receipt_or_plan_is_made_anew(
     assert told in refused.output and refused.output.count("\n") == 1, refused.output
     shards(tiny_bundle, source, output, 1)
     assert commit(output).exit_code == 0 and verify(str(output), str(source)) == 50
+
+
+def test_a_commit_throws_no_work_away_that_has_no_plan(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Last night's output is whole; tonight's plan is damaged, or is not written yet, or is a plain run's."""
+    output, work = tmp_path / "out.parquet", tmp_path / ".out.parquet.work"
+    assert route(tiny_bundle, backlog(tmp_path / "old.parquet"), output).exit_code == 0
+    source = backlog(tmp_path / "new.parquet", rows=2000)
+    shards(tiny_bundle, source, output, 2)
+    plan = (work / "plan.json").read_bytes()
+    for data in (plan[:-9], None):
+        (work / "plan.json").unlink()
+        if data:
+            (work / "plan.json").write_bytes(data)
+        refused = commit(output)
+        assert refused.exit_code == 2 and "run that job or its shards again" in refused.output
+        assert len(list(work.glob("receipts/*.json"))) == 2
+        assert bool(data) == (work / "plan.json").exists()
+    result = route(tiny_bundle, source, output)
+    assert result.exit_code == 0 and re.search(r"rows of an earlier run +│ +2000 ", result.output)
+    assert commit(output).exit_code == 0 and verify(str(output), str(source)) == 2000
 
 
 def test_who_may_work_beside_whom(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from batch.launch import part_writer
 from batch.reporting.observer import Observer
 from batch.storage import listing
 from batch.storage.lock import lock_output
+from batch.storage.workdir import WorkDir
 from tests.conftest import make_bundle
 from tests.faults import watch_memory
 
@@ -152,6 +154,23 @@ def test_what_is_done_is_not_done_again_by_another_champion(
     script = Script()
     script.run(inbox, outbox)
     assert len(script.pids) == 1 and adapters_of(outbox / "a.parquet") == {tiny_bundle.digest}
+
+
+def test_what_a_watch_left_that_was_killed_behind_the_manifest_goes(
+    folders: tuple[Path, Path], registry: Registry
+) -> None:
+    inbox, outbox = folders
+    backlog(inbox / "a.parquet")
+    Script().run(inbox, outbox)
+    job = json.loads((outbox / "a.parquet.manifest.json").read_text())["job"]
+    whole = sorted(outbox.iterdir())
+    WorkDir.open(outbox / ".a.parquet.work", job).close()
+    assert len(list(outbox.iterdir())) == len(whole) + 1
+    for lock in (".a.parquet.lock", ".a.parquet.work.lock"):
+        (outbox / lock).write_text("4194304")
+    backlog(inbox / "b.parquet")
+    Script().run(inbox, outbox)
+    assert {*whole, outbox / "b.parquet", outbox / "b.parquet.manifest.json"} == set(outbox.iterdir())
 
 
 def test_what_was_begun_is_ended_by_the_adapter_that_began_it(
@@ -461,9 +480,14 @@ def test_a_file_that_cannot_be_read_hides_no_other(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(watch, "unread", refusing)
     said: list[str] = []
-    found = [path.name for path, _ in watch.look(tmp_path, {}, {}, said.append)]
-    assert found == ["b.parquet", "c"] or found == ["c", "b.parquet"]
+    left: dict[Path, str] = {}
+    for _ in range(2):
+        found = [path.name for path, _ in watch.look(tmp_path, {}, left, said.append)]
+        assert found == ["b.parquet", "c"] or found == ["c", "b.parquet"]
     assert said == ["a: skipped, it cannot be read (Permission denied)"]
+    (tmp_path / "a").unlink()
+    watch.look(tmp_path, {}, left, said.append)
+    assert left == {}, "what was said of files that are gone is kept for ever"
 
 
 def test_memory_is_flat_from_file_to_file(tmp_path: Path, registry: Registry) -> None:

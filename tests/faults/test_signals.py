@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def running(session: int) -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGTERM])
 def test_a_signal_to_the_whole_group(slow_run: "subprocess.Popen[str]", tmp_path: Path, number: int) -> None:
-    """A closed terminal, Ctrl-\\ and a service's stop reach the engine too: the parent decides."""
+    """A closed terminal, Ctrl-\\ and a service's stop: the parent decides."""
     time.sleep(0.3)
     os.killpg(slow_run.pid, number)
     _, errors = slow_run.communicate(timeout=30)
@@ -78,6 +79,32 @@ def test_a_signal_to_the_whole_group(slow_run: "subprocess.Popen[str]", tmp_path
     while running(slow_run.pid):
         assert time.monotonic() < deadline, "the engine outlived its run"
         time.sleep(0.05)
+
+
+def test_ctrl_c_in_a_terminal(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """It reaches the run and not the engine, whose parts would end before the run has decided."""
+    write_input(tmp_path / "in.parquet", 3000)
+    (tmp_path / "slow.json").write_text('{"delay": 0.3}')
+    ours, theirs = pty.openpty()
+    line = [sys.executable, "-m", "batch", str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")]
+    line += ["--adapter", str(tiny_bundle.path), "--engine", "replay", "--max-num-seqs", "16", "--log-json"]
+    with subprocess.Popen(
+        # who opens a terminal first in a new session has it
+        ["sh", "-c", 'exec "$@" < "$0"', os.ttyname(theirs), *line],
+        env={**os.environ, "BATCH_ROUTE_REPLAY_FAULTS": str(tmp_path / "slow.json")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        assert run.stderr is not None
+        ready = next(line for line in run.stderr if '"engine ready"' in line)
+        assert ready and len(running(run.pid)) > 1
+        os.write(ours, b"\x03")
+        errors = run.communicate(timeout=30)[1]
+    os.close(ours)
+    os.close(theirs)
+    assert run.returncode == 130 and '"exit_code": 130' in errors and "Traceback" not in errors
+    assert not running(run.pid)
 
 
 def test_a_killed_run_leaves_no_log(slow_run: "subprocess.Popen[str]", tmp_path: Path) -> None:

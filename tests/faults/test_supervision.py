@@ -68,6 +68,41 @@ def test_an_engine_out_of_memory_comes_back_with_fewer_requests_at_once(
         assert list(dict.fromkeys(seen)) == list(dict.fromkeys(at_once))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "room", "served"), [(32, 16, 16), (32, 8, 8), (32, 7, 0), (None, 512, 512)]
+)
+def test_an_engine_without_memory_at_the_start_is_asked_for_less(
+    wanted: int | None, room: int, served: int, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What it was to run at once is known before it starts; 1024 is the replay engine's own choice."""
+    (tmp_path / "faults.json").write_text(json.dumps({"room": room}))
+    monkeypatch.setenv(FAULTS, str(tmp_path / "faults.json"))
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4, max_num_seqs=wanted)) as engine:
+        if served:
+            engine.load(spec_of(tiny_bundle))
+            assert engine.facts["max_num_seqs"] == served and engine.restarts == (2 if served == 8 else 1)
+        else:
+            with pytest.raises(EngineError, match="out of memory"):
+                engine.load(spec_of(tiny_bundle))
+
+
+def test_steps_that_run_otherwise_than_asked_are_told(tiny_bundle: Bundle) -> None:
+    """vLLM goes on without a word where it cannot make one graph of a step."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4)) as engine:
+        engine.emit = lambda event, **facts: told.append((event, facts))
+        engine.start()
+        assert told == []
+        engine.facts.update(cudagraph_wanted="FULL", cudagraph_mode="FULL")
+        engine.start()
+        assert told == []
+        engine.facts.update(cudagraph_mode="FULL_DECODE_ONLY")
+        engine.start()
+    assert told == [
+        ("slower steps", {"level": "warning", "cudagraph_mode": "FULL_DECODE_ONLY", "wanted": "FULL"})
+    ]
+
+
 def test_a_calibration_outlives_its_engine(
     tiny_bundle: Bundle, faults: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

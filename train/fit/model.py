@@ -20,10 +20,15 @@ from train.fit.shape import base_on_meta
 
 
 def compute_dtype(quantisation: Quantisation) -> torch.dtype:
-    """The dtype that the 4-bit weights are expanded to for each product."""
+    """The dtype that the 4-bit weights are expanded to for each product.
+
+    A GPU without bfloat16 in hardware (T4) computes it in float32 anyway, and float16 would need its losses
+    scaled and overflows where a base was trained in bfloat16: float32 there, as on a CPU.
+    """
     if quantisation.compute_dtype != "auto":
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[quantisation.compute_dtype]
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def lora_config(lora: Lora, base_ref: str, model: PreTrainedModel) -> LoraConfig:

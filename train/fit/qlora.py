@@ -173,7 +173,7 @@ def _arguments(inputs: Inputs, run: Path) -> SFTConfig:
     training = inputs.config.training
     if "tensorboard" in training.report_to:  # beside the run folder, which goes when the run is done
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.parent.parent / ".logs" / run.name))
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(run),
         run_name=f"{inputs.contract.name}-{run.name[:8]}",
         num_train_epochs=training.epochs,
@@ -208,6 +208,10 @@ def _arguments(inputs: Inputs, run: Path) -> SFTConfig:
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
     )
+    # The model is on one GPU (`load_base`). `Trainer` would put a copy on each other, which TRL refuses.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 def write_bundle(inputs: Inputs, trainer: SFTTrainer, folder: Path) -> Path:

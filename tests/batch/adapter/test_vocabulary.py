@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batch.adapter import vocabulary
 from batch.adapter.vocabulary import Encoder, Vocabulary
 from batch.errors import AdapterError
 from tests import qwen
@@ -126,8 +127,8 @@ def test_long_texts(real: Encoder) -> None:
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_family(name: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(trained(name), encoding="utf-8")
-    vocabulary = Vocabulary.read(tmp_path)
-    for encoder in (vocabulary.opening, vocabulary.continuing):
+    read = Vocabulary.read(tmp_path)
+    for encoder in (read.opening, read.continuing):
         assert encoder.ids(TEXTS) == encoder._slowly(TEXTS)
         assert (encoder._fast is not None) == ('"ByteLevel"' in trained(name)), (
             "SentencePiece is for the other"
@@ -138,6 +139,12 @@ def test_what_it_does_not_know_is_left_to_the_other(tmp_path: Path) -> None:
     parts = {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTE_LEVEL]}
     folder = edited(tmp_path, lambda content: content.update(pre_tokenizer=parts))
     encoder = Vocabulary.read(folder).continuing
+    assert encoder._fast is None and encoder.ids(TEXTS) == encoder._slowly(TEXTS)
+
+
+def test_a_machine_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "fastokens", None)
+    encoder = Vocabulary.read(edited(tmp_path, split(r"\w|\W"))).continuing
     assert encoder._fast is None and encoder.ids(TEXTS) == encoder._slowly(TEXTS)
 
 

@@ -61,6 +61,7 @@ def test_answers_are_legal_and_probabilities_are_after_the_grammar(
     seen = engine.load(adapter)
     assert seen["adapter_moves_logprob_by"] > 1e-4 and seen["grammar_holds"] is True
     assert engine.facts["vllm"].startswith("0.32")
+    assert engine.facts["cudagraph_mode"] == engine.facts["compilation_mode"] == "NONE"  # a CPU's
     assert seen["patches_idle"] == []
     assert {name.rpartition(".")[2] for name in engine.facts["patches"]} == {
         "XgrammarBackend", "validate_xgrammar_grammar", "PunicaWrapperCPU", "cpu_unquantized_gemm", "apply_grammar_bitmask", "Sampler", "RejectionSampler", "LogitsProcessor",

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode, ModelConfig
+from vllm.config.lora import LoRAConfig
 
 from batch.engine import EngineSpec
-from batch.engine.machine import GIB, GPU_GRAPHS, Machine, turn
+from batch.engine.machine import GIB, GPU_GRAPHS, Machine, adapters_held, turn
 from batch.errors import InputError, InstallationError
 from tests.conftest import ROOT
 
@@ -67,10 +69,19 @@ def test_a_gpu_gets_large_steps_few_graphs_and_no_drafts(machine: Machine, spec:
         (H100, "Qwen3_5ForCausalLM", {}, False),
         (H100, "DeepseekV2ForCausalLM", {"kv_lora_rank": 512}, False),
         (H100, "UnknownForCausalLM", {}, False),
+        (H100, "Qwen3ForCausalLM", {"head_dim": 256}, True),
+        (H100, "Qwen3ForCausalLM", {"head_dim": 512}, False),
+        (H100, "Qwen3ForCausalLM", {"head_dim": 100}, False),
+        (H100, "Gemma4ForConditionalGeneration", {"head_dim": 256}, False),
+        (H100, "Gemma3ForCausalLM", {"head_dim": 256, "global_head_dim": 128}, False),
+        (H100, "Llama4ForCausalLM", {"attention_chunk_size": 8192}, False),
+        (H100, "LlamaForCausalLM", {"alibi": True}, False),
+        (H100, "GPT2LMHeadModel", {"hidden_size": None, "num_attention_heads": None}, False),
+        (H100, "LlamaForCausalLM", {"head_dim": None, "attention_chunk_size": None}, True),
     ],
 )
 def test_a_step_is_one_graph_where_its_attention_can_be_captured(
-    machine: Machine, architecture: str, more: dict[str, int], whole: bool, spec: EngineSpec
+    machine: Machine, architecture: str, more: dict[str, int | None], whole: bool, spec: EngineSpec
 ) -> None:
     """On an H200 that was 255 rows/s in the place of 171; elsewhere vLLM would run most steps without any."""
     config = Path(spec.base) / "config.json"
@@ -101,6 +112,36 @@ def test_a_quantised_output_layer_keeps_its_format(spec: EngineSpec) -> None:
     quantised = {"quantization_config": {"quant_method": "gptq", "lm_head": True}}
     config.write_text(json.dumps({**json.loads(config.read_text()), **quantised}))
     assert H100.settings(spec, 512, 0)["hf_overrides"] == {}
+
+
+@pytest.mark.parametrize(("machine", "at_once"), [(H100, 512), (A100, 512), (T4, 256), (XEON, 256)])
+def test_a_small_gpu_runs_half_as_many_requests_at_once(machine: Machine, at_once: int) -> None:
+    """As in vLLM: their scores alone take 300 MB for each 512, with 150,000 tokens to choose from."""
+    assert machine.max_num_seqs(None) == at_once and machine.max_num_seqs(40) == 40
+
+
+@pytest.mark.parametrize(("adapters", "mixed", "kept"), [(1, 1, 1), (8, 8, 8), (20, 8, 20), (500, 8, 64)])
+def test_adapters_wait_for_their_turn_in_memory(
+    adapters: int, mixed: int, kept: int, spec: EngineSpec
+) -> None:
+    held = adapters_held(dataclasses.replace(spec, max_loras=adapters))
+    config = LoRAConfig(max_lora_rank=16, **held)
+    assert (config.max_loras, config.max_cpu_loras) == (mixed, kept)
+
+
+def test_an_engine_that_spans_gpus_takes_what_is_free_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that something else uses had no room for the share that was free of the first."""
+    used = {1: 30 * GIB, 2: 70 * GIB}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (78 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * GIB)
+    )
+    monkeypatch.setattr(torch.cuda, "device_memory_used", used.__getitem__)
+    assert [Machine.found(span).free // GIB for span in (1, 2, 3)] == [78, 50, 10]
+    with turn(EngineSpec("vllm", "", "", 1, 1, tensor_parallel=2)) as machine:
+        assert machine.free == 50 * GIB
 
 
 @pytest.mark.parametrize("free", [79.9, 60, 31.5])

@@ -241,6 +241,42 @@ def test_a_silent_store_does_not_keep_a_run_from_stopping(
     assert summary.resumed_rows >= 1024 and summary.resumed_rows + summary.counts.rows == 6000
 
 
+def test_a_unit_that_is_written_after_it_was_given_back_is_counted_once(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One engine of two is lost while its part is on the way, and the other scores that unit again: others would wait
+    for a unit that nobody has, or not for one that may come back."""
+    write, give_back, poll = worker.Worker._write, Units.give_back, Supervisor.poll
+    lost, given, counted = list[object](), threading.Event(), list[Units]()
+
+    def late(writer: worker.Worker, part: PartWriter, units: Units) -> Any:
+        if not lost:
+            lost.append(writer.engine)
+            counted.append(units)
+            assert given.wait(60)
+        return write(writer, part, units)
+
+    def noted(units: Units, *rest: Any) -> None:
+        give_back(units, *rest)
+        given.set()
+
+    def failing(engine: Supervisor) -> Any:
+        if engine in lost:
+            raise EngineError("it is lost")
+        return poll(engine)
+
+    monkeypatch.setattr(worker, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(worker.Worker, "_write", late)
+    monkeypatch.setattr(Units, "give_back", noted)
+    monkeypatch.setattr(Supervisor, "poll", failing)
+    summary = run.run(options(tiny_bundle, tmp_path, max_num_seqs=16, deadline=60.0))
+    assert given.is_set() and summary.tally.rows == 6000
+    for thread in threading.enumerate():
+        if thread.name.endswith("(run)"):
+            thread.join(60)
+    assert [units._taken for units in counted] == [0]
+
+
 @pytest.mark.parametrize("unit", [2, 5])
 @pytest.mark.parametrize("devices", ["1", "2"])
 def test_a_part_that_cannot_be_written_ends_all_and_keeps_its_rows(
@@ -292,6 +328,20 @@ GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-77aa)
     told = SimpleNamespace(stdout=listed)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: told)
     assert visible_gpus() == ["0", "MIG-0c5e", "MIG-9d21"]
+
+
+@pytest.mark.parametrize("given", [None, "1,0"])
+def test_a_gpus_number_is_the_one_of_who_gave_it(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA numbers the fastest first, `nvidia-smi` the first on the bus."""
+    listed = "GPU 0: NVIDIA T4 (UUID: GPU-6f1c)\nGPU 1: NVIDIA H100 (UUID: GPU-77aa)\n"
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=listed))
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    found = [dict(each["environment"]) for each in placements("all", None)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == (given or "0,1").split(",")
+    assert {each.get("CUDA_DEVICE_ORDER") for each in found} == {None if given else "PCI_BUS_ID"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from rich.console import Console
 from transformers import TrainerCallback
+from trl import SFTConfig
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
@@ -23,8 +24,9 @@ from train.examples import encode
 from train.fit import qlora
 from train.fit.checkpoints import last_checkpoint
 from train.fit.inputs import prepare
-from train.fit.model import load_quantised
+from train.fit.model import compute_dtype, load_quantised
 from train.fit.runs import run_folder
+from train.fit.serving import expansion_of
 
 ROOT = Path(__file__).parents[3]
 SILENT = Console(quiet=True)
@@ -109,6 +111,36 @@ def test_the_base_is_nf4_and_only_the_adapter_trains(tiny_base: Path, tmp_path: 
     # not repacked
     assert all(torch.equal(p.quant_state.absmax, b) for p, b in zip(weights, before, strict=True))
     assert len(trained) == 2 * 7 * 2 and all(".lora_" in name for name in trained)
+
+
+def test_a_machine_with_several_gpus_trains_on_one(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL refuses to train where `Trainer` counts two."""
+
+    class Seeing(SFTConfig):  # type: ignore[misc]
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self._n_gpu = 2
+
+    monkeypatch.setattr(qlora, "SFTConfig", Seeing)
+    trainer = qlora.build_trainer(prepare(recipe(tiny_base, tmp_path)), tmp_path / "run", SILENT)
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("in_hardware", "dtype"), [(True, torch.bfloat16), (False, torch.float32)], ids=["A100", "T4"]
+)
+def test_a_gpu_that_has_to_make_bfloat16_up_computes_in_float32(
+    in_hardware: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or in_hardware
+    )
+    assert compute_dtype(Quantisation()) == dtype
+    assert compute_dtype(Quantisation(compute_dtype="bfloat16")) == torch.bfloat16
+    assert expansion_of("0" * 64, Quantisation()).dtype == str(dtype).removeprefix("torch.")
 
 
 def test_fit_leaves_exactly_the_bundle(bundle: Bundle, registry: Registry) -> None:
