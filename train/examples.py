@@ -17,21 +17,24 @@ def encode(rows: Iterable[Row], renderer: Renderer) -> list[dict[str, list[int]]
     examples = []
     for row in rows:
         prompt, completion = renderer.encode_example(row.request, dict(row.answer))
-        _check_length(row, len(prompt) - len(renderer.prompt([])), renderer)
+        _check([(row, len(prompt) - len(renderer.prompt([])))], renderer)
         examples.append({"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion})
     return examples
 
 
 def check_lengths(rows: Sequence[Row], renderer: Renderer) -> None:
-    """Raises `DatasetError` for a request of more tokens than the contract accepts."""
-    for row, ids in zip(rows, renderer.encode_requests([row.request for row in rows]), strict=True):
-        _check_length(row, len(ids), renderer)
+    """Raises `DatasetError` where requests have more tokens than the contract accepts."""
+    encoded = renderer.encode_requests([row.request for row in rows])
+    _check(list(zip(rows, map(len, encoded), strict=True)), renderer)
 
 
-def _check_length(row: Row, size: int, renderer: Renderer) -> None:
-    if size > (limit := renderer.contract.max_tokens):
+def _check(sizes: Sequence[tuple[Row, int]], renderer: Renderer) -> None:
+    limit = renderer.contract.max_tokens
+    if long := [(row, size) for row, size in sizes if size > limit]:
+        (row, size), others = long[0], f", which {len(long)} requests exceed" if long[1:] else ""
         raise DatasetError(
-            f"{row.where}: the request has {size} tokens, the contract accepts {limit}; shorten it"
+            f"{row.where}: the request has {size} tokens, the contract accepts {limit}{others}; shorten it, "
+            "or raise [input] max_tokens in the contract"
         )
 
 

@@ -1,8 +1,8 @@
 """How alike two texts are, and which of many are nearly the same.
 
-A text is its words and signs: `C++` is not `C#`, `-5 %` not `+5 %`, and a text of emoji is one. Case, white
-space, the punctuation of sentences and the form of Unicode make no difference. Likeness is the Jaccard index
-of the sets of adjacent pairs.
+A text is its words and signs: `C++` is not `C#`, `-5 %` not `+5 %`, and a text of emoji is one; in a script
+without spaces, such as Chinese, its characters. Case, white space, the punctuation of sentences and the form
+of Unicode make no difference. Likeness is the Jaccard index of the sets of adjacent pairs.
 """
 
 import itertools
@@ -19,12 +19,15 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
+from batch.contract.phrases import UNSPACED
+
 # Two requests in different splits are near-duplicates from this likeness on. A sentence of 17 words that
 # changes
 # two of them reaches 0.6; the most alike of v1's splits reach 0.40.
 NEAR_DUPLICATE = 0.6
 PUNCTUATION = ".,:;!?…'\"`´“”„‘’‚«»‹›()\\[\\]{}_·•¿¡—–-"
 SIGNS = re.compile(rf"[^\W_]+|[-−–](?=\d)|[^\w\s{PUNCTUATION}]")
+ALONE = re.compile(f"[{UNSPACED}]|[^{UNSPACED}]+")
 MANY = 2000  # texts from which a bar is shown
 WORD = 64  # bits; of a pair that one text in so many holds, a bit in each text is shorter than a list of them
 Shingle = tuple[str, ...]
@@ -39,7 +42,10 @@ def words(text: str) -> list[str]:
 
 def signs(text: str) -> list[str]:
     """Words and signs in lower case, or the text itself where it is punctuation alone."""
-    return SIGNS.findall(unicodedata.normalize("NFC", text).lower()) or [text.strip()]
+    found = SIGNS.findall(unicodedata.normalize("NFC", text).lower()) or [text.strip()]
+    if text.isascii():
+        return found
+    return [part for sign in found for part in ALONE.findall(sign)] or found
 
 
 def shingles(text: str) -> frozenset[Shingle]:

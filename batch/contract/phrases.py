@@ -13,11 +13,12 @@ from batch.errors import ContractError
 GAP = 3  # words that `...` may stand for
 JOINT = r"(?:\s+|-)"  # between two words: a snow day is a snow-day
 # Letters and signs of scripts that put no space between words (Thai to Myanmar, Khmer, Chinese, Japanese) or
-# write particles right behind one (Korean). Next to them any word begins and ends.
-_UNSPACED = re.compile(
-    "[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3041-\u31ff\u3400-\u4dbf"
-    "\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc]"
+# write particles right behind one (Korean), for a character class. Next to them any word begins and ends.
+UNSPACED = (
+    "\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3041-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
 )
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 def phrases(value: Any, where: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from batch.contract.contract import Contract
 from batch.errors import AdapterError, InputError
 from batch.reporting.console import PlainConsole
 from tests.conftest import ROOT
@@ -147,6 +148,24 @@ def test_the_recipe_and_the_rows_of_every_version(recipes: tuple[Path, Path], tm
     assert "no file data/v1/none.jsonl" in refused("loop", versions, TEST)
     second.write_text(text.replace('"data/v1/train.jsonl"', '"data/v1/test.jsonl"'))
     assert "data/v1/test.jsonl:1: id" in refused("loop", versions, TEST)
+
+
+def test_versions_with_other_labels(
+    recipes: tuple[Path, Path], contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were fitted, and the comparison was "a bug"."""
+    other = {
+        "name": "t",
+        "prompt": {"system": "x {fields}"},
+        "fields": [{"name": "queue", "type": "boolean"}],
+    }
+    contracts = iter([contract, Contract.from_dict(other)])
+    monkeypatch.setattr("train.commands.loop._check", lambda recipe, datasets: next(contracts))
+    told = refused("loop", f"v1={recipes[0]},v2={recipes[1]}", TEST)
+    assert (
+        told
+        == "Error: v2 has other fields or labels than v1, so nothing can be compared; give both the same\n"
+    )
 
 
 def test_a_promotion_that_could_not_be_logged(

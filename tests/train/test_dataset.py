@@ -14,7 +14,7 @@ from batch.contract.field_types import RESERVED
 from batch.errors import DatasetError
 from train import decisions
 from train.dataset import NOTES, check_splits, load_rows, split_path
-from train.examples import encode
+from train.examples import check_lengths, encode
 from train.likeness import NEAR_DUPLICATE
 from train.review.apply import ANSWERED_BY
 
@@ -168,6 +168,11 @@ def test_a_request_of_too_many_tokens_is_refused_not_cut(
         match=r"rows\.jsonl:2: the request has \d+ tokens, the contract accepts 1024; shorten it",
     ):
         encode(rows, Renderer.load(tiny_base, contract))
+    longer = dataclasses.replace(rows[1], id="c", request="8 " * 1500)
+    with pytest.raises(
+        DatasetError, match=r"1024, which 2 requests exceed; shorten it, or raise \[input\] max_tokens"
+    ):
+        check_lengths([*rows, longer], Renderer.load(tiny_base, contract))
 
 
 def test_no_field_may_have_the_name_of_a_rows_other_keys() -> None:

@@ -40,6 +40,23 @@ def test_layout_and_punctuation_do_not(one: str, other: str) -> None:
     assert signs(one) == signs(other)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("请帮我重置服务器的登录密码，谢谢。", "请帮我重置数据库的登录密码，谢谢。"),
+        ("東京オフィスの会議室を予約してください", "大阪オフィスの会議室を予約してください"),
+    ],
+)
+def test_a_changed_word_of_a_script_without_spaces(one: str, other: str) -> None:
+    """Each sentence was one word, so two of them were the same or had nothing in common."""
+    first, second = shingles(one), shingles(other)
+    assert NEAR_DUPLICATE <= len(first & second) / len(first | second) < 1
+
+
+def test_white_space_alone_is_a_text() -> None:
+    assert signs("\u3000") == [""] == signs(" ")
+
+
 def quadratic(texts: Sequence[str], limit: float) -> set[tuple[int, int]]:
     sets = [shingles(text) for text in texts]
     return {

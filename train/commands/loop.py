@@ -49,8 +49,14 @@ def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> N
             raise InputError("alias latest: each fit moves it; choose another name for the version")
     registry, console = Registry(), PlainConsole()
     recipes = {name: Config.load(config) for name, _, config in pairs}
-    for recipe in recipes.values():
-        _check(recipe, datasets)
+    contracts = {name: _check(recipe, datasets) for name, recipe in recipes.items()}
+    (first, wanted), *others = contracts.items()
+    for name, contract in others:
+        if _scored(contract) != _scored(wanted):
+            raise InputError(
+                f"{name} has other fields or labels than {first}, so nothing can be compared; give both "
+                "the same"
+            )
     fit_versions(recipes, registry, PlainConsole(stderr=True))
     subjects = [candidate(name, registry) for name in recipes]
     trains = [
@@ -71,7 +77,11 @@ def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> N
         click.echo(one_line(line))
 
 
-def _check(recipe: Config, datasets: Sequence[Path]) -> None:
+def _scored(contract: Contract) -> dict[str, Sequence[Any]]:
+    return {field.name: field.values for field in contract.scored_fields}
+
+
+def _check(recipe: Config, datasets: Sequence[Path]) -> Contract:
     """What can be refused of a recipe and of the rows that its fit is judged on, before anything is trained.
     Raises `ConfigError`, `ContractError`, `DatasetError` or `AdapterError`.
     """
@@ -80,3 +90,4 @@ def _check(recipe: Config, datasets: Sequence[Path]) -> None:
         load_rows(path, contract, evaluation=True)
     base = resolve_base(recipe.base.model, recipe.base.revision, near=recipe.path)
     load_splits(recipe, contract, checked_renderer(base, contract))
+    return contract

@@ -97,6 +97,10 @@ class Diagnosis:
     biases: Sequence[Bias]
     proposals: Sequence[str]
 
+    def bias(self, rule: str) -> Bias | None:
+        """That of the rule with this name; None where the adapter's contract has none."""
+        return next((each for each in self.biases if each.rule == rule), None)
+
     def as_json(self) -> dict[str, Any]:
         content = dataclasses.asdict(self)
         for bias, each in zip(self.biases, content["biases"], strict=True):

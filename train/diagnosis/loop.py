@@ -55,7 +55,10 @@ def verdict(evaluations: Sequence[Evaluation], diagnoses: Sequence[Diagnosis]) -
     """
     first, last = diagnoses[0], diagnoses[-1]
     source, lines, failures = Path(last.dataset).name, [], []
-    for before, after in zip(first.biases, last.biases, strict=True):
+    for after in last.biases:
+        before = first.bias(after.rule)
+        if before is None:  # the first version's contract had no such rule
+            continue
         for condition in dict.fromkeys(("any", _worst(before, source))):
             was, now = before.rate(source, condition), after.rate(source, condition)
             where = "not mentioned" if condition == "any" else f"{condition}, not mentioned"

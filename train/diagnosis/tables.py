@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batch.contract.fields import as_text
-from train.diagnosis.diagnose import Diagnosis
+from train.diagnosis.diagnose import Bias, Diagnosis
 
 GROUPS_SHOWN = 12
 PROPOSALS_SHOWN = 8
@@ -43,23 +43,27 @@ def show_diagnoses(diagnoses: Sequence[Diagnosis], console: Console) -> None:
 
 def bias_table(diagnoses: Sequence[Diagnosis]) -> Table:
     """For each mention rule, source and condition: how often its label is answered, with 95 % Wilson
-    intervals.
+    intervals; a dash where an adapter's contract has no such rule.
     """
     table = Table(title="P(label | mention), 95 % interval", title_justify="left")
     table.add_column("label, where, condition")
     for each in diagnoses:
         table.add_column(each.adapter, justify="right", no_wrap=True)
-    for number, bias in enumerate(diagnoses[0].biases):
-        columns = [each.biases[number] for each in diagnoses]
+    rules: dict[str, Bias] = {}
+    for bias in (bias for each in diagnoses for bias in each.biases):
+        rules.setdefault(bias.rule, bias)
+    for rule, bias in rules.items():
+        columns = [each.bias(rule) for each in diagnoses]
         table.add_section()
         table.add_row(Text(bias.label, style="bold"))
         for rate in bias.rates:
             condition = "" if rate.condition == "any" else f", {rate.condition}"
-            cells = [str(column.rate(rate.source, rate.condition)) for column in columns]
+            cells = [str(column.rate(rate.source, rate.condition)) if column else "-" for column in columns]
             table.add_row(Text(f"{rate.source}: not mentioned{condition}"), *cells)
         for source in bias.named:
             table.add_row(
-                Text(f"{source}: named, and right"), *(str(column.named[source]) for column in columns)
+                Text(f"{source}: named, and right"),
+                *(str(column.named.get(source, "-")) if column else "-" for column in columns),
             )
     return table
 

@@ -5,7 +5,7 @@ and accepts.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,11 @@ from batch.adapter.bundle import Bundle
 from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
 from batch.engine import AdapterSpec
-from batch.errors import AdapterError, DatasetError, InvalidAnswer
-from batch.storage.location import reason
-from train import tables
-from train.dataset import Row
+from batch.errors import AdapterError, DatasetError
+from train.dataset import Row, read_rows
 from train.doctor.check import Check, judge
 from train.doctor.grammar import ServedGrammar
 from train.examples import IGNORED, count_tokens, encode
-from train.files import strict_json
 
 SLOT = "ANSWER"
 
@@ -34,7 +31,7 @@ class Trained:
     path: Path
     rows: Sequence[Row]  # those with a legal answer
     examples: Sequence[Mapping[str, Sequence[int]]]  # their `input_ids` and `labels`
-    illegal: Sequence[Row]
+    illegal: Sequence[DatasetError]
     renderer: Renderer  # the base's
 
     def prompts(self) -> list[list[int]]:
@@ -50,45 +47,18 @@ class Trained:
 def read(bundle: Bundle, base: Path, data: Path | None) -> Trained:
     """Find the training rows that the bundle's manifest names, or read them from `data`.
 
-    A label that the bundle's contract refuses is kept apart: here that is a finding, not an error. Raises
-    `AdapterError` where there is no such file, `DatasetError` where it is not JSON lines.
+    A row that the bundle's contract refuses is kept apart: here that is a finding, not an error. Raises
+    `AdapterError` where there is no such file, `DatasetError` where none of its rows is one.
     """
     path = data or _find(bundle)
-    legal, illegal = [], []
-    try:
-        for number, content in _contents(path, bundle):
-            answer = {
-                field.name: content[field.name] for field in bundle.contract.fields if field.name in content
-            }
-            row = Row(str(content.get("id", number)), content["request"], answer, None, path, number)
-            try:
-                bundle.contract.serialise(answer)
-                legal.append(row)
-            except InvalidAnswer:
-                illegal.append(row)
-    except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot be read: {reason(error)}; name the training data with --data"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(
-            f"{path}: is not a file of labelled rows ({type(error).__name__}); name the training "
-            "data with --data"
-        ) from error
-    if not legal and not illegal:
-        raise DatasetError(f"{path}: holds no rows; name the training data with --data")
+    legal, illegal = list[Row](), list[DatasetError]()
+    for row in read_rows(path, bundle.contract):
+        illegal.append(row) if isinstance(row, DatasetError) else legal.append(row)
+    if not legal:
+        why = f" ({illegal[0]})" if illegal else ""
+        raise DatasetError(f"{path}: holds no row of this adapter's{why}; name the training data with --data")
     renderer = Renderer.load(base, bundle.contract)
     return Trained(path, legal, encode(legal, renderer), illegal, renderer)
-
-
-def _contents(path: Path, bundle: Bundle) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each row of the file with its line, however wrong."""
-    if path.suffix.lower() in tables.SUFFIXES:
-        yield from tables.read_table(path, bundle.contract)
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if line.strip():
-            yield number, strict_json(line)
 
 
 def _find(bundle: Bundle) -> Path:
@@ -125,8 +95,6 @@ def check_prompts(trained: Trained, bundle: Bundle, spec: AdapterSpec) -> list[C
                 f"{_first_difference(whole, ids)}; train again"
             )
     count = f"{len(trained.rows)} rows"
-    if not trained.rows:
-        differ = astray = ["no row has a legal answer"]
     return [
         judge("prompt ids", differ, f"{count}: the same ids in training and serving"),
         judge("prompt is a prefix", astray, f"{count}: each goes on where its prompt ends"),
@@ -212,10 +180,8 @@ def check_loss_mask(trained: Trained, bundle: Bundle) -> Check:
 
 def check_gold(trained: Trained, bundle: Bundle, grammar: ServedGrammar) -> Check:
     """6: the grammar that serving decodes under lets every gold answer through, end of turn included."""
-    problems = [
-        f"{row.where}: the served contract refuses its answer; correct the row or the contract"
-        for row in trained.illegal
-    ]
+    refused = (str(error).partition(": ") for error in trained.illegal)
+    problems = [f"{where}: the served contract refuses its answer: {why}" for where, _, why in refused]
     for row, answer in zip(trained.rows, trained.answers(), strict=True):
         if (index := grammar.refuses(answer)) is not None:
             problems.append(f"{row.where}: the grammar refuses token {index} of its answer; train again")

@@ -1,5 +1,6 @@
 """Contrast probes from contracts, and what a diagnosis finds in answers whose bias is known."""
 
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -158,6 +159,12 @@ def test_a_known_bias_is_found_and_its_fix_is_proved(
         AdapterError, match=r"answers 'Databricks app \+ Salesforce integration' in .* diagnose v1"
     ):
         verdict([after, before], [fixed, biased])
+    lacking = dataclasses.replace(biased, biases=biased.biases[1:])  # a contract without that rule
+    assert len(verdict([before, after], [lacking, fixed])) < len(verdict([before, after], [biased, fixed]))
+    console = Console(file=io.StringIO(), record=True, width=200)
+    show_diagnoses([lacking, fixed], console)
+    rows_of = [line.split() for line in console.export_text().splitlines() if "named, and right" in line]
+    assert len(rows_of) == 4 and sum("-" in words for words in rows_of) == 2
     console = Console(file=io.StringIO(), record=True, width=200)
     show_diagnoses([biased, fixed], console)
     text = console.export_text()
