@@ -20,7 +20,7 @@ from batch.contract.validation import storable
 from batch.errors import DatasetError, InvalidAnswer, nearest
 from batch.storage.location import file_digest, reason
 from train import tables
-from train.decisions import KEYS, Decision, parse, settled
+from train.decisions import KEYS, Asked, Decision, parse, settled
 from train.files import strict_json
 from train.likeness import NEAR_DUPLICATE, Likeness, compared, signs
 
@@ -43,6 +43,10 @@ class Row:
     note: str | None = None  # the row's `probe`: what it is there to show
 
     @property
+    def asked(self) -> Asked:
+        return self.id, self.request
+
+    @property
     def where(self) -> str:
         return f"{self.path}:{self.line}"
 
@@ -58,7 +62,8 @@ def load_rows(
     """Read and check a JSONL file. Raises `DatasetError` for the first line that is wrong.
 
     With `evaluation`, text fields and ids may be absent; a row without an id is named by its line. With
-    `decisions`, several rows may have one text, as those of a backlog do that people decided.
+    `decisions`, several rows may have one text, or one id with other texts, as those of the backlogs do that
+    people decided.
     """
     rows = []
     for row in read_rows(path, contract, evaluation=evaluation):
@@ -67,7 +72,7 @@ def load_rows(
         rows.append(row)
     if not rows:
         raise DatasetError(f"{path}: holds no rows; add labelled requests")
-    _refuse_repeats(rows, texts=not decisions)
+    _refuse_repeats(rows, decisions)
     return rows
 
 
@@ -269,17 +274,18 @@ def _check_texts(content: Mapping[str, Any], where: str, contract: Contract) -> 
         ) from error
 
 
-def _refuse_repeats(rows: Sequence[Row], texts: bool) -> None:
-    ids: dict[str, Row] = {}
+def _refuse_repeats(rows: Sequence[Row], decisions: bool) -> None:
+    names: dict[str | Asked, Row] = {}
     requests: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        if row.id in ids:
+        name = row.asked if decisions else row.id
+        if name in names:
             raise DatasetError(
-                f"{row.where}: id {row.id!r} is also at {ids[row.id].where}; give each row its own"
+                f"{row.where}: id {row.id!r} is also at {names[name].where}; give each row its own"
             )
         wording = tuple(signs(row.request))
-        if texts and wording in requests:
+        if not decisions and wording in requests:
             raise DatasetError(
                 f"{row.where}: the request is also at {requests[wording].where}; remove one of them"
             )
-        ids[row.id] = requests[wording] = row
+        names[name] = requests[wording] = row

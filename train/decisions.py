@@ -2,16 +2,18 @@
 
 A line that labels is a dataset row with five more keys: `decision`, `reviewer`, `reviewed_at`, `suggested`
 (the model's answer) and `adapter`. Nothing is ever changed or taken out: of one reviewer's decisions on one
-request the latest stands, and `undo` takes the one before it back. Several processes may write to one file:
-each line is one write under a lock, synced before the reviewer sees the next request.
+request the latest stands, and `undo` takes the one before it back. A request is its id and its text: the ids
+of another night may begin anew. Several threads and processes may write to one file: each line is one write
+under a lock, synced before the reviewer sees the next request.
 """
 
 import fcntl
 import os
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from batch.contract.json_text import json_line, parse_json
 from batch.errors import DatasetError, StorageError
@@ -21,9 +23,11 @@ KINDS = ("label", "unsure", "skip", "undo")
 # What a decision's line has beside a dataset row's own keys; training ignores them.
 KEYS = frozenset({"decision", "reviewer", "reviewed_at", "suggested", "adapter", "why", "note", "audit"})
 
+Asked: TypeAlias = tuple[str, str]  # id and text of a request
+
 
 class Decision(NamedTuple):
-    id: str
+    asked: Asked  # the text is empty in older lines that label nothing
     kind: str  # one of KINDS
     reviewer: str
     line: int  # in its file, from 1
@@ -44,14 +48,18 @@ def parse(text: str, where: str, line: int) -> Decision | None:
             f"{where}:{line}: a decision needs an id, a reviewer and one of {', '.join(KINDS)}; "
             "correct the line"
         )
-    return Decision(name, kind, reviewer, line, content)
+    return Decision((name, str(content.get("request", ""))), kind, reviewer, line, content)
 
 
-def standing(decisions: Iterable[Decision]) -> dict[tuple[str, str], Decision]:
+def standing(decisions: Iterable[Decision]) -> dict[tuple[Asked, str], Decision]:
     """By request and reviewer the decision that stands, in the order in which it was taken."""
-    found: dict[tuple[str, str], list[Decision]] = defaultdict(list)
+    found: dict[tuple[Asked, str], list[Decision]] = defaultdict(list)
+    latest_text: dict[tuple[str, str], str] = {}  # by id and reviewer
     for each in decisions:
-        history = found[each.id, each.reviewer]
+        name, text = each.asked
+        text = text or latest_text.get((name, each.reviewer), "")
+        latest_text[name, each.reviewer] = text
+        history = found[(name, text), each.reviewer]
         if each.kind != "undo":
             history.append(each)
         elif history:
@@ -66,10 +74,10 @@ def settled(decisions: Sequence[Decision], fields: Sequence[str]) -> tuple[set[i
     Where all reviewers of a request gave the same values to `fields`, the last of their lines is the row;
     where they differ, neither is.
     """
-    groups: dict[str, list[Decision]] = defaultdict(list)
+    groups: dict[Asked, list[Decision]] = defaultdict(list)
     for each in standing(decisions).values():
         if each.kind == "label":
-            groups[each.id].append(each)
+            groups[each.asked].append(each)
     rows: set[int] = set()
     wrong: dict[int, str] = {}
     for group in groups.values():
@@ -79,7 +87,7 @@ def settled(decisions: Sequence[Decision], fields: Sequence[str]) -> tuple[set[i
         else:
             names = " and ".join(sorted({each.reviewer for each in group}))
             wrong[last.line] = (
-                f"{names} gave request {last.id!r} different labels; let one of them decide again"
+                f"{names} gave request {last.asked[0]!r} different labels; let one of them decide again"
             )
     return rows, wrong
 
@@ -96,7 +104,8 @@ class DecisionLog:
         self._path = path
         self._read = 0  # bytes
         self._known = False  # to be a file of decisions
-        self._lines: Counter[tuple[str, str]] = Counter()  # by request and reviewer
+        self._lines: Counter[tuple[Asked, str]] = Counter()  # by request and reviewer
+        self._turn = threading.Lock()  # the file's lock does not part threads: they share its descriptor
         self.decisions: list[Decision] = []
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -114,13 +123,17 @@ class DecisionLog:
 
     def refresh(self) -> None:
         """Read what was added since, whole lines only."""
+        with self._turn:
+            self._read_lines()
+
+    def _read_lines(self) -> None:
         data = os.pread(self._file, os.fstat(self._file).st_size - self._read, self._read)
         whole = data[: data.rfind(b"\n") + 1]
         first = len(self.decisions) + 1
         for number, line in enumerate(whole.split(b"\n")[:-1], start=first):
             decision = self._decision(line, number)
             self.decisions.append(decision)
-            self._lines[decision.id, decision.reviewer] += 1
+            self._lines[decision.asked, decision.reviewer] += 1
         self._read += len(whole)
 
     def add(self, content: Mapping[str, Any], known: int) -> bool:
@@ -130,10 +143,11 @@ class DecisionLog:
         Raises `StorageError`.
         """
         line = json_line(content).encode()
+        asked = content["id"], content["request"]
         try:
-            with self._locked():
+            with self._turn, self._locked():
                 self._read_to_the_end()
-                if self.count(content["id"], content["reviewer"]) != known:
+                if self.count(asked, content["reviewer"]) != known:
                     return False
                 before = os.fstat(self._file).st_size
                 try:
@@ -143,16 +157,16 @@ class DecisionLog:
                 except OSError:
                     os.ftruncate(self._file, before)
                     raise
-                self.refresh()
+                self._read_lines()
         except OSError as error:
             raise StorageError(
                 f"cannot write {self._path}: {error.strerror}; make room and save again"
             ) from error
         return True
 
-    def count(self, name: str, reviewer: str) -> int:
+    def count(self, asked: Asked, reviewer: str) -> int:
         """How many lines this reviewer has written on this request."""
-        return self._lines[name, reviewer]
+        return self._lines[asked, reviewer]
 
     def close(self) -> None:
         os.close(self._file)
@@ -161,14 +175,14 @@ class DecisionLog:
         """Read what was added since, and mend a last line without its end. Raises `DatasetError`, and changes
         nothing, for foreign content.
         """
-        self.refresh()
+        self._read_lines()
         rest = os.pread(self._file, os.fstat(self._file).st_size - self._read, self._read)
         if not rest:
             return
         if _is_json(rest):  # an editor left out the line end
             self._decision(rest, len(self.decisions) + 1)
             os.write(self._file, b"\n")
-            self.refresh()
+            self._read_lines()
         elif self.decisions or (self._known and rest[:2] in (b"{", b'{"')):
             # what a crash cut off was never answered for: no reviewer saw it saved
             os.ftruncate(self._file, self._read)

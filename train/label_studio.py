@@ -61,6 +61,11 @@ def tasks(rows: Sequence[Mapping[str, Any]], contract: Contract) -> list[dict[st
     ]
 
 
+def is_task(content: Any) -> bool:
+    """Whether it is one of :func:`tasks`, and not yet annotated, as those of an export are."""
+    return isinstance(content, dict) and content.keys() == {"data", "predictions"}
+
+
 def _result(field: Field, value: Any) -> dict[str, Any]:
     kind = "choices" if field.values else "textarea"
     chosen = [as_text(each) for each in (value if isinstance(value, list | tuple) else [value])]

@@ -71,14 +71,15 @@ def check_outlets(source: str, output: str, outlets: Places, kept: Places | None
     for what, path in given.items():
         for each in sources.values():
             _refuse_in_input(each, what, path)
-        _refuse_others(what, path)
+        refuse_others(what, path, *WRITTEN[what])
 
 
-def _refuse_others(what: str, path: str | Path) -> None:
-    """Refuse a file that is not what an earlier run wrote by this option, nor empty: `InputError`."""
+def refuse_others(what: str, path: str | Path, beginning: bytes, mark: bytes = b"") -> None:
+    """Refuse a file that does not begin so, with `mark` in its head, as what an earlier run wrote by this
+    option does, and that is not empty either: `InputError`.
+    """
     if not os.path.isfile(path):
         return
-    beginning, mark = WRITTEN[what]
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
     if head and not (head.startswith(beginning) and mark in head):

@@ -26,7 +26,8 @@ from pathlib import Path
 from tests.batch.storage.examples import FILE, manifest
 
 ROWS = 3000
-OLD = b"the output of another night"
+FOOTER = b"another night's, batch_route.version"  # which tells a run's own file from a user's
+OLD = FOOTER + len(FOOTER).to_bytes(4, "little") + b"PAR1"
 OLD_PART = "part-00000-01234567.parquet"
 
 

@@ -16,7 +16,7 @@ from train.doctor import rows
 WHO = {"reviewer": "ann", "reviewed_at": "2026-11-01T10:00:00+00:00"}
 DECIDED = {"id": "1", "request": "hello there", "queue": "a", "extra": None, "decision": "label", **WHO}
 OTHER = {"id": "3", "request": "second words", "queue": "b", "extra": "x"}
-FILES = {
+FILES: dict[str, list[dict[str, Any]]] = {
     "a request that was skipped": [DECIDED, {"id": "2", "decision": "skip", **WHO}, {**OTHER, "decision": "label", **WHO}],
     "a request that was decided again": [DECIDED, {**DECIDED, "queue": "b"}, {**OTHER, "decision": "label", **WHO}],
     "no label, as Label Studio writes it": [{"id": "1", "request": "hello there", "queue": "a", "extra": "none of these"}, OTHER],
@@ -48,7 +48,7 @@ def written(path: Path, lines: list[dict[str, Any]]) -> Path:
 def test_the_rows_of_a_fit(name: str, bundle: Any, tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", FILES[name])
     read = rows.read(bundle, ROOT / "data/mini-base", path)
-    assert list(read.rows) == load_rows(path, bundle.contract) and len(read.rows) == 2
+    assert read.rows == load_rows(path, bundle.contract) and len(read.rows) == 2
     assert not read.illegal and len(read.examples) == 2
 
 

@@ -153,12 +153,12 @@ def test_an_editors_byte_order_mark_in_a_file_of_decisions(place: Path, contract
     (place / "labels.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode())
     assert [row.id for row in load_rows(place / "labels.jsonl", contract)] == [gold["id"]]
     log = DecisionLog(place / "labels.jsonl")
-    assert [each.id for each in log.decisions] == [gold["id"]]
+    assert [each.asked for each in log.decisions] == [(gold["id"], gold["request"])]
     log.close()
     result = CliRunner().invoke(
         main, ["apply-reviews", "out.parquet", "labels.jsonl", "final.parquet", "--contract", CONTRACT]
     )
-    assert "1 reviewed ids are not in out.parquet" in result.output
+    assert "none of the decisions (1) is on a row of out.parquet" in result.output
 
 
 def test_lint_of_a_file_without_rows(place: Path) -> None:

@@ -32,8 +32,8 @@ def improve(
     """
     extended = extend(Config.load(config), labels, out, beside)
     click.echo(
-        f"{extended.added} reviewed rows added to {extended.config.data.train}; left out: "
-        f"{extended.measuring} like a row "
-        f"that measures, {extended.known} known already"
+        f"{extended.added} reviewed rows added to {extended.config.data.train}, in place of "
+        f"{extended.replaced} training rows; left out: {extended.measuring} like a row that measures, "
+        f"{extended.known} known already"
     )
     fit_and_compare(extended.config, PlainConsole(), beside, promote)

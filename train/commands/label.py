@@ -18,8 +18,9 @@ from train import label_studio
 from train.commands.options import NAME, PATH, id_option, json_option, outlet, text_option
 from train.dataset import load_rows
 from train.evaluation.from_scored import contract_of, read_scored
-from train.files import write_json
+from train.files import strict_json, write_json
 from train.labelling.candidates import candidates as choose
+from train.labelling.candidates import is_blank
 from train.labelling.lint import Finding
 from train.labelling.lint import lint as look
 
@@ -114,13 +115,16 @@ def candidates(
 
     Reads SCORED, an output of `batch-route`, and writes JSONL to fill in. Low scores, answers that break a
     rule and requests unlike any labelled one take turns. Each row has the model's answer under `suggested`
-    and the reasons under `why`; it is a dataset row once its nulls are filled in.
+    and the reasons under `why`; it is a dataset row once its nulls are filled in. A file in which some are is
+    not written over.
     """
     studio = kind == "label-studio"
     if studio and (out is None or out.suffix != ".json"):
         raise InputError("--format label-studio writes two files; name the first with --out FILE.json")
     table = read_scored(scored, id_column, text_column)
     rules = contract_of(table, Registry(), contract)
+    if out:
+        _refuse_labels(out, studio, rules)
     page = _page(out, rules) if studio and out else None
     rows = [row for path in labelled for row in load_rows(path, rules, evaluation=True, decisions=True)]
     chosen = choose(table, scored, rows, rules, count, id_column, text_column)
@@ -135,6 +139,26 @@ def candidates(
         click.echo(f"{len(chosen)} rows in {out}: fill in the nulls, then batch-train lint {out}")
     else:
         click.echo(text, nl=False)
+
+
+def _refuse_labels(out: Path, studio: bool, contract: Contract) -> None:
+    """Only candidates without a label may be written over: labels are somebody's hours. Raises
+    `InputError`.
+    """
+    if not os.path.isfile(out) or not os.path.getsize(out):
+        return
+    try:
+        text = out.read_text(encoding="utf-8-sig")
+        if studio:
+            tasks = strict_json(text)
+            blank = isinstance(tasks, list) and all(map(label_studio.is_task, tasks))
+        else:
+            lines = (strict_json(line) for line in text.split("\n") if line.strip())
+            blank = all(is_blank(row, contract) for row in lines)
+    except (OSError, ValueError):
+        blank = False
+    if not blank:
+        raise InputError(f"{out} holds labels, or is another file; choose another --out")
 
 
 def _page(tasks: Path, contract: Contract) -> Path:

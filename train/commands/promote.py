@@ -91,12 +91,13 @@ def rollback(mlflow: str | None) -> None:
 
 def _promoted(bundle: Bundle, registry: Registry, data: GateData, force: bool) -> Bundle:
     """The champion, as the registry holds it. Raises `AdapterError` at a gate that is not passed."""
+    beaten = registry.aliases().get("champion")
     passed = gates(str(bundle.path), registry, data)
     for gate in passed:
         click.echo(one_line(str(gate)))
     if not _kept(bundle, registry):
         bundle = _copied(bundle, registry)
-    promotions.promote(bundle, registry, passed, force)
+    promotions.promote(bundle, registry, passed, beaten, force)
     return bundle
 
 

@@ -6,8 +6,11 @@ import click
 
 from batch.adapter.registry import Registry
 from batch.completion import adapters
+from batch.storage.places import refuse_others
 from train.commands.options import NAME, PATH, outlet
 from train.report.html import write_adapter_report
+
+WRITTEN = b"<!doctype html>", b"batch-train report</title>"  # how a report begins, and what is in its head
 
 
 @click.command()
@@ -29,5 +32,6 @@ def report(
     each DATASET; without one on its test split, and on regression.jsonl, natural.jsonl and probes.jsonl in
     its contract's folder, as far as they exist.
     """
+    refuse_others("--out", out, *WRITTEN)
     write_adapter_report(adapter, Registry(), out, datasets, against, data)
     click.echo(str(out))

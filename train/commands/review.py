@@ -11,6 +11,7 @@ from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
 from batch.errors import EXIT_TOO_MANY_ERRORS, InputError, one_line
 from batch.storage.location import write_file
+from batch.storage.places import WRITTEN, refuse_others
 from train.commands.options import NAME, PATH, id_option, outlet, text_option, writable
 from train.dataset import load_rows
 from train.decisions import DecisionLog
@@ -19,7 +20,16 @@ from train.review.agreement import agreement as compare
 from train.review.audit import audit as count
 from train.review.audit import refuse_twice, write_audit
 from train.review.queue import Selection, read_items
-from train.review.serve import examples_of, ids_in, reviewed, seed_of, serve, target_of, task_of
+from train.review.serve import (
+    examples_of,
+    ids_in,
+    reviewed,
+    seed_of,
+    serve,
+    target_of,
+    task_of,
+    text_column_of,
+)
 from train.review.session import Session
 
 
@@ -158,21 +168,31 @@ def agreement(first: Path, second: Path, contract: str, out: Path | None) -> Non
 @click.argument("final", type=PATH)
 @contract_option
 @id_option
+@text_option
 @prefix_option
 def apply_reviews(
-    scored: Path, labels: tuple[Path, ...], final: Path, contract: str | None, id_column: str, prefix: str
+    scored: Path,
+    labels: tuple[Path, ...],
+    final: Path,
+    contract: str | None,
+    id_column: str,
+    text_column: str,
+    prefix: str,
 ) -> None:
     """Write people's answers into a copy of SCORED.
 
-    The copy is FINAL; its column `answered_by` names the reviewer of each row, or `model`.
+    The copy is FINAL; its column `answered_by` names the reviewer of each row, or `model`. Decisions on rows
+    that SCORED does not have are left out and counted.
     """
     people.check_final(final, [scored, *labels], prefix)
     task = task_of(scored, contract, prefix)
-    done = people.apply_reviews(
-        scored, reviewed(labels, task.contract), final, task.contract, id_column, prefix
-    )
+    rows = reviewed(labels, task.contract)
+    text_column = text_column_of(scored, text_column)
+    done = people.apply_reviews(scored, rows, final, task.contract, id_column, text_column, prefix)
+    others = len(rows) - done.answered
     click.echo(
         f"{final}: {done.rows} rows, {done.answered} answered by people, {done.changed} of them changed"
+        + (f"; left out: {others} decisions on rows that {scored} does not have" if others else "")
     )
 
 
@@ -191,6 +211,7 @@ def apply_reviews(
 @outlet("--metrics", help="Write a Prometheus textfile.")
 @contract_option
 @id_option
+@text_option
 @prefix_option
 def audit(
     scored: tuple[Path, ...],
@@ -200,6 +221,7 @@ def audit(
     metrics: Path | None,
     contract: str | None,
     id_column: str,
+    text_column: str,
     prefix: str,
 ) -> None:
     """Count errors among the `auto` rows.
@@ -208,13 +230,20 @@ def audit(
     are wrong than the target allows; fewer than 20 rows are no statement (exit 0).
     """
     refuse_twice(scored)
+    if metrics:
+        refuse_others("--metrics", metrics, *WRITTEN["--metrics"])
     outputs = sorted(scored, key=lambda path: path.stat().st_mtime if os.path.exists(path) else 0.0)[
         -(nights or len(scored)) :
     ]
     task = task_of(outputs[-1], contract, prefix)
     target = target_of(task) if target_error is None else target_error
     rows = [row for row, _ in reviewed(labels, task.contract, audited=True)]
-    found = count(outputs, rows, task.contract, target, id_column=id_column, prefix=prefix)
+    columns = {
+        "id_column": id_column,
+        "text_column": text_column_of(outputs[-1], text_column),
+        "prefix": prefix,
+    }
+    found = count(outputs, rows, task.contract, target, **columns)
     for night in found.nights:
         click.echo(
             f"{night.name}: {night.auto} auto rows, {night.wrong.count} of {night.wrong.of} audited wrong"

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
-from batch.contract.json_text import as_json
 from batch.errors import AdapterError
 from train.config import Config
 from train.diagnosis.diagnose import BOUND, Bias, Diagnosis
@@ -20,7 +19,7 @@ from train.doctor import sound
 from train.evaluation.evaluate import Evaluation, compare
 from train.fit import qlora
 from train.fit.inputs import prepare
-from train.fit.runs import unchecked
+from train.fit.runs import already_fitted
 
 ENOUGH = 20  # rows without a mention, for a condition to be judged by itself
 
@@ -36,11 +35,7 @@ def fit_versions(
     bundles = []
     for name, recipe in recipes.items():
         inputs = prepare(recipe)
-        wanted = as_json(inputs.facts)
-        same = (
-            b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items())
-        )
-        bundle = None if unchecked(registry, inputs.fingerprint) else next(same, None)
+        bundle = already_fitted(registry, inputs)
         console.print(f"{name}: {'fitted already' if bundle else f'fitting {recipe.path}'}")
         checks = functools.partial(sound, recipe.find(recipe.data.train), console) if doctor else None
         bundle = bundle or qlora.fit(inputs, registry, console, checks)

@@ -23,6 +23,7 @@ from train.evaluation.statistics import log_odds
 from train.likeness import signs, words
 
 KEYWORDS = 15  # words in a value's list at most
+WORDS = 50_000  # and pairs that TF-IDF counts at most: for each value of a field there is a number for each
 SURE = 1.0  # z-score from which a word goes on a list
 
 
@@ -86,7 +87,7 @@ class Tfidf(Majority):
 
     def pipeline(self, texts: Sequence[str]) -> Pipeline:
         """The vectoriser and the classifier, unfitted."""
-        return make_pipeline(vectoriser(texts), _classifier())
+        return make_pipeline(vectoriser(texts, WORDS), _classifier())
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
         if self._model is None:

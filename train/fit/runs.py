@@ -1,4 +1,6 @@
-"""A run's folder: its checkpoints, then the digest of the adapter that it made, until that is checked."""
+"""A run's folder: its checkpoints, then the digest of the adapter that it made, until that is checked; and
+the adapters of runs that are done.
+"""
 
 import fcntl
 import os
@@ -11,8 +13,10 @@ from rich.console import Console
 
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
+from batch.contract.json_text import as_json
 from batch.errors import AdapterError, OutputLockedError
 from batch.storage.location import write_file
+from train.fit.inputs import Inputs
 
 DIGEST = "adapter"  # the file's name
 
@@ -40,6 +44,17 @@ def run_folder(registry: Registry, fingerprint: str) -> Iterator[Path]:
 def unchecked(registry: Registry, fingerprint: str) -> bool:
     """Whether a run has made an adapter that was not checked to the end, or failed."""
     return (_folder(registry, fingerprint) / DIGEST).exists()
+
+
+def already_fitted(registry: Registry, inputs: Inputs) -> Bundle | None:
+    """The adapter that a run has made of these very inputs and checked to the end, if it is there and
+    whole.
+    """
+    if unchecked(registry, inputs.fingerprint):
+        return None
+    wanted = as_json(inputs.facts)
+    made = (b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items()))
+    return next(made, None)
 
 
 def _folder(registry: Registry, fingerprint: str) -> Path:

@@ -41,10 +41,7 @@ def candidates(
                 "its text column with --text-column"
             )
     check_kinds(table, path, ["score"], ["error_code"])
-    known = {row.id for row in labelled}
-    usable = table.filter(
-        pl.col(text_column).str.strip_chars().str.len_chars() > 0, ~pl.col(id_column).is_in(list(known))
-    )
+    usable = table.filter(pl.col(text_column).str.strip_chars().str.len_chars() > 0)
     lines = usable.unique(text_column, keep="first", maintain_order=True).to_dicts()
     if not lines:
         return []
@@ -82,6 +79,16 @@ def candidates(
         if len(chosen) == n:
             break
     return chosen
+
+
+def is_blank(row: Any, contract: Contract) -> bool:
+    """Whether it is a row of :func:`candidates` in which nobody has filled in anything."""
+    notes = {"id", "request", "suggested", "why"} - {field.name for field in contract.fields}
+    return (
+        isinstance(row, dict)
+        and "suggested" in row
+        and all(value is None for name, value in row.items() if name not in notes)
+    )
 
 
 def most_worth(

@@ -12,16 +12,19 @@ from typing import Any
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.json_text import json_line, parse_json
-from batch.errors import AdapterError
+from batch.errors import AdapterError, StorageError
 from batch.storage.location import write_file
 from train.release.gates import Gate
 
 LOG = "promotions.jsonl"
 
 
-def promote(bundle: Bundle, registry: Registry, passed: Sequence[Gate], force: bool = False) -> None:
-    """Move `champion` to a bundle of the registry and log it. Raises `AdapterError` at a gate that is not
-    passed.
+def promote(
+    bundle: Bundle, registry: Registry, passed: Sequence[Gate], beaten: str | None, force: bool = False
+) -> None:
+    """Move `champion` to a bundle of the registry and log it. `beaten` is the champion's digest from before
+    the gates were `passed`: they say nothing of another one. Raises `AdapterError` at a gate that is not
+    passed, `StorageError` where the champion has changed since.
     """
     failed = [gate.name for gate in passed if not gate.ok]
     if failed and not force:
@@ -34,6 +37,11 @@ def promote(bundle: Bundle, registry: Registry, passed: Sequence[Gate], force: b
         was = registry.aliases().get("champion")
         if was == bundle.digest:
             return
+        if was != beaten:
+            raise StorageError(
+                f"the champion changed while adapter {bundle.digest[:12]} was compared with the one before; "
+                "run again to compare with the new one"
+            )
         told = {"from": was, "to": bundle.digest, "forced": bool(failed), "gates": gates}
         _log(registry, {"action": "promote", **told})
         registry.set_alias("champion", bundle.digest)

@@ -41,8 +41,8 @@ def agreement(
     `request`, and both values of each field that differs. Raises `DatasetError` where there is no such
     request.
     """
-    others = {row.id: row for row in second}
-    pairs = [(row, others[row.id]) for row in first if row.id in others]
+    others = {row.asked: row for row in second}
+    pairs = [(row, others[row.asked]) for row in first if row.asked in others]
     if not pairs:
         raise DatasetError("the two files have no request in common; give a second reading (--overlap)")
     names = [field.name for field in contract.scored_fields]

@@ -15,7 +15,9 @@ from batch.storage.location import Location, file_digest, replacing, write_file
 from batch.storage.manifest import manifest_location
 from batch.storage.output import WRITING
 from batch.storage.places import LONGEST_SUFFIX, check_writable, refuse_inputs
+from batch.storage.schema import readable
 from train.dataset import Row
+from train.decisions import Asked
 from train.tables import id_texts
 
 ANSWERED_BY = "answered_by"
@@ -35,10 +37,11 @@ def apply_reviews(
     final: Path,
     contract: Contract,
     id_column: str = "id",
+    text_column: str = "request",
     prefix: str = "",
 ) -> Applied:
     """Write `scored` with the answers of `rows` (each with its reviewer) in the contract's columns as
-    `final`.
+    `final`. A row is found by id and text together; decisions on others are left out.
 
     One more column, `answered_by`, names the reviewer, or `model`. Scores, status and all else stay as they
     are. The finished file is read back and compared with `scored`, value by value; `FINAL.manifest.json` is
@@ -48,14 +51,18 @@ def apply_reviews(
     file = _open(scored)
     columns = [prefix + field.name for field in contract.fields]
     schema = file.schema_arrow
-    for name in (id_column, *columns):
+    for name in (id_column, text_column, *columns):
         if name not in schema.names:
-            raise InputError(f"{scored}: has no column {name!r}; give the output that was reviewed")
+            raise InputError(
+                f"{scored}: has no column {name!r}; give the output that was reviewed, and the names of its "
+                "columns"
+            )
     if prefix + ANSWERED_BY in schema.names:
         raise InputError(
             f"{scored}: has a column {prefix + ANSWERED_BY!r} already; give the output that was reviewed"
         )
-    given = {row.id: (row, reviewer) for row, reviewer in rows}
+    given = {row.asked: (row, reviewer) for row, reviewer in rows}
+    keys = id_column, text_column
     written = schema.append(pa.field(prefix + ANSWERED_BY, pa.string()))
     applied = Applied(0, 0, 0)
     location = Location.of(final)
@@ -65,12 +72,15 @@ def apply_reviews(
             pq.ParquetWriter(sink, written, **WRITING) as writer,
         ):
             for batch in file.iter_batches(BATCH):
-                made, counts = _answered(batch, given, written, contract, id_column, prefix)
+                made, counts = _answered(batch, given, written, contract, keys, prefix)
                 writer.write_batch(made)
                 applied = Applied(*map(sum, zip(dataclasses.astuple(applied), counts, strict=True)))
-        if missing := len(given) - applied.answered:
-            raise InputError(f"{missing} reviewed ids are not in {scored}; give the output that was reviewed")
-        _prove(scored, Path(temporary.path), given, contract, id_column, prefix)
+        if not applied.answered:
+            raise InputError(
+                f"none of the decisions ({len(given)}) is on a row of {scored}; give the output that was "
+                "reviewed, and the names of its columns"
+            )
+        _prove(scored, Path(temporary.path), given, contract, keys, prefix)
     facts = {
         "scored": {"path": scored.name, "sha256": file_digest(scored)},
         "output": {"rows": applied.rows, "sha256": file_digest(final), "bytes": final.stat().st_size},
@@ -101,23 +111,29 @@ def _columns(path: Path) -> Sequence[str]:
     return names
 
 
+def _asked(batch: pa.RecordBatch, keys: tuple[str, str]) -> list[Asked]:
+    """Id and text of each row, as a decision has them."""
+    ids, texts = id_texts(batch.column(keys[0])), readable(batch.column(keys[1]))
+    return [(name or "", text or "") for name, text in zip(ids, texts, strict=True)]
+
+
 def _answered(
     batch: pa.RecordBatch,
-    given: Mapping[str, tuple[Row, str]],
+    given: Mapping[Asked, tuple[Row, str]],
     schema: pa.Schema,
     contract: Contract,
-    id_column: str,
+    keys: tuple[str, str],
     prefix: str,
 ) -> tuple[pa.RecordBatch, tuple[int, int, int]]:
-    ids = [name or "" for name in id_texts(batch.column(id_column))]
-    hits = [index for index, name in enumerate(ids) if name in given]
+    found = [given.get(asked) for asked in _asked(batch, keys)]
+    hits = {index: each for index, each in enumerate(found) if each}
     arrays = list(batch.columns)
     changed: set[int] = set()
     for field in contract.fields if hits else ():
         at = batch.schema.get_field_index(prefix + field.name)
         values = arrays[at].to_pylist()
-        for index in hits:
-            answer = given[ids[index]][0].answer
+        for index, (row, _) in hits.items():
+            answer = row.answer
             if field.name in answer:
                 if field.scored and field.read(values[index]) != answer[field.name]:
                     changed.add(index)
@@ -130,22 +146,22 @@ def _answered(
                 f"column {prefix + field.name!r} holds {kind}, which has no room for the answers of people; "
                 "give the output that was reviewed"
             ) from error
-    arrays.append(pa.array([given[name][1] if name in given else "model" for name in ids], pa.string()))
+    arrays.append(pa.array([each[1] if each else "model" for each in found], pa.string()))
     return pa.RecordBatch.from_arrays(arrays, schema=schema), (batch.num_rows, len(hits), len(changed))
 
 
 def _prove(
     scored: Path,
     final: Path,
-    given: Mapping[str, tuple[Row, str]],
+    given: Mapping[Asked, tuple[Row, str]],
     contract: Contract,
-    id_column: str,
+    keys: tuple[str, str],
     prefix: str,
 ) -> None:
     """Every value is as it was, but for the contract's columns of the rows that people answered."""
     answered = {prefix + field.name for field in contract.fields}
     for before, after in zip(_batches(scored), _batches(final), strict=True):
-        people = pa.array([name in given for name in id_texts(before.column(id_column))])
+        people = pa.array([asked in given for asked in _asked(before, keys)])
         for name in before.schema.names:
             old, new = before.column(name), after.column(name)
             if name in answered:

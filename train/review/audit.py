@@ -18,6 +18,7 @@ from batch.contract.contract import Contract
 from batch.errors import InputError
 from batch.reporting.prometheus import write_textfile
 from train.dataset import Row
+from train.decisions import Asked
 from train.evaluation.from_scored import check_kinds, read_scored
 from train.evaluation.statistics import Proportion
 
@@ -80,30 +81,39 @@ def refuse_twice(outputs: Sequence[Path]) -> None:
 def audit(
     outputs: Sequence[Path], rows: Sequence[Row], contract: Contract, target: float, **columns: str
 ) -> Audit:
-    """Compare the audit's `rows` with what the `outputs` said. Raises `InputError`."""
-    given = {row.id: row for row in rows}
+    """Compare the audit's `rows` with what the `outputs` said on the same ids and texts. Raises
+    `InputError`.
+    """
+    given = {row.asked: row for row in rows}
     return Audit([_night(path, given, contract, **columns) for path in outputs], target)
 
 
 def _night(
-    path: Path, given: Mapping[str, Row], contract: Contract, id_column: str = "id", prefix: str = ""
+    path: Path,
+    given: Mapping[Asked, Row],
+    contract: Contract,
+    id_column: str = "id",
+    text_column: str = "request",
+    prefix: str = "",
 ) -> Night:
     names = [field.name for field in contract.scored_fields]
     wanted = [prefix + name for name in (*names, "triage")]
-    table = read_scored(path, id_column, names=wanted)
+    table = read_scored(path, id_column, text_column, wanted)
     if missing := [name for name in wanted if name not in table.columns]:
         raise InputError(f"{path}: has no column {missing[0]!r}; give an output with a triage column")
     check_kinds(table, path, (), [prefix + "triage"])
     auto = table.filter(pl.col(prefix + "triage") == "auto")
-    seen = auto.filter(pl.col(id_column).is_in(list(given)))
-    wrong = sum(
+    lines = auto.filter(pl.col(id_column).is_in([name for name, _ in given])).iter_rows(named=True)
+    seen = [(line, given.get((line[id_column], line[text_column]))) for line in lines]
+    wrong = [
         any(
-            field.read(line[prefix + field.name]) != given[line[id_column]].answer[field.name]
+            field.read(line[prefix + field.name]) != row.answer[field.name]
             for field in contract.scored_fields
         )
-        for line in seen.iter_rows(named=True)
-    )
-    return Night(path.name, auto.height, Proportion(wrong, seen.height))
+        for line, row in seen
+        if row
+    ]
+    return Night(path.name, auto.height, Proportion(sum(wrong), len(wrong)))
 
 
 def write_audit(path: Path, found: Audit) -> None:

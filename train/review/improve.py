@@ -23,6 +23,7 @@ from train.evaluation.ask import judge
 from train.evaluation.tables import show_measures
 from train.fit.inputs import prepare
 from train.fit.qlora import fit
+from train.fit.runs import already_fitted
 from train.likeness import Likeness, signs
 from train.release.gates import GateData, gates
 from train.release.promotions import history
@@ -35,6 +36,7 @@ class Extended:
 
     config: Config
     added: int
+    replaced: int  # training rows that gave way to reviewed ones
     measuring: int  # left out: nearly a row that measures
     known: int  # left out: nearly a training row with the same labels
 
@@ -57,10 +59,10 @@ def extend(
     held += [row for path in measuring for row in load_rows(path, contract, evaluation=True)]
     decided = (row for path in reviewed for row in load_rows(path, contract, decisions=True))
     rows = {tuple(signs(row.request)): row for row in decided}  # of a wording, the later decision stands
-    measured, trained = _index(held), _index(train)
+    measured, trained = (_index(each, config.data.likeness) for each in (held, train))
     kept: dict[str, Row] = {row.id: row for row in train}
     holding = {row.id for row in held}
-    added = left = known = 0
+    added = replaced = left = known = 0
     for row in rows.values():
         if any(measured.near(row.request)):
             left += 1
@@ -72,6 +74,7 @@ def extend(
             continue
         for twin in twins:
             kept.pop(twin.id)
+        replaced += len(twins)
         own = _own_id(row.id, kept, holding)
         kept[own] = dataclasses.replace(row, id=own)
         added += 1
@@ -82,12 +85,12 @@ def extend(
     path = folder / f"train-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
     path.write_text(text, encoding="utf-8")
     data = dataclasses.replace(config.data, train=str(path))
-    return Extended(dataclasses.replace(config, data=data), added, left, known)
+    return Extended(dataclasses.replace(config, data=data), added, replaced, left, known)
 
 
 def fit_and_compare(config: Config, console: Console, against: Sequence[Path], promote: bool) -> None:
     """Fit, print it beside the champion on the recipe's test rows and `against`, promote it if it passes the
-    gates.
+    gates. An adapter that was fitted from these very rows before is not fitted again.
 
     Raises what `prepare` and `fit` raise, and `AdapterError` at a gate that is not passed.
     """
@@ -97,22 +100,25 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
     champion = registry.aliases().get("champion")
     rows = config.find(config.data.train)
     inputs = prepare(config)
-    bundle = fit(inputs, registry, PlainConsole(stderr=True), functools.partial(sound, rows, console))
+    if bundle := already_fitted(registry, inputs):
+        console.print(f"fitted already: {bundle.digest[:12]}")
+    else:
+        bundle = fit(inputs, registry, PlainConsole(stderr=True), functools.partial(sound, rows, console))
     named = [config.find(config.data.test)] if config.data.test else []
     datasets = [*named, *against]
     if champion and champion != bundle.digest and datasets:
         show_measures(judge(["champion", bundle.digest[:12]], datasets, registry), console)
     if promote:
+        beaten = registry.aliases().get("champion")
         passed = gates(bundle.digest, registry, GateData(against=datasets[0] if datasets else None))
         for gate in passed:
             console.print(str(gate))
-        move(bundle, registry, passed)
+        move(bundle, registry, passed, beaten)
         console.print(f"champion is {bundle.digest[:12]}")
 
 
-def _index(rows: Iterable[Row]) -> Likeness:
-    rows = list(rows)
-    likeness = Likeness(row.request for row in rows)
+def _index(rows: Sequence[Row], limit: float) -> Likeness:
+    likeness = Likeness((row.request for row in rows), limit)
     for row in rows:
         likeness.add(row.request)
     return likeness

@@ -10,6 +10,7 @@ import polars as pl
 
 from batch.contract.contract import Contract
 from batch.errors import InputError
+from train.decisions import Asked
 from train.evaluation.from_scored import check_kinds, read_scored
 from train.labelling.candidates import most_worth
 
@@ -32,6 +33,10 @@ class Item:
     audit: bool = False  # drawn at random from the rows that need no person, to measure them
     overlap: bool = False  # read blind by a second reviewer
 
+    @property
+    def asked(self) -> Asked:
+        return self.id, self.request
+
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
@@ -40,7 +45,8 @@ class Selection:
     order: Order = "worth"
     audit: float = 0.0  # share of the `auto` rows
     overlap: float = 0.0  # share of the rows that a second reviewer reads blind
-    ids: frozenset[str] | None = None  # these alone, such as the disagreements of two reviewers
+    # These alone, such as the disagreements of two reviewers: ids, with the texts where they are known.
+    ids: frozenset[tuple[str, str | None]] | None = None
     id_column: str = "id"
     text_column: str = "request"
     prefix: str = ""
@@ -52,8 +58,8 @@ def read_items(path: Path, contract: Contract, selection: Selection, seed: str) 
     Those with `triage` human (all rows, where the adapter has no threshold), and the audit's share of the
     others, drawn by `seed` and id: the same rows whenever it is asked. Raises `InputError`.
     """
-    lines = _read(path, contract, selection)
-    items = [item for line in lines if (item := _item(line, contract, selection, seed)) is not None]
+    lines = _read(path, contract, selection, seed)
+    items = [_item(line, contract, selection, seed) for line in lines]
     if selection.order == "queue":
         return items
     ranked = most_worth(
@@ -72,10 +78,8 @@ def drawn(seed: str, name: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _read(path: Path, contract: Contract, selection: Selection) -> list[dict[str, Any]]:
-    """The rows that may be asked for, with the columns that are shown, under their names without
-    the prefix.
-    """
+def _read(path: Path, contract: Contract, selection: Selection, seed: str) -> list[dict[str, Any]]:
+    """The rows to ask for, with the columns that are shown, under their names without the prefix."""
     prefix, names = selection.prefix, [field.name for field in contract.fields]
     numbers = ["score", *(f"{name}{end}" for name in names for end in ("_score", "_second_score"))]
     texts = ["status", "error", "error_code", "adapter", "triage"]
@@ -100,17 +104,21 @@ def _read(path: Path, contract: Contract, selection: Selection) -> list[dict[str
         )
     usable = table.filter(pl.col("request").str.strip_chars().str.len_chars() > 0)
     if selection.ids is not None:
-        return usable.filter(pl.col("id").is_in(list(selection.ids))).to_dicts()
-    if "triage" in table.columns and not selection.audit:
-        usable = usable.filter(pl.col("triage") == "human")
+        found = usable.filter(pl.col("id").is_in([name for name, _ in selection.ids])).to_dicts()
+        return [row for row in found if {(row["id"], row["request"]), (row["id"], None)} & selection.ids]
+    if "triage" in table.columns:
+        auto = usable.filter(pl.col("triage") == "auto")["id"] if selection.audit else ()
+        audited = [name for name in auto if _audited(name, selection, seed)]
+        usable = usable.filter((pl.col("triage") == "human") | pl.col("id").is_in(audited))
     return usable.to_dicts()
 
 
-def _item(line: Mapping[str, Any], contract: Contract, selection: Selection, seed: str) -> Item | None:
-    """`line` as an item, or None where no person need see it."""
-    audit = line.get("triage") == "auto" and drawn(f"audit {seed}", line["id"], selection.audit)
-    if line.get("triage") == "auto" and not audit and selection.ids is None:
-        return None
+def _audited(name: str, selection: Selection, seed: str) -> bool:
+    return drawn(f"audit {seed}", name, selection.audit)
+
+
+def _item(line: Mapping[str, Any], contract: Contract, selection: Selection, seed: str) -> Item:
+    audit = line.get("triage") == "auto" and _audited(line["id"], selection, seed)
     names = [field.name for field in contract.fields]
     answered = line["status"] == "ok"
     # What the model said: an enforced rule may have put another value into the column.

@@ -17,7 +17,7 @@ from batch.storage.location import reason
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.schema import readable
 from train.dataset import Row, load_rows, split_path
-from train.decisions import Decision, parse, settled
+from train.decisions import Asked, Decision, parse, settled
 from train.evaluation.from_scored import sources_of
 from train.files import strict_json
 from train.review.app import build_app
@@ -58,6 +58,13 @@ def _adapter_of(scored: Path, prefix: str) -> Bundle | None:
         return None
 
 
+def text_column_of(scored: Path, named: str) -> str:
+    """`named`, or where the output has no such column the one that its run read, by its manifest."""
+    told = (read_manifest(manifest_location(str(scored))) or {}).get("job", {}).get("text_column")
+    names = sources_of(scored)[0].schema.names
+    return told if named not in names and told in names else named
+
+
 def seed_of(scored: Path) -> str:
     """The run's id, by which the audit's rows are drawn; the file's name where the output has no manifest."""
     manifest = read_manifest(manifest_location(str(scored))) or {}
@@ -85,11 +92,12 @@ def examples_of(task: ReviewTask, named: Path | None) -> list[Row]:
         return []
 
 
-def ids_in(path: Path) -> frozenset[str]:
-    """The ids in a JSONL file. Raises `InputError`."""
+def ids_in(path: Path) -> frozenset[tuple[str, str | None]]:
+    """The ids in a JSONL file, each with its request where that is there. Raises `InputError`."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-        ids = frozenset(str(strict_json(line)["id"]) for line in lines if line.strip())
+        rows = [strict_json(line) for line in lines if line.strip()]
+        ids = frozenset((str(row["id"]), row.get("request")) for row in rows)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}; check the path") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -105,13 +113,13 @@ def reviewed(paths: Sequence[Path], contract: Contract, audited: bool = False) -
     """The rows that reviewers labelled in these files together, each with the last reviewer's name; with
     `audited`, those only that the audit drew. Raises `DatasetError`, where reviewers differ as well.
     """
-    found: dict[str, tuple[Row, str]] = {}
+    found: dict[Asked, tuple[Row, str]] = {}
     fields = [field.name for field in contract.scored_fields]
     for path in paths:
         rows = {row.line: row for row in load_rows(path, contract, decisions=True)}
         for decision in _decisions(path, fields):
             row = rows[decision.line]
-            earlier = found.get(row.id)
+            earlier = found.get(row.asked)
             if earlier and any(earlier[0].answer[name] != row.answer[name] for name in fields):
                 raise DatasetError(
                     f"{row.where}: {earlier[1]} and {decision.reviewer} gave request {row.id!r} "
@@ -119,7 +127,7 @@ def reviewed(paths: Sequence[Path], contract: Contract, audited: bool = False) -
                     "settle it with batch-train agreement and review --only"
                 )
             if decision.content.get("audit") or not audited:
-                found[row.id] = (row, decision.reviewer)
+                found[row.asked] = (row, decision.reviewer)
     return list(found.values())
 
 

@@ -73,20 +73,21 @@ class Session:
         """
         self._log.refresh()
         found = standing(self._log.decisions)
-        own = {name: each.kind for (name, reviewer), each in found.items() if reviewer == self._reviewer}
-        others = {name for name, reviewer in found if reviewer != self._reviewer}
+        own = {asked: each.kind for (asked, reviewer), each in found.items() if reviewer == self._reviewer}
+        others = {asked for asked, reviewer in found if reviewer != self._reviewer}
+        items = {item.asked: item for item in self._items.values()}
         left = [
             item.id
-            for item in self._items.values()
-            if (item.id not in own and (item.id not in others or item.overlap))
-            or (again and own.get(item.id) in ("skip", "unsure"))
+            for asked, item in items.items()
+            if (asked not in own and (asked not in others or item.overlap))
+            or (again and own.get(asked) in ("skip", "unsure"))
         ]
-        mine = [name for name in own if name in self._items]
+        mine = [asked for asked in own if asked in items]
         return {
             "left": len(left),
             "next": left[:AHEAD],
-            "done": Counter(own[name] for name in mine),
-            "last": mine[-1] if mine else None,
+            "done": Counter(own[asked] for asked in mine),
+            "last": mine[-1][0] if mine else None,
         }
 
     def item(self, name: str) -> dict[str, Any] | None:
@@ -98,9 +99,9 @@ class Session:
             return None
         found = standing(self._log.decisions)
         blind = item.overlap and any(
-            other == name and reviewer != self._reviewer for other, reviewer in found
+            asked == item.asked and reviewer != self._reviewer for asked, reviewer in found
         )
-        mine = found.get((name, self._reviewer))
+        mine = found.get((item.asked, self._reviewer))
         return {
             "id": item.id,
             "request": item.request,
@@ -111,7 +112,7 @@ class Session:
             "seconds": {} if blind else item.seconds,
             "facts": None if blind else self._examples.facts(item.answer),
             "decision": mine and {**mine.content, "decision": mine.kind},
-            "known": self._log.count(name, self._reviewer),
+            "known": self._log.count(item.asked, self._reviewer),
         }
 
     def decide(self, kind: str, name: str, known: int, given: Mapping[str, Any]) -> None:
@@ -119,7 +120,7 @@ class Session:
         item = self._items.get(name)
         if item is None:
             raise InvalidAnswer("this request is not in the queue")
-        line: dict[str, Any] = {"id": item.id}
+        line: dict[str, Any] = {"id": item.id, "request": item.request}
         if kind == "label":
             line |= self._labels(item, given)
         elif kind not in ("unsure", "skip", "undo"):

@@ -16,13 +16,20 @@ from tests.conftest import ROOT
 from tests.train.fit.test_qlora import recipe
 from train.cli import main
 from train.dataset import load_rows
-from train.evaluation.baselines import BASELINES, Baseline
+from train.evaluation.baselines import BASELINES, WORDS, Baseline, Tfidf
 from train.evaluation.cross_validation import cross_validate_baseline, folds
 from train.evaluation.evaluate import evaluate
 from train.evaluation.from_scored import read_scored
 from train.fit.folds import cross_validate_recipe
 
 TRIAGE = ROOT / "tests/data/triage"
+
+
+def test_many_words_take_no_more_memory() -> None:
+    """A number for each word and value: 20,000 rows of 150 labels took tens of gigabytes."""
+    texts = [f"first{n} second{n} third{n} fourth{n}" for n in range(9000)]
+    vectors = Tfidf(texts[:2], ["a", "b"]).pipeline(texts)[0].fit_transform(texts)
+    assert vectors.shape == (9000, WORDS)
 
 
 def test_a_method_that_reads_beats_one_that_does_not(contract: Contract) -> None:

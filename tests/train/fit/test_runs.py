@@ -1,5 +1,6 @@
 """A fit that is cut off after the training, or cannot be written: nothing is trained twice, nothing is left."""
 
+import io
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,18 +9,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from batch.adapter.base_model import base_digest
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.errors import AdapterError, InputError
+from batch.errors import AdapterError, EngineError, InputError
 from tests.conftest import make_bundle
 from tests.train.fit.test_qlora import recipe
 from train.config import Config
 from train.fit import places, qlora
 from train.fit.inputs import prepare
 from train.fit.places import check_bases
-from train.fit.runs import finished, note_finished, unchecked
+from train.fit.runs import already_fitted, finished, note_finished, unchecked
 from train.fit.serving import expansion_of
+from train.release.gates import Gate
+from train.review import improve
 
 SILENT = Console(quiet=True)
 RUN = "f" * 64
@@ -84,6 +88,32 @@ def test_a_fit_that_is_not_sound_is_checked_again_and_not_trained_again(
     bundle = qlora.fit(inputs, registry, SILENT, lambda bundle: True)
     assert len(trained) == 1 and not unchecked(registry, inputs.fingerprint)
     assert registry.aliases()["champion"] == bundle.digest
+
+
+def test_an_improvement_that_is_cut_off_behind_the_fit_goes_on_there(
+    inputs: Any, registry: Registry, trained: list[Path], tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine failed in the gates (75): run again, as it is told to be, it trained everything again."""
+    inputs.facts = {"base": {"ref": str(tiny_base), "revision": None, "sha256": base_digest(tiny_base)}}
+    config: Any = SimpleNamespace(find=Path, data=SimpleNamespace(train="train.jsonl", test=None))
+    gate, out = Gate("regression", True, "5 of 5 rows right"), io.StringIO()
+
+    def broken(*_: object) -> list[Gate]:
+        raise EngineError("the engine failed; run again to resume")
+
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(registry.root))
+    monkeypatch.setattr(improve, "prepare", lambda _: inputs)
+    monkeypatch.setattr(improve, "sound", lambda *_: True)
+    monkeypatch.setattr(improve, "gates", broken)
+    with pytest.raises(EngineError):
+        improve.fit_and_compare(config, SILENT, [], promote=True)
+    monkeypatch.setattr(improve, "gates", lambda *_: [gate])
+    improve.fit_and_compare(config, Console(file=out), [], promote=True)
+    assert len(trained) == 1 and len(registry.list()) == 1
+    (bundle,) = registry.list()
+    assert out.getvalue().startswith(f"fitted already: {bundle.digest[:12]}\n")
+    inputs.facts = {"base": {**inputs.facts["base"], "sha256": "0" * 64}}
+    assert already_fitted(registry, inputs) is None
 
 
 def test_an_adapter_that_was_damaged_since_is_made_again(

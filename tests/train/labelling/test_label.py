@@ -165,6 +165,34 @@ def test_candidates_are_rows_once_they_are_filled_in(
     assert refused.exit_code == 2 and "--text-column" in refused.output
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "label-studio"])
+def test_labels_that_somebody_filled_in_are_not_written_over(
+    scored: pl.DataFrame, tmp_path: Path, kind: str
+) -> None:
+    scored.write_parquet(tmp_path / "out.parquet")
+    out = tmp_path / "next.json"
+    line = ("candidates", tmp_path / "out.parquet", "--format", kind, "--out", out, *CONTRACT, "-n")
+    for count in (2, 3):  # its own it replaces
+        assert command(*line, count).exit_code == 0
+    text = out.read_text()
+    if kind == "jsonl":
+        first, rest = text.split("\n", 1)
+        filled = json.dumps({**json.loads(first), "risk": "low"}) + "\n" + rest
+    else:
+        (first, *others) = json.loads(text)
+        filled = json.dumps([{**first, "annotations": []}, *others])
+    for content in (filled, "my own notes", "{}", "3"):
+        out.write_text(content)
+        result = command(*line, 2)
+        assert (result.exit_code, result.output) == (
+            2,
+            f"Error: {out} holds labels, or is another file; choose another --out\n",
+        )
+        assert out.read_text() == content
+    out.write_text("")
+    assert command(*line, 3).exit_code == 0 and out.read_text() == text
+
+
 def test_near_copies_are_chosen_once(contract: Contract, scored: pl.DataFrame) -> None:
     twice = pl.concat([scored, scored.with_columns(pl.col("id") + "-b", pl.col("request") + " Thanks.")])
     chosen = candidates(twice, Path("out.parquet"), [], contract, 60, "id", "request")

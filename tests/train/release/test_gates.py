@@ -1,5 +1,6 @@
 """Promotion through gates, the log, the way back; and what an alias means while it moves."""
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from batch import run
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.errors import AdapterError, DatasetError
+from batch.errors import AdapterError, DatasetError, StorageError
 from batch.job import Options, check
 from batch.reporting.observer import Observer
 from tests.batch.test_run import backlog
@@ -23,11 +24,17 @@ from train.dataset import load_rows
 from train.diagnosis.diagnose import AskedRow
 from train.evaluation.ask import candidate, route
 from train.evaluation.baselines import Guess
+from train.release import promotions
 from train.release.gates import Gate, GateData, bias_gate, champion_gate, gates, regression_gate
-from train.release.promotions import LOG, history, promote, roll_back
+from train.release.promotions import LOG, history, roll_back
 
 GREEN = [Gate("regression", True, "5 of 5 rows right in every field")]
 RED = [Gate("bias", False, "too often")]
+
+
+def promote(bundle: Bundle, registry: Registry, passed: list[Gate], force: bool = False) -> None:
+    """Through gates that were asked of the champion as it is."""
+    promotions.promote(bundle, registry, passed, registry.aliases().get("champion"), force)
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +114,54 @@ def _killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_a_champion_that_was_not_compared_with_is_not_replaced(
+    registry: Registry, bundles: list[Bundle]
+) -> None:
+    """Another command promoted one while the gates, which take minutes, asked the one before."""
+    a, b, c = bundles
+    promote(a, registry, GREEN)
+    beaten = registry.aliases()["champion"]
+    promote(b, registry, GREEN)
+    for force in (False, True):
+        with pytest.raises(
+            StorageError, match=r"the champion changed while .*; run again to compare"
+        ) as failed:
+            promotions.promote(c, registry, GREEN, beaten, force)
+        assert failed.value.exit_code == 75
+    assert registry.aliases()["champion"] == b.digest and len(history(registry)) == 2
+    promotions.promote(b, registry, GREEN, beaten)  # it is the champion already
+    promote(c, registry, GREEN)
+    assert registry.aliases()["champion"] == c.digest
+
+
+def test_the_command_compares_with_the_champion_before_the_gates(
+    registry: Registry, bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = bundles
+    promote(a, registry, GREEN)
+
+    def slow(*_: object) -> list[Gate]:
+        promote(b, registry, GREEN)
+        return GREEN
+
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(registry.root))
+    monkeypatch.setattr("train.commands.promote.gates", slow)
+    result = CliRunner().invoke(main, ["promote", c.digest])
+    assert result.exit_code == 75 and "run again to compare with the new one" in result.output
+    assert registry.aliases()["champion"] == b.digest
+
+
 def test_a_hundred_promotes_at_once(tmp_path: Path) -> None:
     """Each is in the log, each from where the one before it led. Fails without the registry's lock (46 were lost)."""
     digests = [f"{number:064x}" for number in range(100)]
+
+    def until_compared(digest: str) -> None:
+        while True:
+            with contextlib.suppress(StorageError):
+                return promote(SimpleNamespace(digest=digest), Registry(tmp_path), GREEN)  # type: ignore[arg-type]
+
     with ThreadPoolExecutor(20) as pool:
-        list(
-            pool.map(
-                lambda digest: promote(SimpleNamespace(digest=digest), Registry(tmp_path), GREEN),  # type: ignore[arg-type]
-                digests,
-            )
-        )
+        list(pool.map(until_compared, digests))
     entries = history(Registry(tmp_path))
     assert sorted(entry["to"] for entry in entries) == digests
     assert [entry["from"] for entry in entries] == [None, *(entry["to"] for entry in entries[:-1])]

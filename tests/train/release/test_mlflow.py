@@ -41,7 +41,7 @@ def registry(
     for scale in (0.05, 0.06):
         make_bundle(tiny_base, contract, registry.root, scale)
     for bundle in registry.list():
-        promote(bundle, registry, [])
+        promote(bundle, registry, [], registry.aliases().get("champion"))
     monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(registry.root))
     return registry
 
@@ -82,7 +82,8 @@ def named(
     """The champion's and the one's before it have a contract of another name."""
     other = Contract.from_dict({**contract.raw, "name": request.param})
     for scale in (0.07, 0.08):
-        promote(make_bundle(tiny_base, other, registry.root, scale), registry, [])
+        bundle = make_bundle(tiny_base, other, registry.root, scale)
+        promote(bundle, registry, [], registry.aliases().get("champion"))
     return registry
 
 

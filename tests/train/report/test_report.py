@@ -13,8 +13,10 @@ from click.testing import CliRunner
 from batch.adapter.bundle import Bundle, seal_bundle
 from batch.contract.contract import Contract
 from batch.scoring.lane import ScoredRow
+from batch.storage.places import refuse_others
 from tests.conftest import ROOT
 from train.cli import main
+from train.commands.report import WRITTEN
 from train.dataset import Row, load_rows
 from train.doctor.check import NAMES, Check
 from train.evaluation.evaluate import compare, evaluate
@@ -183,6 +185,7 @@ def test_the_command(trained_registry: Path, trained: Bundle, tmp_path: Path) ->
     ]
     result = CliRunner().invoke(main, arguments, env=environment)
     assert result.exit_code == 0, result.output
+    refuse_others("--out", tmp_path / "r.html", *WRITTEN)  # its own it writes again
     text = text_of((tmp_path / "r.html").read_text())
     assert (
         "12 of 12" in text and trained.digest in text and "base, not mentioned" in text and "contrast" in text
@@ -197,6 +200,21 @@ def test_the_command(trained_registry: Path, trained: Bundle, tmp_path: Path) ->
         .exit_code
         == 2
     )
+
+
+@pytest.mark.parametrize("content", ["my own notes", "<!doctype html>\n<title>batch-route report</title>\n"])
+def test_another_programs_file_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """`report.html` is the default, and the name of many a report."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "report.html").write_text(content)
+    result = CliRunner().invoke(main, ["report", "champion"])
+    assert result.exit_code == 2 and result.output == (
+        "Error: --out report.html is another program's file and would be written over; "
+        "move it away, or choose another place\n"
+    )
+    assert (tmp_path / "report.html").read_text() == content
 
 
 @pytest.mark.parametrize("adapter", ["none", "base"])

@@ -1,6 +1,7 @@
 """The server's side: what is asked, what is accepted, who may."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def test_what_needs_no_person_is_left_out_but_for_the_audit(
         i.id for i in read_items(scored, contract, Selection(audit=0.1), "b") if i.audit
     }
     assert sum(drawn("s", str(i), 0.25) for i in range(4000)) == pytest.approx(1000, abs=120)
+
+
+def test_an_audit_holds_no_more_in_memory_than_it_asks_about(output: Output, contract: Contract) -> None:
+    """As Python's objects: the rows themselves are in Arrow's memory, which is not counted here."""
+    scored, peaks = output(4000, auto=4000), []
+    for audit in (0.0, 0.02):
+        read_items(scored, contract, Selection(audit=audit), "s")  # what is loaded once is
+        tracemalloc.start()
+        items = read_items(scored, contract, Selection(audit=audit), "s")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert len(items) == 67 and peaks[1] < 1.2 * peaks[0]
 
 
 def test_facts_decide_the_labels_and_the_row_lints_clean(

@@ -74,7 +74,8 @@ def test_ids_of_every_type_are_one_text_everywhere(
     assert {json.loads(line)["id"] for line in chosen.output.splitlines()} == set(texts)
     gold = json.loads((ROOT / "data/v2/train.jsonl").read_text().splitlines()[7])
     labels = tmp_path / "labels.jsonl"
-    decision = {**gold, "id": texts[2], "decision": "label", "reviewer": "ann"}
+    request = table.column("request")[2].as_py()
+    decision = {**gold, "id": texts[2], "request": request, "decision": "label", "reviewer": "ann"}
     labels.write_text(json.dumps(decision) + "\n")
     done = command("apply-reviews", path, labels, tmp_path / "final.parquet", *CONTRACT)
     assert done.exit_code == 0, done.output
@@ -188,7 +189,8 @@ def test_nan_in_a_score_is_no_score_and_no_change(
     assert [item.scores.get("score") for item in items(path, contract)] == [None, 0.5, 0.6]
     labels = tmp_path / "labels.jsonl"
     gold = json.loads((ROOT / "data/v2/train.jsonl").read_text().splitlines()[0])
-    labels.write_text(json.dumps({**gold, "id": "r0", "decision": "label", "reviewer": "ann"}) + "\n")
+    asked = {"id": "r0", "request": table.column("request")[0].as_py()}
+    labels.write_text(json.dumps({**gold, **asked, "decision": "label", "reviewer": "ann"}) + "\n")
     done = command("apply-reviews", path, labels, tmp_path / "final.parquet", *CONTRACT)
     assert done.exit_code == 0, done.output
 
@@ -197,7 +199,8 @@ def test_answers_that_a_column_has_no_room_for_are_refused(table: pa.Table, tmp_
     path = put(table, tmp_path, tier=pa.array([1, 2, 3]))
     labels = tmp_path / "labels.jsonl"
     gold = json.loads((ROOT / "data/v2/train.jsonl").read_text().splitlines()[0])
-    labels.write_text(json.dumps({**gold, "id": "r0", "decision": "label", "reviewer": "ann"}) + "\n")
+    asked = {"id": "r0", "request": table.column("request")[0].as_py()}
+    labels.write_text(json.dumps({**gold, **asked, "decision": "label", "reviewer": "ann"}) + "\n")
     done = command("apply-reviews", path, labels, tmp_path / "final.parquet", *CONTRACT)
     assert done.exit_code == 2 and "column 'tier' holds int64, which has no room for" in done.output
     assert not (tmp_path / "final.parquet").exists()

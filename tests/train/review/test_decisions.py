@@ -2,7 +2,9 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ GOLD = [json.loads(line) for line in (ROOT / "data/v2/train.jsonl").read_text().
 
 
 def decision(row: int, kind: str = "label", reviewer: str = "ann", **more: Any) -> dict[str, Any]:
-    content = GOLD[row] if kind == "label" else {"id": GOLD[row]["id"]}
+    content = GOLD[row] if kind == "label" else {key: GOLD[row][key] for key in ("id", "request")}
     return {
         **content,
         "decision": kind,
@@ -47,7 +49,7 @@ def test_the_latest_decision_stands_and_undo_takes_it_back(tmp_path: Path) -> No
         ),
     )
     found = standing(DecisionLog(path).decisions)
-    assert {name: each.kind for (name, _), each in found.items()} == {GOLD[0]["id"]: "label"}
+    assert {name: each.kind for ((name, _), _), each in found.items()} == {GOLD[0]["id"]: "label"}
 
 
 def test_a_file_of_decisions_is_a_dataset(tmp_path: Path, contract: Contract) -> None:
@@ -181,3 +183,19 @@ def test_what_another_process_left_torn_does_not_spoil_the_next_decision(tmp_pat
         file.write('{"id": "half')
     assert log.add(decision(0), known=0)
     assert [json.loads(line)["id"] for line in path.read_text().split("\n")[:-1]] == [GOLD[0]["id"]]
+
+
+def test_tabs_that_save_at_once_part_the_requests_among_them(tmp_path: Path) -> None:
+    """The server's threads share one descriptor, on which the file's lock excludes none of them."""
+    tabs, path = 4, tmp_path / "l.jsonl"
+    log, together = DecisionLog(path), Barrier(tabs)
+
+    def save(_: int) -> int:
+        together.wait()
+        return sum(log.add(decision(row, "skip"), known=0) for row in range(60))
+
+    with ThreadPoolExecutor(tabs) as pool:
+        saved = sum(pool.map(save, range(tabs)))
+    names = [json.loads(line)["id"] for line in path.read_text().splitlines()]
+    assert saved == 60 and sorted(names) == sorted(GOLD[row]["id"] for row in range(60))
+    assert [each.asked[0] for each in log.decisions] == names

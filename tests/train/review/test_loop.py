@@ -104,14 +104,14 @@ def test_peoples_answers_in_a_copy_and_nothing_else_changes(
     assert pq.read_schema(final).names[:-1] == pq.read_schema(scored).names
 
 
-@pytest.mark.parametrize("fault", ["unknown id", "itself", "two reviewers", "no review"])
+@pytest.mark.parametrize("fault", ["unknown ids", "itself", "two reviewers", "no review"])
 def test_what_does_not_fit_is_refused_and_nothing_is_written(
     output: Output, tmp_path: Path, fault: str
 ) -> None:
     scored, final = output(5), tmp_path / "final.parquet"
     labels = [decided(tmp_path / "a.jsonl", scored)]
-    if fault == "unknown id":
-        labels[0].write_text(labels[0].read_text().replace('"id": "r4"', '"id": "gone"'))
+    if fault == "unknown ids":
+        labels[0].write_text(labels[0].read_text().replace('"id": "r', '"id": "gone'))
     elif fault == "itself":
         final = scored
     elif fault == "two reviewers":
@@ -140,6 +140,18 @@ def test_the_audit_sees_what_no_score_says(output: Output, tmp_path: Path) -> No
     assert invoke(*line, "--target-error", "0.1").exit_code == 0
     refused = invoke("audit", scored, "--labels", labels, *CONTRACT)
     assert refused.exit_code == 2 and "--target-error" in refused.output
+
+
+def test_metrics_are_not_written_over_another_programs_file(output: Output, tmp_path: Path) -> None:
+    scored, metrics = output(3, auto=3), tmp_path / "node.prom"
+    labels = decided(tmp_path / "l.jsonl", scored, audit=True)
+    line = ("audit", scored, "--labels", labels, *CONTRACT, "--target-error", "0.1", "--metrics", metrics)
+    metrics.write_text(before := "# HELP node_load1 1m load average.\n")
+    result = invoke(*line)
+    assert result.exit_code == 2 and "is another program's file and would be written over" in result.output
+    assert metrics.read_text() == before
+    metrics.unlink()
+    assert [invoke(*line).exit_code for _ in range(2)] == [0, 0]  # its own it writes again
 
 
 def test_rows_that_were_not_drawn_do_not_count_in_the_audit(output: Output, tmp_path: Path) -> None:
@@ -219,6 +231,38 @@ def test_a_near_twin_is_replaced_and_its_id_is_free_again(tmp_path: Path) -> Non
     assert made.added == 1 and len(requests) == len(GOLD) and requests[GOLD[5]["id"]] == again["request"]
 
 
+@pytest.mark.parametrize(("likeness", "kept"), [("", ["r"]), ("likeness = 1.0", ["0", "1", "2", "r"])])
+def test_what_is_nearly_equal_is_as_the_recipe_says(tmp_path: Path, likeness: str, kept: list[str]) -> None:
+    """Three requests that differ in two words of twelve: whether they are one is the recipe's to say."""
+    folder, text = (
+        tmp_path / "data",
+        "please reset the password of {} in the customer portal before noon today",
+    )
+    folder.mkdir()
+    (folder / "contract.toml").write_text(
+        'name = "t"\n[prompt]\nsystem = "x {fields}"\n'
+        '[[fields]]\nname = "queue"\ntype = "label"\n[fields.labels]\na = "A"\nb = "B"\n'
+    )
+    whose = ["printer 4", "user anna", "group sales"]
+    rows = [{"id": str(i), "request": text.format(each), "queue": "a"} for i, each in enumerate(whose)]
+    decision = {"id": "r", "request": text.format("server prod"), "queue": "b"}
+    other = {"id": "v", "request": "something else entirely here", "queue": "b"}
+    for name, lines in (
+        ("train", rows),
+        ("validation", [other]),
+        ("reviewed", [{**decision, "decision": "label", "reviewer": "ann"}]),
+    ):
+        (folder / f"{name}.jsonl").write_text("".join(map(json_line, lines)))
+    (folder / "recipe.toml").write_text(
+        f'[base]\nmodel = "data/mini-base"\n[data]\ncontract = "{folder}/contract.toml"\n'
+        f'train = "{folder}/train.jsonl"\nvalidation = "{folder}/validation.jsonl"\n{likeness}\n'
+    )
+    made = extend(Config.load(folder / "recipe.toml"), [folder / "reviewed.jsonl"], tmp_path / "out")
+    trained = Path(made.config.data.train).read_text().splitlines()
+    assert [json.loads(line)["id"] for line in trained] == kept
+    assert (made.added, made.replaced, made.known, made.measuring) == (1, 4 - len(kept), 0, 0)
+
+
 def bystander(tmp_path: Path, scored: Path, kind: str) -> tuple[list[Path], Path]:
     """Labels, and a FINAL that is refused."""
     labels = decided(tmp_path / "a.jsonl", scored)
@@ -289,4 +333,4 @@ def test_what_is_read_is_not_written_over(output: Output, tmp_path: Path) -> Non
 def test_ids_with_strange_line_ends_in_them_are_read(tmp_path: Path) -> None:
     path, names = tmp_path / "d.jsonl", {"a\u2028b", "c\u0085d", "e"}
     path.write_text("".join(json_line({"id": name}) for name in sorted(names)) + "\n", encoding="utf-8")
-    assert ids_in(path) == names
+    assert ids_in(path) == {(name, None) for name in names}

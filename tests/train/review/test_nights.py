@@ -1,0 +1,144 @@
+"""One file of decisions for all nights, whose ids may begin anew: a decision is on an id and its text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from batch.contract.contract import Contract
+from tests.conftest import ROOT
+from tests.train.review.conftest import Output
+from train.cli import main
+from train.config import Config
+from train.dataset import load_rows
+from train.decisions import DecisionLog, standing
+from train.review.improve import extend
+from train.review.queue import Selection, read_items
+from train.review.serve import ids_in, text_column_of
+from train.review.session import Session
+
+CONTRACT = ("--contract", str(ROOT / "data/contract.toml"))
+GOLD = [json.loads(line) for line in (ROOT / "data/v2/train.jsonl").read_text().splitlines()]
+OTHER = next(row for row in GOLD if row["risk"] != GOLD[0]["risk"])
+MONDAY = [f"Monday's beekeepers count their hives, number {i}." for i in range(3)]
+TUESDAY = ["Find our travel policy.", "Zoologists look up feeding plans.", "Book a room for twelve people."]
+
+
+def invoke(*line: object) -> Any:
+    return CliRunner().invoke(main, [str(word) for word in line])
+
+
+def sitting(scored: Path, contract: Contract, labels: Path, **selection: Any) -> Session:
+    return Session(
+        read_items(scored, contract, Selection(**selection), "s"), contract, DecisionLog(labels), "ann"
+    )
+
+
+@pytest.fixture
+def nights(output: Output, contract: Contract, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Monday's and Tuesday's outputs, with ids r0 to r2 in both, and the labels of all of Monday's rows."""
+    monday, tuesday = (output(texts, auto=1, name=f"{texts[0][:3]}.parquet") for texts in (MONDAY, TUESDAY))
+    labels = tmp_path / "reviewed.jsonl"
+    session = sitting(monday, contract, labels, audit=1.0)
+    for name in session.state()["next"]:
+        session.decide("label", name, 0, {"answer": OTHER, "facts": OTHER["facts"]})
+    return monday, tuesday, labels
+
+
+def test_another_nights_rows_are_not_done(nights: tuple[Path, Path, Path], contract: Contract) -> None:
+    monday, tuesday, labels = nights
+    assert sitting(monday, contract, labels).state()["left"] == 0
+    session = sitting(tuesday, contract, labels)
+    state = session.state()
+    assert (state["left"], state["done"], state["last"]) == (2, {}, None)
+    item = session.item("r1")
+    assert item and item["decision"] is None and item["known"] == 0
+    session.decide("skip", "r1", 0, {})
+    assert session.state()["done"] == {"skip": 1}
+    session.decide("undo", "r1", 1, {})
+    assert sitting(monday, contract, labels).state()["done"] == {"label": 2}
+
+
+def test_answers_are_written_into_the_rows_that_were_read(
+    nights: tuple[Path, Path, Path], contract: Contract, tmp_path: Path
+) -> None:
+    monday, tuesday, labels = nights
+    final = tmp_path / "final.parquet"
+    refused = invoke("apply-reviews", tuesday, labels, final, *CONTRACT)
+    assert refused.exit_code == 2 and "none of the decisions (3) is on a row of" in refused.output
+    session = sitting(tuesday, contract, labels)
+    session.decide("label", "r1", 0, {"answer": GOLD[0], "facts": GOLD[0]["facts"]})
+    done = invoke("apply-reviews", tuesday, labels, final, *CONTRACT)
+    assert done.exit_code == 0, done.output
+    assert done.output == (
+        f"{final}: 3 rows, 1 answered by people, 1 of them changed; "
+        f"left out: 3 decisions on rows that {tuesday} does not have\n"
+    )
+    made = pl.read_parquet(final)
+    assert made["answered_by"].to_list() == ["model", "ann", "model"]
+    assert made["risk"].to_list() == [GOLD[0]["risk"], GOLD[0]["risk"], GOLD[2]["risk"]]
+    assert invoke("apply-reviews", monday, labels, final, *CONTRACT).exit_code == 0
+    assert pl.read_parquet(final)["risk"].to_list() == [OTHER["risk"]] * 3
+
+
+def test_the_audit_counts_what_was_read(nights: tuple[Path, Path, Path]) -> None:
+    monday, tuesday, labels = nights
+    line = ("audit", monday, tuesday, "--labels", labels, *CONTRACT, "--target-error", "0.1")
+    result = invoke(*line)
+    assert f"{monday.name}: 1 auto rows, 1 of 1 audited wrong\n" in result.output
+    assert f"{tuesday.name}: 1 auto rows, 0 of 0 audited wrong\n" in result.output
+
+
+def test_both_nights_rows_are_trained_on(
+    nights: tuple[Path, Path, Path], contract: Contract, tmp_path: Path
+) -> None:
+    _, tuesday, labels = nights
+    sitting(tuesday, contract, labels).decide("label", "r1", 0, {"answer": OTHER, "facts": OTHER["facts"]})
+    assert len(load_rows(labels, contract, decisions=True)) == 4
+    made = extend(Config.load(ROOT / "train/mini-v2.toml"), [labels], tmp_path / "out")
+    texts = {row.request for row in load_rows(made.config.data.train, contract)}
+    assert {MONDAY[1], TUESDAY[1]} <= texts
+
+
+def test_reviewers_are_compared_on_what_both_read(
+    nights: tuple[Path, Path, Path], contract: Contract, tmp_path: Path
+) -> None:
+    monday, tuesday, labels = nights
+    second, out = tmp_path / "bo.jsonl", tmp_path / "differences.jsonl"
+    session = sitting(tuesday, contract, second)
+    session.decide("label", "r1", 0, {"answer": GOLD[0], "facts": GOLD[0]["facts"]})
+    result = invoke("agreement", labels, second, *CONTRACT)
+    assert result.exit_code == 2 and "no request in common" in result.output
+    session = sitting(monday, contract, second)
+    session.decide("label", "r1", 0, {"answer": GOLD[0], "facts": GOLD[0]["facts"]})
+    assert invoke("agreement", labels, second, *CONTRACT, "--out", out).exit_code == 0
+    asked = [read_items(each, contract, Selection(ids=ids_in(out)), "s") for each in (monday, tuesday)]
+    assert [[item.id for item in items] for items in asked] == [["r1"], []]
+
+
+def test_another_nights_labels_hide_no_candidate(nights: tuple[Path, Path, Path]) -> None:
+    _, tuesday, labels = nights
+    result = invoke("candidates", tuesday, "--labelled", labels, *CONTRACT)
+    assert {json.loads(line)["request"] for line in result.output.splitlines()} == set(TUESDAY)
+
+
+def test_older_lines_without_the_text_take_back_what_they_took_back(tmp_path: Path) -> None:
+    label = {**GOLD[0], "decision": "label", "reviewer": "ann"}
+    undo, skip = ({"id": GOLD[0]["id"], "decision": kind, "reviewer": "ann"} for kind in ("undo", "skip"))
+    path = tmp_path / "l.jsonl"
+    for lines, kinds in (((label, undo), []), ((label, undo, skip), ["skip"]), ((label, skip), ["skip"])):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert [each.kind for each in standing(DecisionLog(path).decisions).values()] == kinds
+
+
+def test_the_text_column_is_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`apply-reviews` and `audit` need no --text-column where the output says what it read."""
+    scored = tmp_path / "out.parquet"
+    pl.DataFrame({"id": ["a"], "body": ["Find it."]}).write_parquet(scored)
+    assert text_column_of(scored, "request") == "request"
+    told = {"job": {"text_column": "body"}}
+    monkeypatch.setattr("train.review.serve.read_manifest", lambda location: told)
+    assert text_column_of(scored, "request") == text_column_of(scored, "body") == "body"
