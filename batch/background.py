@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -28,7 +29,27 @@ def in_background(call: Callable[[], Result]) -> Future[Result]:
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
     """`items`, each made in the background while the one before it is used."""
-    following = in_background(lambda: next(items, END))
-    while (item := following.result()) is not END:
-        following = in_background(lambda: next(items, END))
-        yield item
+    asked, made = SimpleQueue[bool](), SimpleQueue[Future[Item]]()
+
+    def make() -> None:
+        while asked.get():
+            made.put(_done(lambda: next(items, END)))
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        asked.put(True)
+        while (item := made.get().result()) is not END:
+            asked.put(True)
+            yield item
+    finally:
+        asked.put(False)
+
+
+def _done(call: Callable[[], Result]) -> Future[Result]:
+    """What `call` returned or raised."""
+    result = Future[Result]()
+    try:
+        result.set_result(call())
+    except BaseException as error:
+        result.set_exception(error)
+    return result
