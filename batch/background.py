@@ -18,10 +18,7 @@ def in_background(call: Callable[[], Result]) -> Future[Result]:
     result = Future[Result]()
 
     def run() -> None:
-        try:
-            result.set_result(call())
-        except BaseException as error:
-            result.set_exception(error)
+        _settle(result, call)
 
     threading.Thread(target=run, daemon=True).start()
     return result
@@ -33,7 +30,9 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
     def make() -> None:
         while asked.get():
-            made.put(_done(lambda: next(items, END)))
+            result = Future[Item]()
+            _settle(result, lambda: next(items, END))
+            made.put(result)
 
     threading.Thread(target=make, daemon=True).start()
     try:
@@ -45,11 +44,9 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
         asked.put(False)
 
 
-def _done(call: Callable[[], Result]) -> Future[Result]:
-    """What `call` returned or raised."""
-    result = Future[Result]()
+def _settle(result: Future[Result], call: Callable[[], Result]) -> None:
+    """Set what `call` returns or raises."""
     try:
         result.set_result(call())
     except BaseException as error:
         result.set_exception(error)
-    return result

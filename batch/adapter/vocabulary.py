@@ -187,9 +187,8 @@ def _check_bounds(content: Mapping[str, Any], folder: Path) -> None:
 def _is_byte_level(content: Mapping[str, Any], folder: Path) -> bool:
     decoders = {part.get("type") for part in _parts(content.get("decoder"), "decoders")}
     model, pieces = content["model"], content["model"]["vocab"]
-    marked = model.get("continuing_subword_prefix") or model.get(
-        "end_of_word_suffix"
-    )  # are no bytes of a text
+    # marks of a token's place in a word are no bytes of a text
+    marked = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
     known = pieces if isinstance(pieces, dict) else {piece for piece, _ in pieces}
     if "ByteLevel" in decoders and not marked:
         signs = _byte_level_alphabet()
