@@ -28,6 +28,7 @@ except ImportError:  # it has no wheel for every machine
 MAX_ID = 1 << 22  # of a token; the largest vocabularies have a sixteenth of that
 MAX_GROWTH = 64  # times that normalisers may lengthen a text; real ones replace a character by one
 KEPT = 4  # vocabularies that a process remembers
+TOKENS_A_TEXT = 3  # of a vocabulary that fastokens loads in the time it saves on one text: 10 us each of 29
 SPACE = "\u2581"  # SentencePiece's stand-in for a space
 # Bytes that a byte-level vocabulary may lack (SmolLM2's lacks 21): controls other than white space, what no
 # UTF-8 holds, and the first bytes of planes 4 to 11, in which no character is assigned.
@@ -36,21 +37,21 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Encoder:
-    """A tokenizer that knows no control token: fastokens, twenty times as fast as `tokenizers`, where that is
-    installed, reads the vocabulary and has the same ids of its words.
+    """A tokenizer that knows no control token. After enough texts to be worth loading it, the work goes to
+    fastokens, twenty times as fast as `tokenizers`, where that is installed, reads the vocabulary and has the
+    same ids of all `samples`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, words: Sequence[str]) -> None:
-        self._slow, self._fast = tokenizer, None
-        if fastokens is None:
-            return
-        with contextlib.suppress(ValueError):  # a part of the tokenizer that it does not know
-            fast = fastokens.Tokenizer.from_json_str(tokenizer.to_str())
-            if _ids(fast.encode_batch(words)) == self._slowly(words):
-                self._fast = fast
+    def __init__(self, tokenizer: Tokenizer, samples: Sequence[str]) -> None:
+        self._slow, self._samples = tokenizer, samples
+        self._spared = tokenizer.get_vocab_size() // TOKENS_A_TEXT  # texts until then
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Uses all cores, and lets go of the GIL."""
+        self._spared -= len(texts)
+        return self._slowly(texts) if self._spared > 0 else self._quickly(texts)
+
+    def _quickly(self, texts: Sequence[str]) -> list[list[int]]:
         if self._fast:
             with contextlib.suppress(ValueError):  # its matcher has a limit, which a text may exceed
                 return _ids(self._fast.encode_batch(texts))
@@ -58,6 +59,15 @@ class Encoder:
 
     def _slowly(self, texts: Sequence[str]) -> list[list[int]]:
         return _ids(self._slow.encode_batch_fast(texts, add_special_tokens=False))
+
+    @functools.cached_property
+    def _fast(self) -> Any:
+        with contextlib.suppress(ValueError):  # a part of the tokenizer that it does not know
+            if fastokens is not None:
+                fast = fastokens.Tokenizer.from_json_str(self._slow.to_str())
+                if _ids(fast.encode_batch(self._samples)) == self._slowly(self._samples):
+                    return fast
+        return None
 
 
 def _ids(encodings: Iterable[Any]) -> list[list[int]]:
@@ -94,10 +104,10 @@ class Vocabulary:
             _forget(content, controls)
             plain = _tokenizer(content)
             table = _table(plain, frozenset(controls.values()), spaces, byte_level)
-            words = _words(table)
-            opening = continuing = Encoder(plain, words)
+            samples = [*_words(table), *_spelt(controls)]
+            opening = continuing = Encoder(plain, samples)
             if _drop_prefix(content):
-                continuing = Encoder(_tokenizer(content), words)
+                continuing = Encoder(_tokenizer(content), samples)
         except AdapterError:
             raise
         except Exception as error:  # `tokenizers` raises bare Exception for a malformed file
@@ -116,8 +126,8 @@ class Vocabulary:
         return ((token, text) for token, text in enumerate(self.table) if text)
 
     def _check_controls(self, controls: list[str], folder: Path) -> None:
-        """That no text spells a control token: each one's own text, alone and among others."""
-        texts = [made for text in controls for made in (text, f" {text} ", f"x{text}x", text + text)]
+        """That no text spells a control token."""
+        texts = _spelt(controls)
         for encoder in (self.opening, self.continuing):
             for text, ids in zip(texts, encoder.ids(texts), strict=True):
                 if not self.controls.isdisjoint(ids):
@@ -162,6 +172,11 @@ def _words(table: Sequence[bytes]) -> list[str]:
     """A thousand texts of tokens from all of a vocabulary."""
     step = max(1, len(table) // 1000)
     return [b"".join(table[at : at + 8]).decode(errors="replace") for at in range(0, len(table), step)]
+
+
+def _spelt(controls: Iterable[str]) -> list[str]:
+    """Each control token's own text, alone and among others."""
+    return [made for text in controls for made in (text, f" {text} ", f"x{text}x", text + text)]
 
 
 def _check_bounds(content: Mapping[str, Any], folder: Path) -> None:

@@ -21,6 +21,7 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,37 +75,28 @@ class WorkDir:
 
         Raises `OutputLockedError` if another run holds it, `InputError` where there can be no such folder.
         """
-        try:
+        with _working_in(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             work = cls(path, Lock.take(_lock_of(path), str(path)))
-        except OSError as error:
-            raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
-        try:
-            work._take_up(as_json(facts), fresh)
-        except OSError as error:
-            work.close()
-            raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
-        except BaseException:
-            work.close()
-            raise
+            try:
+                work._take_up(as_json(facts), fresh)
+            except BaseException:
+                work.close()
+                raise
         return work
 
     @classmethod
     def join(cls, path: Path) -> Self:
         """The folder as one of several that work in it at the same time, all on the job that it holds."""
-        try:
+        with _working_in(path):
             return cls(path, Lock.take(_lock_of(path), str(path), shared=True))
-        except OSError as error:
-            raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
 
     @staticmethod
     def planning(path: Path) -> Lock:
         """The lock of the one shard that makes the plan; others wait for it. Raises as :meth:`open`."""
-        try:
+        with _working_in(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             return Lock.take(_plan_lock_of(path), str(path), PLANNING)
-        except OSError as error:
-            raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
 
     @property
     def shards(self) -> Path:
@@ -199,6 +191,15 @@ def job_in(path: Path) -> Facts | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None
+
+
+@contextlib.contextmanager
+def _working_in(path: Path) -> Iterator[None]:
+    """The system's word that `path` cannot be worked in, as an error of ours with its remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise refused_or_failed(f"cannot work in {path}", error, "choose another --work-dir") from error
 
 
 def _lock_of(path: Path) -> Path:

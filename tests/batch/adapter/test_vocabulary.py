@@ -65,7 +65,7 @@ def test_every_character(name: str, request: pytest.FixtureRequest) -> None:
     for start in range(0, len(points), 20_000):
         characters = map(chr, points[start : start + 20_000])
         texts = [f"a{c}b 1{c}2 {c}{c}x !{c} {c}\u0301" for c in characters]
-        assert encoder.ids(texts) == encoder._slowly(texts)
+        assert encoder._quickly(texts) == encoder._slowly(texts)
 
 
 PIECES = st.one_of(
@@ -97,7 +97,7 @@ PIECES = st.one_of(
 @settings(max_examples=1500, deadline=None)
 def test_any_text(real: Encoder, composing: Encoder, text: str) -> None:
     for encoder in (real, composing):
-        assert encoder.ids([text]) == encoder._slowly([text])
+        assert encoder._quickly([text]) == encoder._slowly([text])
 
 
 def test_long_texts(real: Encoder) -> None:
@@ -121,7 +121,7 @@ def test_long_texts(real: Encoder) -> None:
         "".join(chance.choices("ab 1!\n'é你", k=60_000)),
         "!" * 20_000,
     ]
-    assert real.ids(texts) == real._slowly(texts)
+    assert real._quickly(texts) == real._slowly(texts)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -129,23 +129,32 @@ def test_every_family(name: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(trained(name), encoding="utf-8")
     read = Vocabulary.read(tmp_path)
     for encoder in (read.opening, read.continuing):
-        assert encoder.ids(TEXTS) == encoder._slowly(TEXTS)
+        assert encoder._quickly(TEXTS) == encoder._slowly(TEXTS)
         assert (encoder._fast is not None) == ('"ByteLevel"' in trained(name)), (
             "SentencePiece is for the other"
         )
+
+
+def test_the_fast_one_is_loaded_once_it_saves_more_time_than_it_takes(tmp_path: Path) -> None:
+    encoder = Vocabulary.read(edited(tmp_path, split(r"[\w]|\W"))).continuing
+    loaded, size = vars(encoder), encoder._slow.get_vocab_size()
+    found = [encoder.ids(TEXTS)]
+    assert "_fast" not in loaded
+    encoder.ids(["a"] * (size // 3))
+    assert loaded["_fast"] and [encoder.ids(TEXTS)] == found
 
 
 def test_what_it_does_not_know_is_left_to_the_other(tmp_path: Path) -> None:
     parts = {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTE_LEVEL]}
     folder = edited(tmp_path, lambda content: content.update(pre_tokenizer=parts))
     encoder = Vocabulary.read(folder).continuing
-    assert encoder._fast is None and encoder.ids(TEXTS) == encoder._slowly(TEXTS)
+    assert encoder._fast is None and encoder._quickly(TEXTS) == encoder._slowly(TEXTS)
 
 
 def test_a_machine_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "fastokens", None)
     encoder = Vocabulary.read(edited(tmp_path, split(r"\w|\W"))).continuing
-    assert encoder._fast is None and encoder.ids(TEXTS) == encoder._slowly(TEXTS)
+    assert encoder._fast is None and encoder._quickly(TEXTS) == encoder._slowly(TEXTS)
 
 
 def test_other_ids_of_the_vocabularys_words_are_not_trusted(
@@ -158,7 +167,7 @@ def test_other_ids_of_the_vocabularys_words_are_not_trusted(
 
     monkeypatch.setattr(fastokens, "Tokenizer", Wrong)
     encoder = Vocabulary.read(edited(tmp_path, split(r".|\n"))).continuing
-    assert encoder._fast is None and encoder.ids(["a b"]) == encoder._slowly(["a b"])
+    assert encoder._fast is None and encoder._quickly(["a b"]) == encoder._slowly(["a b"])
 
 
 def test_a_text_on_which_its_matcher_gives_up(tmp_path: Path) -> None:
@@ -168,7 +177,7 @@ def test_a_text_on_which_its_matcher_gives_up(tmp_path: Path) -> None:
     hard = "a" * 24
     with pytest.raises(ValueError, match="limit exceeded"):
         encoder._fast.encode_batch([hard])
-    assert encoder.ids(["easy", hard]) == encoder._slowly(["easy", hard])
+    assert encoder._quickly(["easy", hard]) == encoder._slowly(["easy", hard])
 
 
 @pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
