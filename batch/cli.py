@@ -12,6 +12,7 @@ from batch import __version__
 from batch.cli_errors import CommandWithOthers, Name, Number
 from batch.cli_outputs import show, verify
 from batch.cli_shards import (
+    FILE,
     PATH,
     SHARD,
     commit,
@@ -110,7 +111,7 @@ def duration(text: str) -> float:
 )
 @report_option
 @click.option(
-    "--metrics", metavar="PATH", type=PATH, help="Write a Prometheus textfile, also for a failed run."
+    "--metrics", metavar="PATH", type=FILE, help="Write a Prometheus textfile, also for a failed run."
 )
 @log_json_option
 @click.option(

@@ -55,7 +55,7 @@ def parsing(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        error.message = without_credentials(error.message)  # type: ignore[misc]
+        error.message = one_line(without_credentials(error.message))  # type: ignore[misc]
         if LOG_JSON not in words:
             raise
         raise JsonFailure(error) from error
@@ -111,10 +111,13 @@ class Name(click.ParamType):  # type: ignore[type-arg]  # older ones take none
 
 
 class LocalPath(click.Path):
-    """A path on this machine: not empty, as an unset variable is, and no URI."""
+    """A path on this machine: not empty, as an unset variable is, and no URI. A slash at the end, which a
+    `Path` forgets, makes it a folder: where a `file` is to be written, that is refused.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, file: bool = False) -> None:
         super().__init__(path_type=Path)
+        self._file = file
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         text = str(value)
@@ -122,6 +125,8 @@ class LocalPath(click.Path):
             self.fail(EMPTY, param, ctx)
         if "://" in text:
             self.fail(f"{text} is a URI; name a path on this machine", param, ctx)
+        if self._file and text.endswith("/"):
+            self.fail(f"{text} is a folder; name a file in it", param, ctx)
         path: Path = super().convert(value, param, ctx)  # type: ignore[assignment]
         return path
 

@@ -31,6 +31,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # older click has none
 
 SHARD = Shard()
 PATH = LocalPath()
+FILE = LocalPath(file=True)
 
 # what a run and `commit` take alike
 max_error_rate_option = click.option(
@@ -38,7 +39,7 @@ max_error_rate_option = click.option(
     help="Exit with 3 if more of the rows are errors.",
 )  # fmt: skip
 report_option = click.option(
-    "--report", metavar="PATH", type=PATH, help="Write an HTML report of the finished output."
+    "--report", metavar="PATH", type=FILE, help="Write an HTML report of the finished output."
 )
 log_json_option = click.option(
     "--log-json", is_flag=True, help="Write JSON log lines on stderr, and nothing else there."
@@ -55,7 +56,7 @@ log_json_option = click.option(
 )
 @max_error_rate_option
 @report_option
-@click.option("--metrics", metavar="PATH", type=PATH, help="Write a Prometheus textfile.")
+@click.option("--metrics", metavar="PATH", type=FILE, help="Write a Prometheus textfile.")
 @log_json_option
 def commit(
     output: str,

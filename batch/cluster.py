@@ -26,7 +26,7 @@ from batch.run import plan_of, start_engines, task_of
 from batch.scoring.router import Counts
 from batch.source import Unscored
 from batch.storage.folder import job_store, plan_store
-from batch.storage.location import Location, is_local
+from batch.storage.location import Location, absolute, is_local
 from batch.storage.receipts import Receipts
 from batch.storage.scratch import scratch
 from batch.storage.store import Store
@@ -158,16 +158,16 @@ def _for_nodes(job: Job) -> Options:
     """The options as an actor has them: wherever it runs, paths lead to the same places."""
     options = job.options
 
-    def absolute(path: Any) -> Any:
-        return type(path)(os.path.abspath(path)) if path is not None and is_local(path) else path
+    def from_root(path: Any) -> Any:
+        return type(path)(absolute(os.fspath(path))) if path is not None and is_local(path) else path
 
     return dataclasses.replace(
         options,
-        input=absolute(options.input),
-        output=absolute(options.output),
-        work_dir=absolute(options.work_dir),
-        cache=absolute(options.cache),
-        base_model=absolute(_original_base(job)),
+        input=from_root(options.input),
+        output=from_root(options.output),
+        work_dir=from_root(options.work_dir),
+        cache=from_root(options.cache),
+        base_model=from_root(_original_base(job)),
         devices=None,
         ray=None,
         fresh=False,

@@ -16,7 +16,7 @@ from batch.engine.process import PATIENCE
 from batch.errors import AdapterError, BacklogError, InputError
 from batch.launch.devices import placements
 from batch.launch.ray import check_asked
-from batch.scoring.adapters import Adapters
+from batch.scoring.adapters import Adapters, Answers
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
 from batch.storage.manifest import own_version
@@ -144,9 +144,12 @@ def check(options: Options, registry: Registry | None = None, written: WrittenPl
     base = adapters.default.resolve_base(options.base_model)
     refuse_inside({"output": options.output, **options.folders}, {"the base model": base})
     check_divides(base, options.tensor_parallel)
-    adapters = adapters.fitting(base).with_reasons(options.reasons)
+
+    def check_columns(answers: Answers) -> None:
+        backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))
+
+    adapters = adapters.together(base, options.reasons, check_columns)
     answers = adapters.answers
-    backlog.refuse_columns(output_columns(answers, options.prefix, answers.triage))
     refuse_inputs(options.output, [file.location for file in backlog.files])
     facts = {
         "version": __version__,

@@ -5,7 +5,7 @@ from batch.reporting.observer import Observer
 from batch.storage import folder
 from batch.storage.manifest import (
     is_folder,
-    manifest_status,
+    manifest_location,
     manifest_version,
     named_parts,
     remove_manifest,
@@ -25,10 +25,11 @@ def publish(
     `StorageError`, and an older output stays.
     """
     # before its manifest is replaced
-    earlier, older, like = drift.earlier_run(output, plan.facts), named_parts(output), manifest_status(output)
+    earlier, older = drift.earlier_run(output, plan.facts), named_parts(output)
+    like = manifest_location(output).status()
     id_column, expect = plan.facts["id_column"], (plan.rows, plan.ids)
     if is_folder(output):
-        proof = folder.publish(receipts, output, plan.schema, id_column, expect)
+        proof = folder.publish(receipts, output, plan.schema, id_column, expect, older)
     else:
         parts = [receipts.store.location(receipt.part) for receipt in receipts]
         size = sum(receipt.size for receipt in receipts)

@@ -4,7 +4,6 @@ check everything cheap → plan units → engines score them, a part and a recei
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,7 +25,7 @@ from batch.reporting.summary import Summary
 from batch.scoring.adapters import engine_spec
 from batch.source import Source, source_of
 from batch.storage import folder
-from batch.storage.location import is_local
+from batch.storage.location import absolute, is_local
 from batch.storage.lock import lock_output
 from batch.storage.manifest import part_names
 from batch.storage.receipts import Receipts
@@ -139,7 +138,7 @@ def plan_of(job: Job) -> WrittenPlan:
     source, units = job.options.input, Plan.of(job.rows)
     return WrittenPlan(
         facts=as_json(job.facts),
-        source=os.path.abspath(source) if is_local(source) and "://" not in source else source,
+        source=absolute(source) if is_local(source) and "://" not in source else source,
         rows=job.rows,
         ids=job.id_digest,
         unit_rows=units.unit_rows,

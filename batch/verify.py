@@ -50,8 +50,8 @@ def _check_names(output: str, names: list[str]) -> None:
         return
     location = Location.of(output)
     folders = {name.rpartition("/")[0] for name in ("", *names)}  # others may hold unfinished work
-    found = {name for name in store_at(location).names("") if name.endswith(".parquet")}
-    found = {name for name in found if name.rpartition("/")[0] in folders}
+    found = {name for folder in folders for name in store_at(location).names(folder)}
+    found = {name for name in found if name.endswith(".parquet") and name.rpartition("/")[0] in folders}
     for what, differing in (("lacks", set(names) - found), ("also holds", found - set(names))):
         if differing:
             raise InputError(f"{location.name} {what} {min(differing)}; run batch-route again with --fresh")

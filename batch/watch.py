@@ -15,13 +15,11 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from batch.adapter.registry import Registry
-from batch.engine import EngineSpec
-from batch.engine.supervisor import Supervisor
 from batch.errors import (
     AdapterError,
     BacklogError,
@@ -34,8 +32,8 @@ from batch.errors import (
     shown,
     signals_raise,
 )
-from batch.job import Job, Options, of_the_backlog, work_dir_of
-from batch.run import EnginesFor, start_engines, wanted_engines
+from batch.job import Options, of_the_backlog, work_dir_of
+from batch.run import EnginesFor
 from batch.storage.guard import guarded
 from batch.storage.listing import refuse_tables_above, unread
 from batch.storage.location import Location, is_local, reason
@@ -44,6 +42,7 @@ from batch.storage.manifest import WRITER, manifest_location, read_manifest
 from batch.storage.parquet import ParquetSource
 from batch.storage.places import check_folders, check_name
 from batch.storage.workdir import WorkDir, job_in
+from batch.warm import WarmEngines
 
 POLL = 1.0  # seconds between two looks at the folder
 PAUSE = 30.0  # seconds after the engine or the machine failed, at least
@@ -60,50 +59,6 @@ class Stamp(NamedTuple):
     inode: int
 
 
-class WarmEngines:
-    """Engines that stay from file to file; others take their place only for a job that they cannot serve."""
-
-    def __init__(self) -> None:
-        self._started = contextlib.ExitStack()
-        self._engines: Sequence[Supervisor] = ()
-        self._specs: Sequence[EngineSpec] = ()
-
-    @contextlib.contextmanager
-    def __call__(self, job: Job) -> Iterator[Sequence[Supervisor]]:
-        wanted = wanted_engines(job)
-        if len(self._specs) != len(wanted) or not all(map(serves, self._specs, wanted)):
-            self.close()
-            self._engines, self._specs = self._started.enter_context(start_engines(job)), wanted
-        try:
-            yield self._engines
-        except BaseException:
-            self.close()  # what still runs in them is nobody's any more
-            raise
-
-    def close(self) -> None:
-        self._engines = self._specs = ()
-        self._started.close()
-
-
-def serves(running: EngineSpec, wanted: EngineSpec) -> bool:
-    """Whether a running engine can take the adapters that `wanted` was made for."""
-    modules = running.lora_modules is None or (
-        wanted.lora_modules is not None and set(wanted.lora_modules) <= set(running.lora_modules)
-    )
-    fits = ("max_model_len", "max_lora_rank", "max_loras")
-    same = {name: getattr(running, name) for name in (*fits, "tokenizer", "lora_modules")}
-    return (
-        modules
-        and all(getattr(wanted, name) <= getattr(running, name) for name in fits)
-        and (wanted.tokenizer == running.tokenizer or _vocabulary(wanted) == _vocabulary(running))
-        and dataclasses.replace(wanted, **same) == running
-    )
-
-
-def _vocabulary(spec: EngineSpec) -> bytes:
-    return (Path(spec.tokenizer) / "tokenizer.json").read_bytes()
-
-
 def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     """Route every Parquet file in the folder `options.input` to one of the same name, with `.parquet` behind
     it where it ends otherwise, in `options.output`, until a signal. What lies there and is none is said once.
@@ -118,20 +73,44 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     for folder in (inbox, outbox):
         if not folder.is_dir():
             raise InputError(f"--watch: {folder} is not a directory; create it first")
-    refuse_tables_above(Location.of(inbox), os.path.abspath(inbox))
+    refuse_tables_above(Location.of(inbox), str(inbox))
     if inbox.resolve() == outbox.resolve():
         raise InputError("--watch: the outputs would be taken for inputs; name another folder for them")
     check_folders(options.folders)
     files: dict[Path, File] = {}
     left: dict[Path, str] = {}
     warm = WarmEngines()
+    home = here = Place.of(outbox)
     with signals_raise(), contextlib.closing(warm):
         while True:
+            was = here
+            with contextlib.suppress(OSError):  # it is gone: each file says so
+                here = Place.of(outbox)
+            elsewhere = here.disk != home.disk
+            if here != was:
+                files.clear()  # what was written to the other one is not in this
+                if elsewhere:
+                    say(f"{outbox} is on another disk than at the start; waiting for the first one")
+            if elsewhere:
+                time.sleep(POLL)
+                continue
             for path, stamp in look(inbox, files, left, say):
                 file = files[path] = files[path] if files[path].stamp == stamp else File(stamp)
                 if not file.settled and time.monotonic() >= file.next_try:
                     _try(file, path, outbox / output_name(path.name), options, route, warm, say)
             time.sleep(POLL)
+
+
+class Place(NamedTuple):
+    """A folder, whatever lies at its path: where a disk is unmounted, the folder beneath does."""
+
+    disk: int
+    inode: int
+
+    @classmethod
+    def of(cls, folder: Path) -> "Place":
+        status = folder.stat()
+        return cls(status.st_dev, status.st_ino)
 
 
 @dataclasses.dataclass
@@ -164,7 +143,7 @@ def _try(
             _tidy(work_dir_of(dataclasses.replace(options, output=str(output))), output)
         else:
             _refuse_taken(path, output)
-            refuse_tables_above(Location.of(path), os.path.abspath(path.parent))
+            refuse_tables_above(Location.of(path), str(path.parent))
             route(_for_file(options, path, output, file.stamp), warm)
         file.settled = True
     except Exception as error:

@@ -18,7 +18,8 @@ from batch.adapter.references import find_upwards
 from batch.contract.contract import Contract
 from batch.contract.validation import storable
 from batch.errors import DatasetError, InvalidAnswer, nearest
-from batch.storage.location import file_digest, reason
+from batch.storage.digest import file_digest
+from batch.storage.location import reason
 from train import tables
 from train.decisions import KEYS, Asked, Decision, parse, settled
 from train.files import strict_json

@@ -21,7 +21,8 @@ from batch.adapter.files import read_json
 from batch.adapter.renderer import TOKENIZER_FILES
 from batch.engine.expand import load_base
 from batch.errors import AdapterError, InputError
-from batch.storage.location import bundle_digest, file_digest, refused_or_failed
+from batch.storage.digest import bundle_digest, file_digest
+from batch.storage.location import refused_or_failed
 from batch.storage.places import check_folder, check_name
 from train.config import Quantisation
 from train.doctor.proof import NOISE, REQUESTS

@@ -14,7 +14,7 @@ from batch.adapter.made import bases_root, in_a_process, make
 from batch.adapter.references import find_upwards
 from batch.adapter.renderer import Renderer
 from batch.errors import AdapterError, InputError, PositionsError
-from batch.storage.location import bundle_digest
+from batch.storage.digest import bundle_digest
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 MAX_FACTOR = 1 << 20  # by which positions may be stretched

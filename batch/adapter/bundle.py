@@ -21,7 +21,8 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.contract.json_text import pretty_json
 from batch.errors import AdapterError
-from batch.storage.location import bundle_digest, file_digest, write_file
+from batch.storage.digest import bundle_digest, file_digest
+from batch.storage.location import write_file
 
 MANIFEST = "manifest.json"
 REQUIRED = (

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from batch.storage.location import file_digest
+from batch.storage.digest import file_digest
 
 LARGE = 64 << 20  # bytes; a smaller file is read in no time
 SETTLED_NS = 2_000_000_000  # a file that was written this recently may be written again within one tick

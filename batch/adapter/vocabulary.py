@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from batch.adapter.files import read_json
 from batch.errors import AdapterError
-from batch.storage.location import file_digest
+from batch.storage.digest import file_digest
 
 try:
     import fastokens

@@ -89,15 +89,15 @@ class Observer:
                 from batch.reporting.html import write_report  # it loads polars, which only a report needs
 
                 write_report(self._outlets.report, output)
+            tally = self.summary.tally
+            code = EXIT_TOO_MANY_ERRORS if tally.error_rate > max_error_rate else 0
+            self._write_metrics(code)
         except BaseException as error:
             end = ours(error)
             self.emit("error", level="error", exit_code=end.exit_code, message=str(end))
             with contextlib.suppress(BatchRouteError, OSError):  # the error above is the one to tell
                 self._write_metrics(end.exit_code)
             raise
-        tally = self.summary.tally
-        code = EXIT_TOO_MANY_ERRORS if tally.error_rate > max_error_rate else 0
-        self._write_metrics(code)
         self.emit(
             "done",
             exit_code=code,

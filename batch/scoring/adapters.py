@@ -4,7 +4,7 @@ names.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from batch.adapter.renderer import TOKENIZER_FILES, Renderer
 from batch.contract.fields import Field
 from batch.contract.labels_first import labels_first
 from batch.engine import DEFAULT_ENGINE, AdapterSpec, EngineSpec, adapter_spec
-from batch.errors import AdapterError, ContractError, InputError, nearest
+from batch.errors import LASTING, AdapterError, ContractError, InputError, nearest
 from batch.scoring.lane import Lane, ScoredRow
 from batch.storage.backlog import Backlog
-from batch.storage.location import file_digest
+from batch.storage.digest import file_digest
 from batch.storage.schema import is_text, plain
 
 MAX_NAMES = 1000  # different ones in the column; more are ids or texts rather than adapters
@@ -54,22 +54,38 @@ class Adapters:
                 bundle = default if name is None else registry.open(name, entries_only=True)
             except (AdapterError, ContractError):
                 bundle = None
+            except OSError as error:  # files that this user may not read
+                if error.errno not in LASTING:
+                    raise
+                bundle = None
             named[name] = bundle if bundle and _same_base(bundle, default) else None
         return cls(default, column, named)
 
-    def fitting(self, base: Path) -> "Adapters":
-        """Those whose weights fit `base`; rows that name another get an error. The default was checked."""
-        named = {
-            name: bundle if bundle is self.default or (bundle and bundle.fits(base)) else None
-            for name, bundle in self.named.items()
-        }
-        return dataclasses.replace(self, named=named)
+    def together(self, base: Path, reasons: str, check: Callable[["Answers"], None]) -> "Adapters":
+        """Those that one run can serve: their weights fit `base`, and their contracts go with `reasons`, with
+        the default's and with those named before; `check` raises for columns that cannot be. Rows that name
+        another get an error; for the default, which was found to fit, raises `ContractError`, `InputError`.
+        """
+        named, served = dict(self.named), list[Bundle]()
 
-    def with_reasons(self, reasons: str) -> "Adapters":
-        """Raises `ContractError` where a contract's labels cannot be decoded without its texts."""
-        for bundle in self.served:
+        def serve(bundle: Bundle) -> None:
             labels_first(bundle.contract, reasons)
-        return dataclasses.replace(self, reasons=reasons)
+            check(Answers.of([*served, bundle]))
+            served.append(bundle)
+
+        if self.column is None or self.default in self.served:
+            serve(self.default)
+        for name, bundle in self.named.items():
+            if bundle and bundle is not self.default:
+                try:
+                    if not bundle.fits(base):
+                        raise AdapterError(f"{name}: made for another base model")
+                    serve(bundle)
+                except (AdapterError, ContractError, InputError):
+                    named[name] = None
+        if not served:
+            serve(self.default)
+        return dataclasses.replace(self, named=named, reasons=reasons)
 
     @property
     def served(self) -> tuple[Bundle, ...]:

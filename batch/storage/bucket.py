@@ -5,13 +5,14 @@ An object is read as the version that it was when it was opened; one that is rep
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 from pyarrow import fs
 
-from batch.storage.remote import SCHEMES, asked, client
+from batch.storage.remote import AZURE, SCHEMES, asked, client
 
 BLOCK = 1 << 20  # bytes that a small read brings with it
 STREAM_BLOCK = 8 << 20  # the same where a file is read from its start to its end
@@ -29,11 +30,21 @@ class Bucket(fs.FileSystemHandler):  # type: ignore[misc]
     def __init__(self, scheme: str, authority: str) -> None:
         self.root, self.authority = f"{SCHEMES[scheme]}://{authority}", authority
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What is the same for one bucket under all its addresses: Azure's may leave out the account."""
+        scheme, _, name = self.root.partition("://")
+        if scheme not in AZURE:
+            return scheme, name
+        container, _, host = name.partition("@")
+        default = f"{os.environ.get('AZURE_STORAGE_ACCOUNT_NAME', '')}.dfs.core.windows.net"
+        return "azure", (host or default).lower().replace(".blob.", ".dfs.", 1), container
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Bucket) and other.root == self.root
+        return isinstance(other, Bucket) and other.identity == self.identity
 
     def __hash__(self) -> int:
-        return hash(self.root)
+        return hash(self.identity)
 
     def __reduce__(self) -> tuple[Any, ...]:
         scheme, _, authority = self.root.partition("://")

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batch.storage.location import Location, bundle_digest, is_local, storage_error
+from batch.storage.digest import bundle_digest
+from batch.storage.location import Location, is_local, storage_error
 from batch.storage.manifest import (
     OUTPUT_PART,
     SUCCESS,
@@ -62,10 +63,18 @@ def job_store(output: str, work: Path, fingerprint: str) -> Store:
 
 
 def publish(
-    receipts: Receipts, output: str, schema: pa.Schema, id_column: str, expect: tuple[int, str]
+    receipts: Receipts,
+    output: str,
+    schema: pa.Schema,
+    id_column: str,
+    expect: tuple[int, str],
+    older: Collection[str] = (),
 ) -> Proof:
-    """Prove the parts and give them their places. Raises `StorageError`."""
+    """Prove the parts and give them their places, with the mode and owner of the `older` output's parts.
+    Raises `StorageError`.
+    """
     folder, written = Location.of(output), [receipt.part for receipt in receipts]
+    like = folder.inside(min(older)).status() if older else None
     proof = receipts.prove(receipts.job, id_column, expect)
     try:
         if not written:
@@ -73,7 +82,7 @@ def publish(
             written.append(name)
         store_at(folder).remove(SUCCESS)  # what it speaks of changes now
         parts = tuple(
-            dataclasses.replace(part, name=receipts.store.lay_out(name, folder, part.name))
+            dataclasses.replace(part, name=receipts.store.lay_out(name, folder, part.name, like))
             for name, part in zip(written, proof.parts or (), strict=True)
         )
         folder.inside(SUCCESS).sync_folder()

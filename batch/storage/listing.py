@@ -3,11 +3,12 @@
 In a directory every Parquet file below it is read, whatever its name: Athena's have no extension, pandas' end
 in `.parquet.gzip`. Not read are hidden files and folders (`.x`, `_x`, but `_day=1` is a partition), what is
 no Parquet, and what its name calls a leftover. A table that has a log of its own is refused (see
-`batch.storage.tables`). Folders called `key=value` below the named one are Hive partitions.
+`batch.storage.tables`); of a folder that a run wrote, the parts are those that its manifest names. Folders
+called `key=value` below the named one are Hive partitions.
 """
 
+import contextlib
 import dataclasses
-import fnmatch
 import os
 import re
 from collections.abc import Iterator
@@ -18,16 +19,17 @@ import pyarrow as pa
 from pyarrow import fs
 
 from batch.errors import BatchRouteError, InputError
+from batch.storage.globs import matches, may_hold, split_glob
 from batch.storage.guard import note
 from batch.storage.location import Location, printable, reason, refused_or_failed
 from batch.storage.manifest import part_names, read_manifest
 from batch.storage.tables import may_be_sign, refuse_table
+from batch.storage.walk import PARTITION, folders, is_hidden, node_of
 
 PARQUET = re.compile(r"\.(parquet|parq|pqt?)(\.(gz|gzip|snappy|zstd?|lz4|brotli|lzo|br))?$", re.IGNORECASE)
 LEFTOVER = re.compile(
     r"(\.(tmp|temp|bak|backup|old|orig|part|partial|crdownload|inprogress|swp|crc)|~)$", re.IGNORECASE
 )
-PARTITION = re.compile(r"([^=/]+)=(.*)", re.DOTALL)
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 HEADS = (b"PAR1", b"PARE")  # the latter is encrypted; opening it says so
 
@@ -66,9 +68,7 @@ def files_of(source: str) -> Listing:
             return Listing((Found(location),))
         if location.local and os.path.lexists(location.path) and info.type != fs.FileType.Directory:
             raise InputError(f"{location.name} is a link to nothing, a device or a pipe; name a file")
-        if location.bucket and (manifest := read_manifest(location.inside("manifest.json"))):
-            return Listing(tuple(Found(location.inside(name)) for name in part_names(manifest)))
-        root, pattern = (location.path, ()) if info.type == fs.FileType.Directory else _glob(location)
+        root, pattern = (location.path, ()) if info.type == fs.FileType.Directory else split_glob(location)
         return _listed(location, root.rstrip("/") or "/", pattern)
     except OSError as error:
         raise _unreadable(location, error) from error
@@ -85,7 +85,9 @@ def _unreadable(location: Location, error: OSError) -> BatchRouteError:
 
 
 def would_read(source: str, path: str) -> bool:
-    """Whether a file that comes to lie at `path` would be among those of a directory or a glob."""
+    """Whether a file that comes to lie at `path` would be among those of a directory or a glob, by whatever
+    way.
+    """
     location, target = Location.of(source), Location.of(path)
     if location.filesystem != target.filesystem:
         return False
@@ -93,31 +95,31 @@ def would_read(source: str, path: str) -> bool:
         kind = location.filesystem.get_file_info(location.path).type
         if kind == fs.FileType.File:
             return False
-        root, pattern = (location.path, ()) if kind == fs.FileType.Directory else _glob(location)
+        root, pattern = (location.path, ()) if kind == fs.FileType.Directory else split_glob(location)
+        ways = _ways(root, pattern, target.path) if location.local else [_below(location.at(root), target)]
+        return any(not any(map(is_hidden, parts)) and matches(parts, pattern) for parts in ways)
     except (InputError, OSError):
         return False  # there is no such input; who opens it says so
-    if location.local:
-        root, target = os.path.realpath(root), Location.of(os.path.realpath(target.path))
-    parts = tuple(os.path.relpath(target.path, root).split("/"))
-    return ".." not in parts and not any(map(_hidden, parts)) and _matches(parts, pattern)
 
 
-def _glob(location: Location) -> tuple[str, tuple[str, ...]]:
-    """The folder that a glob starts in, and its pattern by segments. What is there under its very name is no
-    pattern.
+def _ways(root: str, pattern: tuple[str, ...], path: str) -> Iterator[tuple[str, ...]]:
+    """The path of a file of this machine below each folder that it lies in and that is read: by a link or a
+    second mount it has others than its name tells.
     """
-    if not re.search(r"[*?\[]", location.path):
-        raise InputError(f"no file {location.name}; check the path")
-    lead = "/" if location.path.startswith("/") else ""
-    segments = location.path.strip("/").split("/")
-    root = ""
-    for index, segment in enumerate(segments):
-        under = f"{root}/{segment}" if root else lead + segment
-        literal = not re.search(r"[*?\[]", segment)
-        if not literal and location.filesystem.get_file_info(under).type == fs.FileType.NotFound:
-            return root or lead, tuple(segments[index:])
-        root = under
-    raise InputError(f"no file {location.name}; check the path")
+    real = Path(os.path.realpath(path))
+    below: dict[object, tuple[str, ...]] = {}
+    for folder in real.parents:
+        with contextlib.suppress(OSError):  # not there yet
+            below.setdefault(node_of(os.stat(folder)), real.relative_to(folder).parts)
+    for parts, node, _ in folders(root, pattern):
+        if node in below:
+            yield *parts, *below[node]
+
+
+def _below(root: Location, target: Location) -> tuple[str, ...]:
+    """The path in a store of what is there below `root`; beginning with `..` where it is not."""
+    keys = (f"/{each.bucket.key(each.path) if each.bucket else each.path}" for each in (target, root))
+    return tuple(os.path.relpath(*keys).split("/"))
 
 
 def _listed(location: Location, root: str, pattern: tuple[str, ...]) -> Listing:
@@ -125,12 +127,16 @@ def _listed(location: Location, root: str, pattern: tuple[str, ...]) -> Listing:
     skipped: list[tuple[str, str]] = []
     seen: dict[object, str] = {}
     refuse_tables_above(location, root)
-    for entry in sorted(_entries(location, root, pattern), key=lambda each: each.parts):
-        path = "/".join((root.rstrip("/"), *entry.parts))
-        if pattern and not _matches(entry.parts, pattern):
+    entries = {entry.parts: entry for entry in _entries(location, root, pattern)}
+    outputs = _outputs(location, root, entries)
+    for _, entry in sorted(entries.items()):
+        path = _path(root, entry.parts)
+        if pattern and not matches(entry.parts, pattern):
             continue
         if why := _unread(location, path, entry, bool(pattern) and len(entry.parts) == len(pattern)):
             skipped.append((printable(path), why))
+        elif entry.parts not in outputs.get(entry.parts[:-1], [entry.parts]):
+            skipped.append((printable(path), "the manifest.json beside it does not name it"))
         elif entry.key is not None and entry.key in seen:
             skipped.append((printable(path), f"the same file as {seen[entry.key]}"))
         elif printable(path) != path:
@@ -150,20 +156,48 @@ def _listed(location: Location, root: str, pattern: tuple[str, ...]) -> Listing:
     return Listing(tuple(files), tuple(skipped))
 
 
+def _outputs(
+    location: Location, root: str, entries: dict[tuple[str, ...], _Entry]
+) -> dict[tuple[str, ...], set[tuple[str, ...]]]:
+    """The parts of each folder that is an output of a run's, as its manifest names them. Those of a store
+    lie in a hidden folder: they join the `entries` in its place.
+    """
+    outputs = {}
+    for *above, name in [parts for parts, entry in entries.items() if entry.kind == "file"]:
+        manifest = None
+        if name == "manifest.json":
+            with contextlib.suppress(InputError):  # one that may not be read counts as another program's
+                manifest = read_manifest(location.at(_path(root, (*above, name))))
+        if manifest and (names := part_names(manifest)):
+            outputs[tuple(above)] = {(*above, *part.split("/")) for part in names}
+    for folder, named in outputs.items():
+        for parts in named - entries.keys():
+            entries.pop(parts[: len(folder) + 1], None)
+            key = None
+            with contextlib.suppress(OSError):  # whoever opens what is not there says so
+                key = node_of(os.stat(_path(root, parts))) if location.local else None
+            entries[parts] = _Entry(parts, "file", key)
+    return outputs
+
+
+def _path(root: str, parts: tuple[str, ...]) -> str:
+    return "/".join((root.rstrip("/"), *parts))
+
+
 def _entries(location: Location, root: str, pattern: tuple[str, ...]) -> Iterator[_Entry]:
     """All files below `root`, as deep as the pattern goes, and the hidden folders, unopened."""
     if location.local:
-        yield from _local(root, (), pattern, set())
+        yield from _local(root, pattern)
         return
     deep = not pattern or len(pattern) > 1 or not PARQUET.search(pattern[-1])
     hidden: set[tuple[str, ...]] = set()
     tables: set[tuple[str, ...]] = set()
     for info in location.filesystem.get_file_info(fs.FileSelector(root, recursive=deep)):
         parts = tuple(info.path[len(root) :].strip("/").split("/"))
-        first = next((index for index, part in enumerate(parts) if _hidden(part)), len(parts))
+        first = next((index for index, part in enumerate(parts) if is_hidden(part)), len(parts))
         within = first < len(parts) - (info.type != fs.FileType.Directory)  # a hidden folder, or in one
         table = parts[:first] if within else parts[:-2]
-        if table not in tables and _may_hold(table, pattern) and may_be_sign(parts[len(table) :]):
+        if table not in tables and may_hold(table, pattern) and may_be_sign(parts[len(table) :]):
             tables.add(table)
             refuse_table(location, "/".join((root, *table)))
         if within:
@@ -174,44 +208,25 @@ def _entries(location: Location, root: str, pattern: tuple[str, ...]) -> Iterato
             yield _Entry(parts, "file")
 
 
-def _local(
-    root: str, parts: tuple[str, ...], pattern: tuple[str, ...], above: set[tuple[int, int]]
-) -> Iterator[_Entry]:
-    folder = os.path.join(root, *parts)
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in above:
-        return  # a link to a folder that it lies in
-    above = above | {(status.st_dev, status.st_ino)}
-    if parts and printable(folder) == folder:
-        refuse_table(Location.of("/"), folder)
-    with os.scandir(folder) as found:
-        entries = list(found)
-    for entry in entries:
-        inner = (*parts, entry.name)
-        try:
-            status = entry.stat()
-        except OSError as error:  # whoever opens what this user may not see into says so
-            yield _Entry(inner, "file" if isinstance(error, PermissionError) else "gone")
-            continue
-        if not entry.is_dir():
-            yield _Entry(inner, "file" if entry.is_file() else "other", (status.st_dev, status.st_ino))
-        elif _hidden(entry.name):
-            yield _Entry(inner, "folder")
-        elif not pattern or _may_hold(inner, pattern):
-            yield from _local(root, inner, pattern, above)
-
-
-def _hidden(name: str) -> bool:
-    """`lost+found` is what fsck saves, in the root of a volume, and only root may look into it."""
-    if name.startswith("_"):
-        return not PARTITION.fullmatch(name)
-    return name.startswith(".") or name == "lost+found"
+def _local(root: str, pattern: tuple[str, ...]) -> Iterator[_Entry]:
+    for parts, _, entries in folders(root, pattern):
+        for entry in entries:
+            inner = (*parts, entry.name)
+            try:
+                node = node_of(entry.stat())
+            except OSError as error:  # whoever opens what this user may not see into says so
+                yield _Entry(inner, "file" if isinstance(error, PermissionError) else "gone")
+                continue
+            if not entry.is_dir():
+                yield _Entry(inner, "file" if entry.is_file() else "other", node)
+            elif is_hidden(entry.name):
+                yield _Entry(inner, "folder")
 
 
 def _unread(location: Location, path: str, entry: _Entry, asked_for: bool) -> str | None:
     """Why a file is not read; None where it is. `asked_for`: by the last part of a glob."""
     name = entry.parts[-1]
-    if _hidden(name):
+    if is_hidden(name):
         return "hidden"
     if entry.kind == "other":
         return "a device, a pipe or a socket"
@@ -236,29 +251,6 @@ def unread(path: Path) -> str | None:
         return "a folder"
     kind = "file" if path.is_file() else "gone" if not path.exists() else "other"
     return _unread(Location.of("/"), str(path), _Entry((path.name,), kind), False)
-
-
-def _may_hold(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a folder can hold what a pattern names."""
-    for part, segment in zip(parts, pattern, strict=False):
-        if segment == "**":
-            return True
-        if not _one(part, segment):
-            return False
-    return True
-
-
-def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a pattern names a file, or a folder that it lies in."""
-    if not pattern:
-        return True
-    if pattern[0] == "**":
-        return any(_matches(parts[index:], pattern[1:]) for index in range(len(parts)))
-    return bool(parts) and _one(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def _one(part: str, segment: str) -> bool:
-    return part == segment or fnmatch.fnmatchcase(part, segment)
 
 
 def _partitions(parts: tuple[str, ...]) -> tuple[tuple[str, str | None], ...]:

@@ -15,7 +15,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,6 +67,16 @@ def is_local(source: str | Path) -> bool:
     return not separator or scheme.lower() == "file"
 
 
+def absolute(path: str) -> str:
+    """The path from the root, as the system means it: `..` behind a link to a folder is that folder's parent,
+    which is not where the link lies.
+    """
+    parts = path.split("/")
+    end = len(parts) - parts[::-1].index("..") if ".." in parts else 0
+    up = os.path.realpath("/".join(parts[:end])) if end else ""
+    return os.path.abspath(os.path.join(up, *parts[end:]) if end else path)
+
+
 @dataclasses.dataclass(frozen=True)
 class Location:
     """A path on one of pyarrow's filesystems. `name` is what the user called it."""
@@ -86,7 +96,7 @@ class Location:
         if "\0" in source:
             raise InputError(f"{source}: no name can hold a NUL byte; correct it")
         if "://" not in source:
-            return cls(fs.LocalFileSystem(), os.path.abspath(source), source)
+            return cls(fs.LocalFileSystem(), absolute(source), source)
         scheme, _, rest = source.partition("://")
         if (scheme := scheme.lower()) in SCHEMES:
             return cls._in_store(source, scheme, rest)
@@ -164,6 +174,12 @@ class Location:
         """The location of a file in this folder."""
         return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{self.name.rstrip('/')}/{name}")
 
+    def status(self) -> Status:
+        """Mode and owner of a file on this machine; None where there is none."""
+        with contextlib.suppress(OSError):
+            return os.stat(self.path) if self.local else None
+        return None
+
     def exists(self) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
 
@@ -209,14 +225,14 @@ def replacing(location: Location, unique: bool = False, like: Status = None) -> 
     name is one that nobody wrote before: its folder is not searched for what killed writers of it left. In
     an object store nothing is renamed: see `batch.storage.object_store`.
     """
-    with contextlib.suppress(OSError):
-        like = os.stat(location.path)
+    like = location.status() or like
     temporary, held = _temporary(location, unique, 0o600 if like else 0o666)
     try:
         yield temporary
         temporary.sync()
         if like:  # last: whoever writes it opens it by its name
-            _take_after(held, like)
+            take_after(held, like)
+            os.fsync(held)
         location.filesystem.move(temporary.path, location.path)
         location.sync_folder()
     except BaseException as error:
@@ -229,12 +245,12 @@ def replacing(location: Location, unique: bool = False, like: Status = None) -> 
         os.close(held)
 
 
-def _take_after(descriptor: int, like: os.stat_result) -> None:
+def take_after(file: int | Path, like: os.stat_result) -> None:
+    """Give a file, open or not, the mode and, where that is permitted, the owner and group in `like`."""
     for owner, group in ((-1, like.st_gid), (like.st_uid, -1)):
         with contextlib.suppress(PermissionError):
-            os.fchown(descriptor, owner, group)
-    os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
-    os.fsync(descriptor)
+            os.chown(file, owner, group)
+    os.chmod(file, stat.S_IMODE(like.st_mode))
 
 
 def _temporary(location: Location, unique: bool, mode: int) -> tuple[Location, int]:
@@ -282,13 +298,3 @@ def write_file(
         return
     with replacing(location, unique, like) as file, file.filesystem.open_output_stream(file.path) as stream:
         stream.write(data)
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def bundle_digest(files: Mapping[str, str]) -> str:
-    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()

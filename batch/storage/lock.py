@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import stat
 import time
 from pathlib import Path
 from typing import Self
@@ -15,6 +16,7 @@ from batch.storage.location import Location, refused_or_failed
 
 LOCK_PATIENCE = 1.0  # seconds: a run that ends just now lets go within them
 HOLDER = re.compile(rb"[0-9]{0,19}")  # what a lock file holds; a file that holds more is somebody else's
+NO_LOCK = "exists and is not a lock; move it away"
 _held: set[int] = set()  # descriptors of locks
 
 
@@ -54,10 +56,12 @@ class Lock:
                 why = f"{path.name} is another user's lock; remove it once no run holds it"
                 raise PermissionError(error.errno, why) from error
             try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise FileExistsError(0, f"{path.name} {NO_LOCK}")
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 holder = os.pread(descriptor, 20, 0)
                 if os.fstat(descriptor).st_nlink > 1 or not HOLDER.fullmatch(holder):
-                    raise FileExistsError(0, f"{path.name} exists and is not a lock; move it away")
+                    raise FileExistsError(0, f"{path.name} {NO_LOCK}")
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                     os.truncate(descriptor, 0)
                     os.pwrite(descriptor, str(os.getpid()).encode(), 0)

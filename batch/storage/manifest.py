@@ -8,8 +8,8 @@ A manifest that is not as a run wrote it proves nothing: its output counts as on
 
 import contextlib
 import dataclasses
-import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -142,14 +142,6 @@ def own_version(output: str) -> str | None:
     return version
 
 
-def manifest_status(output: str) -> Status:
-    """Mode and owner of the manifest, which the next one keeps; None where there is none here."""
-    location = manifest_location(output)
-    with contextlib.suppress(OSError):
-        return os.stat(location.path) if location.local else None
-    return None
-
-
 def write_manifest(
     output: str,
     job: dict[str, Any],
@@ -222,6 +214,8 @@ def whole_manifest(output: str) -> dict[str, Any]:
 
 def _read(location: Location) -> bytes:
     """Nothing where there is no file, and of one too large its beginning."""
+    if location.local and Path(location.path).is_fifo():  # it would be waited for, for ever
+        raise InputError(f"{location.name} is a pipe; move it away, or choose another output")
     try:
         with location.filesystem.open_input_file(location.path) as stream:
             return bytes(stream.read(MOST_BYTES))

@@ -143,7 +143,7 @@ class ObjectStore:
     def sweep(self, names: Iterable[str]) -> None:
         """Nothing goes: a store has no locks, so others may be at work there."""
 
-    def lay_out(self, part: str, folder: Location, name: str) -> str:
+    def lay_out(self, part: str, folder: Location, name: str, like: Status = None) -> str:
         """Where it lies already."""
         return self.location(part).path[len(folder.path) + 1 :]
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from batch.errors import BatchRouteError, InputError, StorageError
 from batch.storage.convert import how_to_convert
+from batch.storage.differences import misfit
 from batch.storage.footer import MAGIC, Annotations, annotations, whole_numbers_of_128_bits
 from batch.storage.guard import note, out_of_memory
 from batch.storage.location import Location, reason
@@ -166,8 +167,10 @@ class ParquetSource:
         try:
             return conformed(array, field.type)
         except pa.ArrowInvalid as error:
-            kinds = f"is {str(array.type)[:80]} and does not fit into the other files' {str(field.type)[:80]}"
-            why = f"column {field.name!r} {kinds} ({reason(error)})"
+            path, own, others = misfit(field.name, array, field.type)
+            why = (
+                f"column {path!r} is {own} and does not fit into the other files' {others} ({reason(error)})"
+            )
             raise InputError(f"{self.location.name}: {why}; make them alike") from error
 
     def _refuse_row(self, batch: pa.RecordBatch, first: int, offset: int) -> None:

@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from batch.errors import InputError
 from batch.storage.listing import would_read
-from batch.storage.location import Location, is_local, printable, reason, refused_or_failed
+from batch.storage.location import Location, absolute, is_local, printable, reason, refused_or_failed
 from batch.storage.manifest import (
     OUTPUT_PART,
     SUCCESS,
@@ -20,6 +20,7 @@ from batch.storage.manifest import (
     manifest_location,
     named_parts,
 )
+from batch.storage.mounts import mount_points
 from batch.storage.store import store_at
 
 NAME_BYTES = 255  # of a file's name, at most
@@ -159,6 +160,9 @@ def check_name(base: str, what: str, suffix: str = LONGEST_SUFFIX) -> None:
 
 def check_replaceable(path: str, what: str) -> None:
     """Refuse a file that this user may not put another in the place of: `InputError`."""
+    if os.path.realpath(path) in mount_points():
+        why = "it is a mount point, as a file that a container is given, and cannot be replaced"
+        raise InputError(f"cannot write {what} {printable(path)}: {why}; mount the folder that it lies in")
     try:
         above, file = os.stat(os.path.dirname(path)), os.stat(path)
         if above.st_mode & stat.S_ISVTX and os.geteuid() not in (above.st_uid, file.st_uid):
@@ -182,7 +186,7 @@ def check_folder(folder: str | Path, what: str, remedy: str) -> None:
     """Refuse a folder in which no file can be made, or which cannot be made where it is not there:
     `InputError`.
     """
-    path = os.path.abspath(folder)
+    path = absolute(os.fspath(folder))
     while not os.path.lexists(path):
         path = os.path.dirname(path)
     probe = os.path.join(path, f".{secrets.token_hex(8)}.probe")
@@ -253,7 +257,7 @@ def _file_of(output: str) -> str:
 
 def refuse_inputs(output: str, inputs: Iterable[Location], what: str = "output") -> None:
     """Raises `InputError` where `output` is one of the files that are read, under whatever name."""
-    if _identity(output) in {_identity(each.path if each.local else each.name) for each in inputs}:
+    if _identity(output) in map(_identity, inputs):
         raise InputError(f"{what} {printable(output)} is one of the input's files; choose another name")
 
 
@@ -271,13 +275,16 @@ def _refuse_in_input(source: str, what: str, path: str | Path, file: str | None 
         raise InputError(f"{what} {path} {why}; choose another place")
 
 
-def _identity(path: str | Path) -> object:
+def _identity(place: str | Path | Location) -> object:
     """What is the same for one file under two names: device and inode, or its folder's and its name before it
-    is there. What is on no disk here is its address.
+    is there; in a store, bucket and key.
     """
-    if not is_local(path):
-        return os.fspath(path)
-    real = os.path.realpath(Location.of(path).path)
+    location = place if isinstance(place, Location) else Location.of(place)
+    if location.bucket:
+        return location.bucket, location.bucket.key(location.path)
+    if not location.local:
+        return location.name
+    real = os.path.realpath(location.path)
     try:
         status = os.stat(real)
         return status.st_dev, status.st_ino

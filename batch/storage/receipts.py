@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from batch.contract.json_text import json_line
 from batch.errors import InputError, StorageError
+from batch.storage.digest import bundle_digest
 from batch.storage.hashing import IdDigest
-from batch.storage.location import bundle_digest
 from batch.storage.manifest import PartProof, Proof
 from batch.storage.output import prove
 from batch.storage.records import TALLY, sealed, unsealed

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-SCHEMES = {"gcs": "gs", **{name: name for name in ("s3", "gs", "az", "abfs", "abfss")}}  # to obstore's
+AZURE = ("az", "abfs", "abfss")
+SCHEMES = {"gcs": "gs", **{name: name for name in ("s3", "gs", *AZURE)}}  # to obstore's
 SILENCE = timedelta(seconds=30)  # without a byte of an answer
 LONGEST = timedelta(minutes=5)  # for one request
 PATIENCE = timedelta(seconds=60)  # for which a request is tried again

@@ -274,10 +274,9 @@ def merged_levels(found: Sequence[pa.Array]) -> pa.Array | None:
     """One order of an ordered dictionary's values that keeps each of the orders found; None where they
     contradict one another. `found` is not empty; the longest must hold the others."""
     longest = max(found, key=len)
-    place = {value: index for index, value in enumerate(longest.to_pylist())}
     for levels in found:
-        places = [place.get(value, -1) for value in levels.to_pylist()]
-        if places != sorted(set(places)) or -1 in places:
+        places = pc.index_in(levels, longest).to_pylist()
+        if None in places or places != sorted(set(places)):
             return None
     return longest
 

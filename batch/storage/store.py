@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
+from batch.errors import BatchRouteError
 from batch.storage.location import (
     Location,
     Status,
+    refused_or_failed,
     remove_unlocked,
     replacing,
     storage_error,
+    take_after,
     write_file,
 )
 from batch.storage.object_store import ObjectStore, written_meanwhile
@@ -76,8 +79,10 @@ class Store(Protocol):
     def sweep(self, names: Iterable[str]) -> None:
         """Remove what no receipt speaks of, if nobody can be at work on it."""
 
-    def lay_out(self, part: str, folder: Location, name: str) -> str:
-        """Give a part its place in an output folder as `name`; the name that it does have there."""
+    def lay_out(self, part: str, folder: Location, name: str, like: Status = None) -> str:
+        """Give a part its place in an output folder as `name`; the name that it does have there. On a file
+        system it takes the mode and owner of what lies there, or else those in `like`.
+        """
 
 
 class LocalStore:
@@ -119,7 +124,7 @@ class LocalStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise storage_error(name, error) from error
+            raise self._unreadable(name, error) from error
         return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
     def read(self, name: str) -> bytes | None:
@@ -128,7 +133,10 @@ class LocalStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise storage_error(name, error) from error
+            raise self._unreadable(name, error) from error
+
+    def _unreadable(self, name: str, error: OSError) -> BatchRouteError:
+        return refused_or_failed(f"cannot read {self.root / name}", error, "correct that, or move it away")
 
     def names(self, folder: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
@@ -180,7 +188,7 @@ class LocalStore:
         for name in names:
             self.remove(name)
 
-    def lay_out(self, part: str, folder: Location, name: str) -> str:
+    def lay_out(self, part: str, folder: Location, name: str, like: Status = None) -> str:
         """The same file under another name, whole at once; a copy where the two lie on different disks."""
         source, path = self.root / part, Path(folder.path) / name
         path.parent.mkdir(exist_ok=True)
@@ -188,12 +196,15 @@ class LocalStore:
             if path.samefile(source):
                 return name
         temporary = path.with_name(f".{secrets.token_hex(8)}.{secrets.token_hex(8)}.partial")
+        like = Location.of(path).status() or like
         try:
             os.link(source, temporary)
+            if like:
+                take_after(temporary, like)
             temporary.replace(path)  # the output's own, in a run of the same job again, until then
         except OSError:
             temporary.unlink(missing_ok=True)
-            with replacing(Location.of(path)) as copy:
+            with replacing(Location.of(path), like=like) as copy:
                 shutil.copyfile(source, copy.path)
         return name
 

@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from batch.contract.json_text import parse_json
 from batch.errors import InputError
+from batch.storage.differences import differing
+from batch.storage.geo import GEO, joined_geo
 from batch.storage.listing import Found
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import (
@@ -62,8 +64,9 @@ def unify(files: Sequence[ParquetSource], found: Sequence[Found]) -> Unified:
             known = fields[field.name]
             both = unified_field(known, field)
             if both is None:
-                kinds = f"is {_short(field.type)} in {file.location.name} and {_short(known.type)} before it"
-                raise InputError(f"column {field.name!r} {kinds}; make them alike")
+                path, here, before = differing(field.name, field.type, known.type)
+                kinds = f"is {here} in {file.location.name} and {before} before it"
+                raise InputError(f"column {path!r} {kinds}; make them alike")
             fields[field.name] = both
     keys = _partition_fields(found, list(fields))
     notes: list[str] = []
@@ -94,12 +97,13 @@ def _levels(files: Sequence[ParquetSource], field: pa.Field) -> tuple[pa.Array |
     """
     found: dict[tuple[object, ...], pa.Array] = {}  # by the values
     last, contradict = None, "its levels come in more than one order"
-    for levels in (levels for file in files for levels in file.levels(field.name)):
+    ordered = (file for file in files if is_ordered(file.schema.field(field.name).type))  # others hold nulls
+    for levels in (levels for file in ordered for levels in file.levels(field.name)):
         if last is not None and last.equals(levels):
             continue
         if levels.nbytes > LEVEL_BYTES:
             return None, "its levels are larger than a dictionary's page"
-        found[tuple(levels.to_pylist())] = levels.cast(field.type.value_type)
+        found[tuple(levels.cast(pa.large_binary()).to_pylist())] = levels.cast(field.type.value_type)
         last = levels
         if len(found) > MOST_ORDERS:
             return None, contradict
@@ -116,10 +120,6 @@ def _check_names(file: ParquetSource, first: ParquetSource) -> None:
             there = first if lacking is file else file
             pair = f"{lacking.location.name} has no column {missing[0]!r}, which {there.location.name} has"
             raise InputError(f"{pair}; make them alike")
-
-
-def _short(kind: pa.DataType) -> str:
-    return str(kind)[:80]
 
 
 def _partition_fields(found: Sequence[Found], names: list[str]) -> list[pa.Field]:
@@ -177,7 +177,9 @@ def partition_value(text: str | None, kind: pa.DataType) -> pa.Scalar:
 
 
 def _metadata(files: Sequence[ParquetSource], notes: list[str]) -> dict[bytes, bytes]:
-    """The files' key-value metadata: of several values of a key the first, as pyarrow.dataset has it."""
+    """The files' key-value metadata: of several values of a key the first, as pyarrow.dataset has it, unless
+    they are of rows.
+    """
     metadata: dict[bytes, bytes] = {}
     for file in files:
         for key, value in (file.schema.metadata or {}).items():
@@ -189,6 +191,8 @@ def _metadata(files: Sequence[ParquetSource], notes: list[str]) -> dict[bytes, b
                 metadata.setdefault(key, value)
     if any((file.schema.metadata or {}).get(SPARK) != metadata.get(SPARK) for file in files):
         metadata.pop(SPARK, None)  # it lists the types, which Spark tells from Parquet's as well
+    if metadata.pop(GEO, None) and (geo := joined_geo(files, notes)):
+        metadata[GEO] = geo
     return metadata
 
 

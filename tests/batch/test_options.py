@@ -1,6 +1,7 @@
 """Options that no run could follow are refused by name before anything is opened: exit 2, one line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,24 @@ def test_and_so_of_a_command_in_a_group(words: list[str], message: str) -> None:
     done = CliRunner().invoke(train, words)
     told = json.loads(done.stderr)
     assert done.exit_code == told["exit_code"] == 2 and told["message"] == message
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--report"])
+def test_a_folder_is_no_file_to_write(option: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["in.parquet", "out.parquet", option, f"{tmp_path}/reports/"])
+    assert done.exit_code == 2 and "reports/ is a folder; name a file in it" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_name_that_is_refused_is_obeyed_by_a_terminal() -> None:
+    name = "a\x1b]0;title\x07\r\n\u202e.parquet"
+    for words in (["a.parquet", "b.parquet", name], ["--limit", name], [f"--{name}"], ["commit", "x", name]):
+        done = CliRunner().invoke(main, words)
+        told = done.stderr.splitlines()[-1]
+        assert (
+            done.exit_code == 2 and r"\x1b]0;title\x07" in told and told.replace("\u202e", "").isprintable()
+        )
+        assert "\u202e" not in told
 
 
 @pytest.mark.parametrize("output", ["/", "/..", "//", "a\0.parquet", "", " "])

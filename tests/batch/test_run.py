@@ -310,6 +310,60 @@ def test_a_manifest_keeps_its_mode(tiny_bundle: Bundle, tmp_path: Path) -> None:
         assert stat.S_IMODE(manifest.stat().st_mode) == 0o640
 
 
+def test_the_parts_of_a_folder_keep_their_mode(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Also where the next night's parts, of other names, take their place."""
+    source, output = backlog(tmp_path / "in.parquet"), tmp_path / "out"
+    assert route(tiny_bundle, source, output).exit_code == 0
+    for part in output.glob("*.parquet"):
+        part.chmod(0o640)
+    for options in (["--fresh"], ["--limit", "9"], ["--limit", "9", "--retry-errors"]):
+        assert route(tiny_bundle, source, output, *options).exit_code == 0
+        assert {stat.S_IMODE(part.stat().st_mode) for part in output.glob("*.parquet")} == {0o640}
+
+
+def test_a_path_is_what_the_system_means_by_it(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`..` behind a link to a folder is that folder's parent."""
+    for name in ("real/night", "here"):
+        (tmp_path / name).mkdir(parents=True)
+    backlog(tmp_path / "real/in.parquet", rows=7)
+    backlog(tmp_path / "here/in.parquet", rows=5)
+    (tmp_path / "here/out.parquet").write_bytes(b"mine")
+    (tmp_path / "here/link").symlink_to("../real/night")
+    monkeypatch.chdir(tmp_path / "here")
+    assert route(tiny_bundle, Path("link/../in.parquet"), Path("link/../out.parquet")).exit_code == 0
+    assert pq.read_metadata(tmp_path / "real/out.parquet").num_rows == 7
+    assert (tmp_path / "here/out.parquet").read_bytes() == b"mine"
+    assert sorted(os.listdir(tmp_path / "here")) == ["in.parquet", "link", "out.parquet"]
+
+
+@pytest.mark.parametrize("name", ["out.parquet.manifest.json", "out/manifest.json", ".out.parquet.lock"])
+def test_a_pipe_at_a_fixed_name_is_refused(tiny_bundle: Bundle, tmp_path: Path, name: str) -> None:
+    """A pipe that nobody writes to would be waited for, for ever."""
+    source, pipe = backlog(tmp_path / "in.parquet"), tmp_path / name
+    pipe.parent.mkdir(exist_ok=True)
+    os.mkfifo(pipe)
+    output = tmp_path / ("out" if "/" in name else "out.parquet")
+    done = route(tiny_bundle, source, output)
+    assert done.exit_code == 2 and pipe.name in done.output and "move it away" in done.output
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_mounted_file_is_refused_before_any_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A container that is given a file: no other can take its name."""
+    source, output, given = backlog(tmp_path / "in.parquet"), tmp_path / "o p.parquet", tmp_path / "given"
+    output.touch()
+    given.touch()
+    if subprocess.run(["mount", "--bind", str(given), str(output)], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        done = route(tiny_bundle, source, output)
+    finally:
+        subprocess.run(["umount", str(output)], check=True)
+    assert done.exit_code == 2 and "mount the folder" in done.output
+
+
 def test_what_a_run_needs_is_no_place_to_write(
     tiny_bundle: Bundle, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

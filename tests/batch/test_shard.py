@@ -168,6 +168,13 @@ def test_damaged_parts_are_missing_units(tiny_bundle: Bundle, tmp_path: Path) ->
     assert commit(output).exit_code == 0 and verify(str(output), str(source)) == 3000
 
 
+def test_a_file_where_the_work_folder_should_be_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    source, output = backlog(tmp_path / "in.parquet"), tmp_path / "out.parquet"
+    (tmp_path / ".out.parquet.work").touch()
+    for done in (route(tiny_bundle, source, output, "--shard", "0/1"), commit(output)):
+        assert done.exit_code == 2 and ".out.parquet.work" in done.output and "move it away" in done.output
+
+
 def test_a_receipt_of_another_job_counts_for_nothing(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """A process of an earlier job may come late, to a folder that is another job's by now."""
     source, output = backlog(tmp_path / "in.parquet", rows=2000), tmp_path / "out.parquet"

@@ -15,6 +15,7 @@ from batch.cli import main
 from batch.storage.location import Location
 from batch.storage.manifest import manifest_location
 from batch.storage.parquet import ParquetSource
+from batch.storage.store import store_at
 from batch.verify import _alike
 from tests.batch.storage.examples import edited
 from tests.batch.test_run import backlog, route
@@ -201,6 +202,26 @@ def test_values_that_python_does_not_have_are_compared(
     result = verified(tmp_path / "out.parquet", tmp_path / "in.parquet")
     assert result.exit_code == (2 if changed else 0), result.output
     assert f"column {changed!r}" in result.output or not changed
+
+
+def test_a_stores_output_is_one_on_a_disk_too(s3_bucket: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    source, copy = backlog(tmp_path / "in.parquet", rows=2500), tmp_path / "copy"
+    assert route(tiny_bundle, source, f"{s3_bucket}/out").exit_code == 0
+    stored = store_at(Location.of(f"{s3_bucket}/out"))
+    for name in stored.names(""):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(stored.read(name) or b"")
+    whole = verified(copy, source)
+    assert whole.exit_code == 0 and "2500 rows" in whole.output, whole.output
+    again = route(tiny_bundle, copy, tmp_path / "again.parquet", "--prefix", "new_")
+    assert again.exit_code == 0, again.output
+    assert pq.read_table(tmp_path / "again.parquet", columns=["id"]).equals(
+        pq.read_table(source, columns=["id"])
+    )
+    part = min(copy.glob("_parts/*/shards/*.parquet"))
+    part.rename(part.with_name("other.parquet"))
+    for damaged in (verified(copy), route(tiny_bundle, copy, tmp_path / "b.parquet", "--prefix", "new_")):
+        assert damaged.exit_code == 2 and part.name in damaged.output, damaged.output
 
 
 MAPS = pa.array(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batch import run, watch
+from batch import run, warm, watch
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.cli import main
@@ -247,6 +248,33 @@ def test_what_is_not_the_files_fault_passes(
 
 
 @pytest.mark.usefixtures("eager")
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="a second disk is needed")
+def test_an_outbox_on_another_disk_is_waited_for(folders: tuple[Path, Path], registry: Registry) -> None:
+    """An unmounted disk leaves the folder beneath, which must not fill up, nor settle a file."""
+    inbox, outbox = folders
+    home = outbox.rename(outbox.with_name("disk"))
+    outbox.symlink_to(home)
+    backlog(inbox / "a.parquet")
+
+    def lead_to(place: str | Path) -> None:
+        outbox.unlink()
+        outbox.symlink_to(place)
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as beneath:
+
+        def unmount() -> None:
+            lead_to(beneath)
+            backlog(inbox / "b.parquet")
+
+        script = Script(unmount, lambda: lead_to(home))
+        script.run(inbox, outbox)
+        assert os.listdir(beneath) == []
+    (line,) = script.said
+    assert "on another disk" in line
+    assert sorted(path.name for path in home.glob("*.parquet")) == ["a.parquet", "b.parquet"]
+
+
+@pytest.mark.usefixtures("eager")
 def test_a_file_written_anew_or_taken_away_meanwhile(folders: tuple[Path, Path], registry: Registry) -> None:
     """An unfinished one under the same name is another job's; one that vanishes is nobody's."""
     inbox, outbox = folders
@@ -353,7 +381,7 @@ def test_an_engine_serves_what_fits_it(tiny_bundle: Bundle) -> None:
         ({"lora_modules": None}, False), ({"base": "other"}, False), ({"dtype": "float32"}, False), ({"max_loras": 2}, False),
     ):  # fmt: skip
         wanted = EngineSpec(**{**{f: getattr(running, f) for f in running.__dataclass_fields__}, **change})
-        assert watch.serves(running, wanted) is fits, change
+        assert warm.serves(running, wanted) is fits, change
 
 
 def test_the_command_ends_by_a_signal(folders: tuple[Path, Path], registry: Registry) -> None:
@@ -455,10 +483,10 @@ def test_a_table_of_its_own_log_is_no_inbox(
     script = Script((inbox / "_delta_log").rmdir, (inbox / "a.parquet").unlink)
     (file,) = files.values()
     options = Options(str(inbox), str(outbox), engine="replay")
-    with contextlib.closing(watch.WarmEngines()) as warm:
+    with contextlib.closing(warm.WarmEngines()) as engines:
         for _ in range(2):
             watch._try(
-                file, inbox / "a.parquet", outbox / "a.parquet", options, script.route, warm, script.say
+                file, inbox / "a.parquet", outbox / "a.parquet", options, script.route, engines, script.say
             )
     assert script.said == [
         f"a.parquet: {inbox} is a Delta table; export its rows to Parquet files first; it is tried again"

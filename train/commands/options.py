@@ -15,6 +15,7 @@ from batch.storage.location import Location
 from batch.storage.places import check_writable, refuse_inputs, refuse_inside
 
 PATH = LocalPath()
+FILE = LocalPath(file=True)
 NAME = Name()
 SHARE = Number(1e-4, 0.5)
 P = ParamSpec("P")
@@ -32,7 +33,7 @@ def outlet(*names: str, **settings: Any) -> Callable[[Callable[P, R]], Callable[
     """An option that names a file to write. Refused before any work is one that cannot be written, that is a
     file which another argument or option of the command names, or that lies among the adapters: `InputError`.
     """
-    option = click.option(*names, type=PATH, callback=writable, **settings)
+    option = click.option(*names, type=FILE, callback=writable, **settings)
 
     def decorate(act: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(act)

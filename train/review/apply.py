@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from batch.contract.contract import Contract
 from batch.contract.json_text import pretty_json
 from batch.errors import InputError, StorageError
-from batch.storage.location import Location, file_digest, replacing, write_file
+from batch.storage.digest import file_digest
+from batch.storage.location import Location, replacing, write_file
 from batch.storage.manifest import manifest_location
 from batch.storage.output import WRITING
 from batch.storage.places import LONGEST_SUFFIX, check_writable, refuse_inputs

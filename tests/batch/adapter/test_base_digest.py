@@ -8,7 +8,7 @@ import pytest
 
 from batch.adapter import digests
 from batch.adapter.base_model import base_digest
-from batch.storage.location import bundle_digest, file_digest
+from batch.storage.digest import bundle_digest, file_digest
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from batch import run
 from batch.adapter.bundle import Bundle
 from batch.cli import main
-from batch.errors import Interrupted, one_line
+from batch.errors import Interrupted, StorageError, one_line
 from batch.job import Options
 from batch.launch import part_writer
 from batch.reporting.html import lowest, write_report
@@ -415,6 +416,25 @@ def test_the_outputs_bytes_know_no_time_and_no_run(tiny_bundle: Bundle, tmp_path
     route(tiny_bundle, source, tmp_path / "a.parquet", "--report", str(tmp_path / "r.html"))
     route(tiny_bundle, source, tmp_path / "b.parquet", "--log-json")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_metrics_that_cannot_be_written_at_the_end_are_an_event(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their folder goes while the rows are scored; the output is complete all the same."""
+    folder, output = tmp_path / "told", tmp_path / "out.parquet"
+    folder.mkdir()
+    options = Options(
+        str(backlog(tmp_path / "in.parquet")), str(output), adapter=str(tiny_bundle.path), engine="replay"
+    )
+
+    def unmounted(phase: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with pytest.raises(StorageError):
+        run.run(options, Observer(Outlets(metrics=folder / "m.prom", log_json=True), phases=unmounted))
+    last = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert output.exists() and (last["event"], last["exit_code"]) == ("error", 75)
 
 
 def test_no_request_text_leaves_the_output(tiny_bundle: Bundle, tmp_path: Path) -> None:

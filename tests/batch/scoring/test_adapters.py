@@ -149,6 +149,49 @@ def test_contracts_share_columns_or_clash(contract: Contract, tiny_bundle: Bundl
         Answers.of([tiny_bundle, dataclasses.replace(tiny_bundle, contract=other)])
 
 
+CLASHING = {
+    "another kind": {"name": "tier", "type": "boolean"},
+    "an input column": {"name": "Team", "type": "boolean"},
+}
+
+
+@pytest.mark.parametrize("clash", sorted(CLASHING))
+def test_a_contract_that_does_not_go_with_the_others_is_its_rows_error(
+    clash: str, tiny_bundle: Bundle, tiny_base: Path, registry: Path, tmp_path: Path
+) -> None:
+    """Who may write a row must not be able to stop the night by a name."""
+    prompt = tiny_bundle.contract.raw["prompt"]
+    odd = Contract.from_dict({"name": "odd", "prompt": prompt, "fields": [CLASHING[clash]]})
+    digest = make_bundle(tiny_base, odd, registry).digest
+    run.run(options(backlog(tmp_path / "in.parquet", [digest, None, digest]), tiny_bundle))
+    codes = pq.read_table(tmp_path / "out.parquet")["error_code"].to_pylist()
+    assert codes == ["unknown_adapter", None, "unknown_adapter"]
+
+
+def test_texts_before_labels_cannot_be_left_out_by_the_rows_that_name_them(
+    tiny_bundle: Bundle, tiny_base: Path, registry: Path, tmp_path: Path
+) -> None:
+    fields = [
+        {"name": "why", "type": "text", "min_chars": 10, "max_chars": 60},
+        {"name": "urgent", "type": "boolean"},
+    ]
+    first = Contract.from_dict(
+        {"name": "first", "prompt": tiny_bundle.contract.raw["prompt"], "fields": fields}
+    )
+    digest = make_bundle(tiny_base, first, registry).digest
+    source = backlog(tmp_path / "in.parquet", [None, digest])
+    run.run(options(source, tiny_bundle, reasons="none"))
+    assert pq.read_table(tmp_path / "out.parquet")["error_code"].to_pylist() == [None, "unknown_adapter"]
+
+
+def test_files_that_cannot_be_read_are_their_rows_error(
+    tiny_bundle: Bundle, registry: Path, tmp_path: Path
+) -> None:
+    (registry / "aliases/odd").symlink_to("odd")
+    run.run(options(backlog(tmp_path / "in.parquet", [None, "odd"]), tiny_bundle))
+    assert pq.read_table(tmp_path / "out.parquet")["error_code"].to_pylist() == [None, "unknown_adapter"]
+
+
 @pytest.mark.parametrize("name", [b"\xff", b"champion\xfe\n", b"x" * 5000, b"a\0b", b"\x1b[31m"])
 def test_a_name_that_no_adapter_could_have(tiny_bundle: Bundle, tmp_path: Path, name: bytes) -> None:
     """Not UTF-8, too long for a path, with a NUL: its row's error, as that of any other that is not there."""
@@ -175,5 +218,6 @@ def test_an_adapter_with_another_bases_shapes_is_its_rows_error(
     seal_bundle(folder, facts)
     odd = Bundle.open(folder)
     assert odd.base == tiny_bundle.base and not odd.fits(tiny_base) and tiny_bundle.fits(tiny_base)
-    both = Adapters(tiny_bundle, "team", {"ours": tiny_bundle, "theirs": odd}).fitting(tiny_base)
+    named: dict[str | None, Bundle | None] = {"ours": tiny_bundle, "theirs": odd}
+    both = Adapters(tiny_bundle, "team", named).together(tiny_base, "all", lambda answers: None)
     assert both.named == {"ours": tiny_bundle, "theirs": None} and both.served == (tiny_bundle,)

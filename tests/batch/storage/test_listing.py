@@ -1,6 +1,7 @@
 """Which files an INPUT names: each is read or named with a reason; nothing is left out silently."""
 
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -16,6 +17,8 @@ import pytest
 from batch.errors import InputError
 from batch.storage.backlog import Backlog
 from batch.storage.listing import files_of
+from batch.storage.records import DIGEST
+from tests.batch.storage.examples import manifest
 from tests.conftest import ROOT, reaching
 
 
@@ -70,6 +73,46 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     }
     notes = Backlog.open(str(tmp_path), "id", "request").notes
     assert f"skipped {tmp_path}/rows.csv: not Parquet" in notes and len(notes) == 11
+
+
+def of_a_run(folder: Path, *named: str) -> Path:
+    """An output, with one part of the output that it replaced; `named` are its own."""
+    for name in (*named, "part-00000-0ld0ld0l.parquet"):
+        put(folder / name)
+    (folder / "manifest.json").write_bytes(manifest([{"name": name} for name in named]))
+    return folder
+
+
+NAMED = ("part-00000-0a0a0a0a.parquet", "part-00001-0a0a0a0a.parquet")
+STORED = ("_parts/0a/shards/00000-1.parquet", "_parts/0a/shards/00001-2.parquet")
+
+
+@pytest.mark.parametrize("named", [NAMED, STORED])
+def test_an_output_is_what_its_manifest_names(tmp_path: Path, named: tuple[str, ...]) -> None:
+    """Between the manifest and the end of a run the parts that it replaced lie there too. What was copied from
+    a store has its parts in a hidden folder."""
+    one = of_a_run(tmp_path / "nights/day=1", *named)
+    put(one / "_parts/0b/shards/00000-1.parquet")  # another job's
+    put(one / "mine/a.parquet")
+    wanted = [*named, "mine/a.parquet"]
+    assert sorted(read(one)) == sorted(wanted)
+    assert skipped(one)["part-00000-0ld0ld0l.parquet"] == "the manifest.json beside it does not name it"
+    assert ("_parts" in skipped(one)) == (named == NAMED)
+    for source in (tmp_path / "nights", tmp_path / "nights/*", tmp_path / "nights/**/*.parquet"):
+        assert sorted(read(source)) == sorted(f"day=1/{name}" for name in wanted)
+        assert {found.partitions for found in files_of(str(source)).files} == {(("day", "1"),)}
+    (one / named[1]).unlink()
+    with pytest.raises(InputError, match=f"cannot read {one}/{named[1]}: No such file"):
+        Backlog.open(str(one), "id", "request")
+
+
+def test_a_manifest_that_no_run_wrote_changes_nothing(tmp_path: Path) -> None:
+    one = of_a_run(tmp_path / "out", NAMED[0])
+    own = json.loads((one / "manifest.json").read_text())
+    unsealed = {"output": {"parts": [{"name": NAMED[0]}]}}
+    for others in ({}, unsealed, own | {"run": {}}, own | {DIGEST: "0" * 64}):
+        (one / "manifest.json").write_text(json.dumps(others))
+        assert read(one) == ["part-00000-0a0a0a0a.parquet", "part-00000-0ld0ld0l.parquet"]
 
 
 def test_what_is_named_as_parquet_and_is_none_is_refused(tmp_path: Path) -> None:
@@ -235,6 +278,7 @@ LISTED = """
 import sys
 from batch.errors import BatchRouteError
 from batch.storage.listing import files_of
+from batch.storage.records import DIGEST
 try:
     found = files_of(sys.argv[1])
     print("read", len(found.files), *(why for _, why in found.skipped))
@@ -265,6 +309,7 @@ def listed(source: Path, closed: Path) -> str:
         ("nights/team/x", "nights", "2 cannot read {}: Permission denied; check its permissions"),
         ("nights/metadata/x", "nights", "2 cannot read {}: Permission denied; check its permissions"),
         ("nights/README", "nights/*.parquet", "read 1"),
+        ("nights/manifest.json", "nights/*.parquet", "read 1"),
     ],
 )
 def test_what_may_not_be_read_is_named_unless_it_is_none_of_the_inputs(

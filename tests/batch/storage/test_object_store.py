@@ -27,7 +27,7 @@ from batch.storage import remote
 from batch.storage.listing import files_of
 from batch.storage.location import Location, write_file
 from batch.storage.output import prove
-from batch.storage.places import check_output
+from batch.storage.places import check_output, refuse_inputs
 from batch.storage.store import Store, store_at
 from tests.conftest import reaching
 from tests.faults.proxy import HANG, Proxy, proxy
@@ -227,6 +227,25 @@ def test_absent_buckets(bucket: str, tmp_path: Path) -> None:
             check_output(str(tmp_path), output, {})
 
 
+def test_a_place_is_one_by_all_its_addresses(bucket: str, tmp_path: Path) -> None:
+    scheme, _, name = bucket.partition("://")
+    hosts = (f"{name}@devstoreaccount1.{kind}.core.windows.net" for kind in ("dfs", "blob"))
+    azure = (f"abfs://{name}", *(f"abfss://{host}" for host in hosts))
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["a"], "request": ["find it"]}), file)
+    write_file(Location.of(f"{bucket}/night/a.parquet"), file.read_bytes())
+    inputs = [found.location for found in files_of(f"{bucket}/night").files]
+    for other in (f"{scheme.upper()}://{name}", *(azure if scheme == "az" else ())):
+        with pytest.raises(InputError, match="is the input as well"):
+            check_output(f"{bucket}/night/a.parquet", f"{other}/night/a.parquet", {})
+        for source in ("night", "n*/", "**/*.parquet"):
+            with pytest.raises(InputError, match="would be read with it"):
+                check_output(f"{bucket}/{source}", f"{other}/night/out.parquet", {})
+        with pytest.raises(InputError, match="one of the input's files"):
+            refuse_inputs(f"{other}/night/a.parquet", inputs)
+        check_output(f"{bucket}/night", f"{other}/out.parquet", {})
+
+
 @pytest.mark.parametrize(
     ("uri", "why", "name"),
     [
@@ -250,6 +269,12 @@ def test_names_of_places() -> None:
         assert location.folder.inside("c").name == f"{uri.rpartition('/')[0]}/c" and not location.local
         assert location.filesystem == Location.of(f"{uri}x").filesystem
     assert Location.of("s3://a/x").filesystem != Location.of("s3://b/x").filesystem
+    assert Location.of("gcs://a/x").filesystem == Location.of("GS://a/x").filesystem
+    container = "abfss://a@{}.dfs.core.windows.net/x"
+    one, same, other = (
+        Location.of(container.format(account)).filesystem for account in ("one", "One", "other")
+    )
+    assert one == same != other and Location.of("az://a/x").filesystem not in (one, other)
 
 
 @contextlib.contextmanager

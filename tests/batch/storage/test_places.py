@@ -1,7 +1,9 @@
 """No two places of a run are one, whatever they are called; and what cannot be written is refused before any work."""
 
+import contextlib
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pytest
 from batch.errors import InputError
 from batch.storage.location import Location, write_file
 from batch.storage.places import check_outlets, check_output, check_writable, refuse_inputs
+
+REFUSED = pytest.raises(InputError, match="would be read with it")
 
 
 def put(path: Path) -> Path:
@@ -76,6 +80,40 @@ def test_an_output_that_the_next_run_would_read_is_refused(tmp_path: Path, sourc
         check_output(f"{tmp_path}/{source}".rstrip("/"), str(tmp_path / "night/out.parquet"), {})
     check_output(f"{tmp_path}/night/a*.parquet", str(tmp_path / "night/out.parquet"), {})
     check_output(str(tmp_path / "night"), str(tmp_path / "night/.out.parquet"), {})
+
+
+def test_an_output_that_is_read_by_way_of_a_link_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "night/a.parquet")
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    for place in ("more", ".hidden"):
+        link(tmp_path / "night" / place, tmp_path / "elsewhere")
+        link(tmp_path / "elsewhere" / place, tmp_path / "night")  # round and round
+        for output in ("elsewhere/out.parquet", "elsewhere/out", "elsewhere/deep/out.parquet"):
+            with contextlib.nullcontext() if place == ".hidden" else REFUSED:
+                check_output(str(tmp_path / "night"), str(tmp_path / output), {})
+        (tmp_path / "night" / place).unlink()
+    link(tmp_path / "night/more", tmp_path / "elsewhere")
+    output, work = str(tmp_path / "out.parquet"), tmp_path / "elsewhere/w"
+    with REFUSED:
+        check_output(str(tmp_path / "night"), output, {"--work-dir": work})
+    with REFUSED:
+        check_output(f"{tmp_path}/night/m*/**", f"{tmp_path}/elsewhere/deep/out.parquet", {})
+    check_output(f"{tmp_path}/night/a*", f"{tmp_path}/elsewhere/deep/out.parquet", {"--work-dir": work})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_an_output_that_is_read_by_way_of_a_second_mount_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "night/deep/a.parquet")
+    (tmp_path / "alias").mkdir()
+    for mounted in ("night", "night/deep"):
+        mount = subprocess.run(["mount", "--bind", tmp_path / mounted, tmp_path / "alias"], check=False)
+        if mount.returncode:
+            pytest.skip("this machine lets nobody mount")
+        try:
+            with REFUSED:
+                check_output(str(tmp_path / "night"), str(tmp_path / "alias/out.parquet"), {})
+        finally:
+            subprocess.run(["umount", tmp_path / "alias"], check=True)
 
 
 @pytest.mark.parametrize("option", ["--metrics", "--report"])

@@ -98,8 +98,55 @@ def test_widths_are_one(tmp_path: Path, one: pa.DataType, other: pa.DataType, bo
 def test_what_loses_something_is_refused(tmp_path: Path, one: pa.DataType, other: pa.DataType) -> None:
     files(tmp_path, pa.nulls(2, one), pa.nulls(2, other))
     with pytest.raises(
-        InputError, match=r"column 'x' is .* in .*1\.parquet and .* before it; make them alike"
+        InputError, match=r"column 'x.*' is .* in .*1\.parquet and .* before it; make them alike"
     ):
+        opened(tmp_path)
+
+
+WIDE = {f"a_child_of_a_long_struct_{index}": pa.string() for index in range(20)}
+MANY = len(WIDE)
+
+
+def wide(*last: tuple[str, pa.DataType]) -> pa.DataType:
+    return pa.struct([*WIDE.items(), *last])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "path", "before", "here"),
+    [
+        (wide(("size", pa.string())), wide(("size", pa.int64())), "x.size", "string", "int64"),
+        (wide(("size", pa.string())), wide(), "x.size", "string", "missing"),
+        (wide(), wide(("size", pa.int64())), "x.size", "missing", "int64"),
+        (
+            *(wide(*pairs) for pairs in ([("a", pa.int8()), ("b", pa.int8())], [("b", pa.int8()), ("a", pa.int8())])),
+            *("x", f"a struct whose child {MANY} is 'a'", f"a struct whose child {MANY} is 'b'"),
+        ),
+        (
+            pa.list_(wide(("m", pa.map_(pa.string(), wide(("z", pa.date32())))))),
+            pa.large_list(wide(("m", pa.map_(pa.string(), wide(("z", pa.bool_())))))),
+            *("x[].m[value].z", "date32[day]", "bool"),
+        ),
+        (pa.map_(pa.int8(), pa.int8()), pa.map_(pa.string(), pa.int8()), "x[key]", "int8", "string"),
+        (wide(("a", wide())), wide(("a", pa.list_(pa.int8()))), "x.a", "struct<", "list<element: int8>"),
+    ],
+)  # fmt: skip
+def test_what_differs_deep_in_a_column_is_named(
+    tmp_path: Path, one: pa.DataType, other: pa.DataType, path: str, before: str, here: str
+) -> None:
+    files(tmp_path, pa.nulls(2, one), pa.nulls(2, other))
+    with pytest.raises(InputError) as refused:
+        opened(tmp_path)
+    told = str(refused.value)
+    assert told.startswith(f"column {path!r} is {here} in {tmp_path}/1.parquet and {before}")
+    assert len(told) < 300 + len(str(tmp_path))
+
+
+def test_a_value_deep_in_a_column_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    """Not the first child that differs, whose values fit."""
+    kinds = [wide(("n", number), ("at", pa.list_(time)))
+             for number, time in ((pa.int8(), pa.timestamp("ms")), (pa.int64(), pa.timestamp("us")))]  # fmt: skip
+    files(tmp_path, pa.array([None, {"n": 1, "at": [2**60]}], kinds[0]), pa.nulls(2, kinds[1]))
+    with pytest.raises(InputError, match=r"column 'x\.at\[\]' is timestamp\[ms\] and .* timestamp\[us\] "):
         opened(tmp_path)
 
 
@@ -183,6 +230,22 @@ def test_an_order_that_not_every_file_has_is_lost_and_that_is_told(tmp_path: Pat
     backlog = opened(files(tmp_path, levels("a", "b", codes=(1, 0)), pa.array(["b", "c"])))
     assert rows(backlog)["x"].to_pylist() == ["b", "a", "b", "c"]
     assert backlog.notes == ("column 'x' is no longer ordered: not every file has its levels",)
+
+
+@pytest.mark.parametrize("values", [(b"low", b"high"), (b"\xff", b"ok")], ids=str)
+def test_an_order_stays_beside_nulls_and_whatever_the_levels_bytes(
+    values: tuple[bytes, ...], tmp_path: Path
+) -> None:
+    """Pandas writes a column that is None throughout as one of Arrow's nulls; nobody checks a text's UTF-8."""
+    texts = pa.StringArray.from_buffers(2, *pa.array(values).buffers()[1:])
+    column = pa.DictionaryArray.from_arrays(pa.array([1, 0], pa.int32()), texts, ordered=True)
+    for name, order in {"before": (pa.nulls(2), column), "behind": (column, column, pa.nulls(2))}.items():
+        (tmp_path / name).mkdir()
+        backlog = opened(files(tmp_path / name, *order))
+        found = rows(backlog)["x"]
+        assert found.type.ordered and found.null_count == 2 and backlog.notes == ()
+        assert all(chunk.dictionary.equals(texts) for chunk in found.chunks)
+        assert {*found.cast(pa.binary()).to_pylist()} == {None, *values}
 
 
 @pytest.mark.parametrize("count", [3, 3000])
@@ -289,6 +352,87 @@ def test_metadata_stays_and_what_would_hide_the_answers_does_not(tmp_path: Path,
     assert backlog.notes == (
         "metadata 'parquet.avro.schema' is left out: it lists the columns without the output's new ones",
     )
+
+
+CRS84, METRES = (
+    {"id": {"authority": authority, "code": code}, "name": "x"}
+    for authority, code in (("OGC", "CRS84"), ("EPSG", 25832))
+)
+
+
+def geo_files(folder: Path, *columns: dict[str, Any] | None, rows: Sequence[int] = (2, 2, 2)) -> Path:
+    """A file for each description of its column `x`."""
+    folder.mkdir()
+    for index, column in enumerate(columns):
+        about = {"encoding": "WKB", "geometry_types": ["Point"]} | (column or {})
+        geo = {"version": "1.1.0", "primary_column": "x", "columns": {"x": about}}
+        table = pa.table({"id": [f"{index}-0", f"{index}-1"], "request": ["find it"] * 2, "x": [b"p", b"q"]})
+        told = {} if column is None else {"geo": json.dumps(geo)}
+        pq.write_table(table[: rows[index]].replace_schema_metadata(told), folder / f"{index}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("columns", "joined", "dropped"),
+    [
+        (({"bbox": [0, 0, 1, 1]},), {"bbox": [0, 0, 1, 1], "geometry_types": ["Point"]}, None),
+        (({"bbox": [0, 0, 1, 1]},) * 2, {"bbox": [0, 0, 1, 1], "geometry_types": ["Point"]}, None),
+        (({"bbox": [0, 0, 1, 1]}, {"bbox": [5, 5, 9, 9]}), {"geometry_types": ["Point"]}, "bbox"),
+        (({"bbox": [float("nan")] * 4}, {"bbox": [5, 5, 9, 9]}), {"geometry_types": ["Point"]}, "bbox"),
+        (({"bbox": [0, 0, 1, 1]}, {}), {"geometry_types": ["Point"]}, "bbox"),
+        (({}, {"bbox": [0, 0, 1, 1]}), {"geometry_types": ["Point"]}, "bbox"),
+        (({"bbox": [0, 0, 1, 1]}, None), {"geometry_types": []}, "bbox"),
+        ((None, {"bbox": [0, 0, 1, 1]}), {"geometry_types": []}, "bbox"),
+        (({"orientation": "counterclockwise"}, {}), {"geometry_types": ["Point"]}, "orientation"),
+        (
+            ({"geometry_types": ["Polygon"]}, {"geometry_types": ["Point", "Polygon"]}),
+            {"geometry_types": ["Point", "Polygon"]},
+            None,
+        ),
+        (({}, {"geometry_types": []}), {"geometry_types": []}, None),
+        (({}, {"crs": CRS84}), {"geometry_types": ["Point"]}, None),
+        (({"crs": METRES}, {"crs": METRES | {"name": "y"}}), {"crs": METRES, "geometry_types": ["Point"]}, None),
+    ],
+)  # fmt: skip
+def test_what_geoparquet_says_of_the_rows_is_so_of_all_files(
+    tmp_path: Path, columns: Sequence[dict[str, Any] | None], joined: dict[str, Any], dropped: str | None
+) -> None:
+    backlog = opened(geo_files(tmp_path / "in", *columns))
+    geo = json.loads((backlog.schema.metadata or {})[b"geo"])
+    assert geo["primary_column"] == "x" and geo["columns"]["x"] == {"encoding": "WKB"} | joined
+    assert [note for note in backlog.notes if f"the {dropped} of column 'x'" in note] == [*backlog.notes]
+    assert bool(backlog.notes) == bool(dropped)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({"crs": METRES}, {}, "crs OGC:CRS84 in {}/1.parquet and EPSG:25832 in {}/0.parquet"),
+        ({"crs": None}, {"crs": CRS84}, "crs OGC:CRS84 in {}/1.parquet and null in {}/0.parquet"),
+        ({}, {"edges": "spherical"}, "edges spherical in {}/1.parquet and planar in {}/0.parquet"),
+    ],
+)
+def test_coordinates_that_mean_different_things_are_refused(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], told: str
+) -> None:
+    source = geo_files(tmp_path / "in", one, other)
+    with pytest.raises(InputError) as refused:
+        opened(source)
+    assert f"column 'x' have the {told.format(source, source)}; " in str(refused.value)
+    empty = opened(geo_files(tmp_path / "empty", other, one, rows=(0, 2)))  # which says nothing of any row
+    assert json.loads((empty.schema.metadata or {})[b"geo"])["columns"]["x"].get("crs", "") == one.get(
+        "crs", ""
+    )
+
+
+def test_a_geo_that_is_not_geoparquets_is_left_out_where_the_files_differ(tmp_path: Path) -> None:
+    for index, value in enumerate(("{", '{"columns": {"x": []}}', "[" * 100_000)):
+        source = geo_files(tmp_path / f"{index}", {}, {})
+        table = pq.read_table(source / "1.parquet")
+        pq.write_table(table.replace_schema_metadata({"geo": value}), source / "1.parquet")
+        backlog = opened(source)
+        assert b"geo" not in (backlog.schema.metadata or {})
+        assert "metadata 'geo' is left out" in backlog.notes[0]
 
 
 # Types of Parquet that Arrow has none for
