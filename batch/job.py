@@ -20,9 +20,10 @@ from batch.scoring.adapters import Adapters, Answers
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
 from batch.storage.manifest import own_version
-from batch.storage.output import FIXED, check_can_be_written, output_columns, output_schema
+from batch.storage.output import FIXED, output_columns, output_schema
 from batch.storage.places import Places, check_output, refuse_inputs, refuse_inside
 from batch.storage.workdir import work_dir
+from batch.storage.writability import check_can_be_written
 from batch.storage.written_plan import WrittenPlan
 
 

@@ -13,7 +13,7 @@ Difference = tuple[str, str, str]  # a path, and what is there in either
 
 def differing(path: str, one: pa.DataType, other: pa.DataType) -> Difference:
     """The innermost place of a column at which the two have no type in common."""
-    ours, theirs = _inner(one), _inner(other)
+    ours, theirs = children(one), children(other)
     if [name for name, _ in ours] == [name for name, _ in theirs]:
         for (name, kind), (_, second) in zip(ours, theirs, strict=True):
             if unified(kind, second) is None:
@@ -36,7 +36,7 @@ def _names_differing(path: str, one: pa.StructType, other: pa.StructType) -> Dif
 
 def misfit(path: str, array: pa.Array, kind: pa.DataType) -> Difference:
     """The innermost place of a column whose values :func:`batch.storage.schema.conformed` refuses."""
-    for values, (name, inner) in zip(_values(array), _inner(kind), strict=False):
+    for values, (name, inner) in zip(_values(array), children(kind), strict=False):
         try:
             conformed(values, inner)
         except pa.ArrowInvalid:
@@ -44,7 +44,8 @@ def misfit(path: str, array: pa.Array, kind: pa.DataType) -> Difference:
     return path, str(array.type)[:SHOWN], str(kind)[:SHOWN]
 
 
-def _inner(kind: pa.DataType) -> list[tuple[str, pa.DataType]]:
+def children(kind: pa.DataType) -> list[tuple[str, pa.DataType]]:
+    """What a nested type holds: how it is named behind the column's name, and its type."""
     if types.is_struct(kind):
         return [(f".{field.name}", field.type) for field in kind]
     if types.is_map(kind):

@@ -20,7 +20,7 @@ from batch.storage.hashing import IdDigest
 from batch.storage.location import Location, reason, refused_or_failed
 from batch.storage.manifest import Proof, remove_manifest
 from batch.storage.parquet import FAILURES, LOCAL_BUFFER, REMOTE_BUFFER, ParquetSource
-from batch.storage.schema import as_read, conformed, without_zone
+from batch.storage.schema import conformed, without_zone
 from batch.storage.sizes import BATCH_BYTES, row_bytes
 from batch.storage.store import store_at
 from batch.storage.unify import ANNOTATIONS, carried_metadata
@@ -55,26 +55,6 @@ def output_schema(schema: pa.Schema, answers: HasFields, prefix: str = "", triag
     """
     added = _added(answers, prefix, triage)
     return pa.schema([*schema, *added], carried_metadata(schema, added))
-
-
-def check_can_be_written(schema: pa.Schema) -> None:
-    """Raises `InputError` for a column that can be read but not written, or reads back as another type."""
-    for field in schema:
-        _try_to_write(field)
-
-
-def _try_to_write(field: pa.Field) -> None:
-    schema, sink = pa.schema([field]), pa.BufferOutputStream()
-    try:
-        pq.ParquetWriter(sink, schema, **WRITING).close()  # Arrow makes no empty table of nested extensions
-        back = pq.read_schema(pa.BufferReader(sink.getvalue()))
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        what = f"column {field.name!r} is {str(field.type)[:80]}, which Parquet cannot hold"
-        raise InputError(f"{what}; convert it") from error
-    if not pa.schema(list(map(as_read, back))).equals(schema):
-        raise InputError(
-            f"column {field.name!r} would be {str(back.field(0).type)[:80]} when read back; convert it"
-        )
 
 
 def _added(answers: HasFields, prefix: str, triage: bool) -> list[pa.Field]:

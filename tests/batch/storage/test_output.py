@@ -24,6 +24,7 @@ from batch.storage.backlog import Backlog, read_through
 from batch.storage.manifest import manifest_version
 from batch.storage.output import assemble, encode_shard, output_columns, output_schema
 from batch.storage.parquet import ParquetSource
+from batch.storage.writability import check_can_be_written
 
 SECRET = "salary of Ada Lovelace"
 
@@ -527,3 +528,11 @@ def test_any_bytes_are_refused_on_one_line(tmp_path: Path, data: bytes, tail: bo
     with pytest.raises(BatchRouteError) as error:
         opened(tmp_path / "in.parquet").check_ids()
     assert "\n" not in str(error.value)
+
+
+def test_the_part_of_a_column_that_cannot_be_written_is_named() -> None:
+    """Behind many children: the column's type would be cut off before it."""
+    names = [(f"a_long_name_{number}", pa.string()) for number in range(9)]
+    kind = pa.list_(pa.struct([*names, ("pause", pa.month_day_nano_interval())]))
+    with pytest.raises(InputError, match=r"column 'mail\[\]\.pause' is month_day_nano_interval, which"):
+        check_can_be_written(pa.schema([("id", pa.string()), ("mail", kind)]))
