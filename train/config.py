@@ -98,7 +98,7 @@ class Quantisation:
     # quantised; measured: original if, on 200 calibration rows or more, that is not significantly worse
     serve: str = "expanded"
     double: bool = True  # quantise the quantisation constants too
-    compute_dtype: str = "auto"  # bfloat16, float32, or auto: bfloat16 on a GPU, float32 on a CPU
+    compute_dtype: str = "auto"  # bfloat16, float32, or auto: bfloat16 on a GPU that has it, else float32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ What cannot be served as it was trained is refused before an engine starts, with
 
 import datetime
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def import_folder(
     renderer = checked_renderer(base, contract)
     check_weights(base)
     check_fits(folder, modules, base)
-    said = read_json(folder / "adapter_config.json", "a PEFT adapter").get("base_model_name_or_path")
+    config = read_json(folder / "adapter_config.json", "a PEFT adapter")
+    said = {key: config.get(key) for key in ("base_model_name_or_path", "revision")}
     staging = registry.staging()
     try:
         for name in WEIGHTS:
@@ -58,7 +60,7 @@ def import_folder(
             "contract_fingerprint": contract.fingerprint,
             "rank": highest_rank(folder, modules),
             "recipe": {"quantisation": {"type": "none"}},  # what is known of its training
-            "imported": {"base_model_name_or_path": said},
+            "imported": said,
             "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         if local := local_folder(base_ref):
@@ -67,6 +69,28 @@ def import_folder(
         return registry.add(staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def another_base(bundle: Bundle) -> str | None:
+    """A warning where the adapter's own config names another base than it was imported with: one of the same
+    shapes fits, and the answers on it are those of PEFT on it.
+    """
+    said, base = bundle.manifest["imported"], bundle.base
+    name, revision = (str(said[key] or "") for key in ("base_model_name_or_path", "revision"))
+    given = f"{base['ref']} at revision {base['revision']}" if base["revision"] else str(base["ref"])
+    other = revision and base["revision"] and revision != base["revision"]
+    if not name or (_name(name).casefold() == _name(base["ref"]).casefold() and not other):
+        return None
+    trained = f"{name} at revision {revision}" if revision else name
+    return (
+        f"the adapter says that it was trained on {trained}, not on {given}; make sure that they are the same"
+    )
+
+
+def _name(ref: str) -> str:
+    """The last part of a hub id or a path, also of a path into the hub's cache."""
+    cached = re.search(r"models--[^/]+--([^/]+)/snapshots/", ref)
+    return cached[1] if cached else Path(ref).name
 
 
 def proved(bundle: Bundle, base_ref: str) -> ServingProof:

@@ -1,8 +1,9 @@
 """How alike two texts are, and which of many are nearly the same.
 
 A text is its words and signs: `C++` is not `C#`, `-5 %` not `+5 %`, and a text of emoji is one; in a script
-without spaces, such as Chinese, its characters. Case, white space, the punctuation of sentences and the form
-of Unicode make no difference. Likeness is the Jaccard index of the sets of adjacent pairs.
+without spaces, such as Chinese, its characters. A vowel sign, as in Hindi, is a part of its word. Case, white
+space, the punctuation of sentences and the form of Unicode make no difference. Likeness is the Jaccard index
+of the sets of adjacent pairs.
 """
 
 import itertools
@@ -26,7 +27,14 @@ from batch.contract.phrases import UNSPACED
 # two of them reaches 0.6; the most alike of v1's splits reach 0.40.
 NEAR_DUPLICATE = 0.6
 PUNCTUATION = ".,:;!?…'\"`´“”„‘’‚«»‹›()\\[\\]{}_·•¿¡—–-"
-SIGNS = re.compile(rf"[^\W_]+|[-−–](?=\d)|[^\w\s{PUNCTUATION}]")
+# Signs on letters (no `\w`) and joiners between them; of Unicode's first plane, where the living scripts are.
+MARKS = "\u200c\u200d" + "".join(
+    sign for sign in map(chr, range(1 << 16)) if unicodedata.category(sign)[0] == "M"
+)
+SIGNS = re.compile(rf"[^\W_](?:[^\W_]|[{MARKS}])*|[-−–](?=\d)|[^\w\s{PUNCTUATION}]")
+# A word, or in a script without spaces a character; and the same without words of one letter.
+_REST = rf"(?:(?![{UNSPACED}])[\w{MARKS}])"
+WORDS, LONG_WORDS = (rf"[{UNSPACED}]|(?![{UNSPACED}])\w{_REST}{times}" for times in "*+")
 ALONE = re.compile(f"[{UNSPACED}]|[^{UNSPACED}]+")
 MANY = 2000  # texts from which a bar is shown
 WORD = 64  # bits; of a pair that one text in so many holds, a bit in each text is shorter than a list of them
@@ -35,14 +43,19 @@ Numbers: TypeAlias = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 
 
+def composed(text: str) -> str:
+    """In lower case and in one form of Unicode."""
+    return unicodedata.normalize("NFC", text).lower()
+
+
 def words(text: str) -> list[str]:
     """Lower-case words, or the text itself where it has none."""
-    return re.findall(r"\w+", text.lower()) or [text.strip()]
+    return re.findall(WORDS, composed(text)) or [text.strip()]
 
 
 def signs(text: str) -> list[str]:
     """Words and signs in lower case, or the text itself where it is punctuation alone."""
-    found = SIGNS.findall(unicodedata.normalize("NFC", text).lower()) or [text.strip()]
+    found = SIGNS.findall(composed(text)) or [text.strip()]
     if text.isascii():
         return found
     return [part for sign in found for part in ALONE.findall(sign)] or found
@@ -59,6 +72,21 @@ def compared(items: Sequence[Item]) -> Iterable[Item]:
     console = Console(stderr=True)
     quiet = len(items) < MANY or not console.is_terminal
     return track(items, "comparing requests", console=console, transient=True, disable=quiet)
+
+
+def alike(texts: Sequence[str]) -> list[list[int]]:
+    """The numbers of the texts in groups, of which each holds all that are nearly alike."""
+    group_of = np.arange(len(texts))
+    known = Likeness(texts)
+    for number, text in enumerate(compared(texts)):
+        # all of them: two that are unlike may have a third in common
+        if twins := [twin for twin, _ in known.near(text)]:
+            group_of[np.isin(group_of, group_of[twins])] = number
+        known.add(text)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number, group in enumerate(group_of.tolist()):
+        groups[group].append(number)
+    return list(groups.values())
 
 
 class Likeness:

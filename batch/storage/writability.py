@@ -1,4 +1,4 @@
-"""Which columns can be written: Arrow reads some that Parquet has no type for, or that it reads back as another."""
+"""Which columns can be written: some that Arrow reads have no type in Parquet, or read back as another."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

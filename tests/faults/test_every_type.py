@@ -17,7 +17,8 @@ import pytest
 
 from batch.contract.contract import Contract
 from batch.storage.backlog import Backlog
-from batch.storage.output import assemble, check_can_be_written, encode_shard, output_schema
+from batch.storage.output import assemble, encode_shard, output_schema
+from batch.storage.writability import check_can_be_written
 
 ROWS = 40
 CODECS = ["none", "snappy", "gzip", "brotli", "zstd", "lz4"]

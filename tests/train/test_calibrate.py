@@ -108,7 +108,7 @@ def test_rows_that_were_trained_on_are_refused(
 def test_a_training_file_that_was_moved_is_known_by_its_digest(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.fit.calibrated.split_path", _gone)
+    monkeypatch.setattr("train.evaluation.seen.split_path", _gone)
     bundle = registry.open("champion")
     rows = load_rows(TRAIN, bundle.contract)
     with pytest.raises(DatasetError, match=r"167 of 167 requests .*the first at .*train\.jsonl:1;"):
@@ -123,7 +123,7 @@ def test_without_its_training_rows_there_is_a_warning(
         return [ScoredRow(dict(row.answer), scores) for row in rows]
 
     monkeypatch.setattr("train.fit.calibrated.answers", answered)
-    monkeypatch.setattr("train.fit.calibrated.split_path", _gone)
+    monkeypatch.setattr("train.evaluation.seen.split_path", _gone)
     result = calibrate(tmp_path / "rows.jsonl", others)
     digest = registry.aliases()["champion"]
     assert result.exit_code == 0 and result.stderr == (

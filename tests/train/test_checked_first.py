@@ -1,15 +1,19 @@
 """What `import` and `loop` can refuse, they refuse before an engine runs or anything is trained."""
 
+import io
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, InputError
 from batch.reporting.console import PlainConsole
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_bundle
+from tests.train.release.test_gates import calibrated
 from train.cli import main
 from train.config import Config
 from train.review.improve import fit_and_compare
@@ -176,6 +180,51 @@ def test_a_promotion_that_could_not_be_logged(
     (tmp_path / "adapters/promotions.jsonl").write_text("damaged\n")
     with pytest.raises(AdapterError, match=r"promotions\.jsonl:1: is not a promotion"):
         fit_and_compare(Config.load(recipes[0]), PlainConsole(), [], promote=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("another task", "has other fields or labels, so nothing can be compared"),
+        ("gone", "the champion cannot be asked: "),
+        ("damaged", "the champion cannot be asked: "),
+        ("threshold", "the champion has a threshold for a target error of 0.02, this adapter no threshold"),
+        ("policy", "the policy table gives"),
+    ],
+)
+def test_a_champion_that_a_fit_cannot_be_compared_with(
+    recipes: tuple[Path, Path],
+    tiny_base: Path,
+    contract: Contract,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    message: str,
+) -> None:
+    """It was said after the fit, which takes hours, and again after each rerun."""
+    registry, out = Registry(tmp_path / "adapters"), io.StringIO()
+    if fault == "another task":
+        contract = Contract.load(ROOT / "tests/data/triage/contract.toml")
+    elif fault == "policy":
+        table = [{"when": {}, "then": {"risk": "low"}}]
+        contract = Contract.from_dict({**contract.raw, "policy": {**contract.raw["policy"], "table": table}})
+    champion = make_bundle(tiny_base, contract, registry.root)
+    if fault == "threshold":
+        champion = calibrated(champion, registry.root, 0.02)
+    elif fault == "gone":
+        shutil.rmtree(champion.path)
+    elif fault == "damaged":
+        (champion.path / "metrics.json").write_text("damaged")
+    registry.set_alias("champion", champion.digest)
+
+    config, console = Config.load(recipes[0]), PlainConsole(file=out, width=400)
+    monkeypatch.setattr("train.review.improve.fit", never)
+    if fault != "policy":  # the gates ask both for their answers alone
+        with pytest.raises(AdapterError, match=message):
+            fit_and_compare(config, console, [], promote=True)
+    with pytest.raises(AssertionError, match="work was begun"):
+        fit_and_compare(config, console, [], promote=False)
+    assert (message in out.getvalue()) is (fault != "threshold")
 
 
 def test_what_is_sound_goes_on(recipes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

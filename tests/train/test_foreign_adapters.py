@@ -25,7 +25,7 @@ from tests.families import ALL
 from train.cli import main
 from train.doctor.proof import REQUESTS, prove
 from train.doctor.served import answers
-from train.importing import import_folder
+from train.importing import another_base, import_folder
 
 ROOT = Path(__file__).parents[2]
 LEAVES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -148,6 +148,39 @@ def test_what_is_not_served_is_refused_with_the_true_reason(
         import_folder(folder, contract, str(tiny_base), None, registry)
     assert refused.value.exit_code == 2 and not registry.list()
     assert not list(registry.root.glob(".building-*"))
+
+
+@pytest.mark.parametrize(
+    ("said", "revision", "base", "warned"),
+    [
+        ("Qwen/Qwen3-4B-Base", None, "Qwen/Qwen3-4B-Instruct", True),
+        ("Qwen/Qwen3-4B", "abc", "Qwen/Qwen3-4B@def", True),
+        ("/home/her/models/qwen3-4b/", None, "Qwen/Qwen3-4B", False),
+        ("/root/.cache/hub/models--Qwen--Qwen3-4B/snapshots/0123", None, "models/Qwen3-4B", False),
+        ("Qwen/Qwen3-4B", "abc", "Qwen/Qwen3-4B@abc", False),
+        (None, None, "Qwen/Qwen3-4B", False),
+    ],
+)
+def test_an_adapter_of_another_base_of_the_same_shapes(
+    tiny_base: Path,
+    contract: Contract,
+    tmp_path: Path,
+    said: str | None,
+    revision: str | None,
+    base: str,
+    warned: bool,
+) -> None:
+    """It fits, and its answers on the wrong base are those of PEFT on it."""
+    ref, _, commit = base.partition("@")
+    folder = foreign(tiny_base, tmp_path / "plain", "x", target_modules=LEAVES)
+    config = folder / "adapter_config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "base_model_name_or_path": said, "revision": revision}))
+    bundle = import_folder(folder, contract, str(tiny_base), None, Registry(tmp_path / "adapters"))
+    named = {**bundle.manifest, "base": {**bundle.base, "ref": ref, "revision": commit or None}}
+    warning = another_base(dataclasses.replace(bundle, manifest=named))
+    assert bool(warning) == warned
+    assert all(not warned or str(name) in str(warning) for name in (said, ref))
 
 
 def drop(name: str) -> Callable[[Path], object]:

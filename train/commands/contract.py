@@ -10,6 +10,8 @@ from batch.errors import InputError, one_line
 from train.commands.options import PATH, text_option
 from train.labelling.start import start
 
+NAMED = 6  # of the rows that are left out
+
 
 @click.group(cls=ErrorGroup)
 def contract() -> None:
@@ -42,7 +44,8 @@ def init(labelled: Path, text_column: str, label_columns: tuple[str, ...], out: 
     made = start(labelled, text_column, label_columns)
     made.write(folder)
     for why, rows in made.left_out.items():
-        click.echo(f"{rows} rows {why} are left out")
+        some = ", ".join(map(str, rows[:NAMED])) + ", …" * (len(rows) > NAMED)
+        click.echo(f"{len(rows)} rows {why} are left out: row {some}")
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in made.splits.items())
     click.echo(one_line(f"{folder}: contract.toml, recipe.toml; {counts} rows"))
     recipe = shlex.quote(one_line(str(folder / "recipe.toml")))

@@ -1,5 +1,6 @@
 """`batch-train eval`: adapters, baselines and scored files, judged on labelled requests."""
 
+from collections.abc import Sequence
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from train.config import Config
 from train.dataset import load_rows
 from train.evaluation.ask import candidates, judge
 from train.evaluation.baselines import BASELINES
-from train.evaluation.cross_validation import cross_validate_baseline
+from train.evaluation.cross_validation import cross_validate_baseline, folds
 from train.evaluation.evaluate import Evaluation
-from train.evaluation.from_scored import contract_of, judge_scored, read_scored
+from train.evaluation.from_scored import bundle_of, contract_of, judge_scored, read_scored, text_column_of
 from train.evaluation.injection import attack as measure_attacks
 from train.evaluation.injection import show_attacks
 from train.evaluation.tables import as_json, show
@@ -57,7 +58,7 @@ DATASETS = SUFFIXES | {".jsonl", ".ndjson"}
 @click.option(
     "--from-scored",
     type=PATH,
-    help="Evaluate this output Parquet by id, without an engine; ADAPTER may be left out.",
+    help="Evaluate this output Parquet by id and text, without an engine; ADAPTER may be left out.",
 )
 @click.option(
     "--id-column",
@@ -65,6 +66,13 @@ DATASETS = SUFFIXES | {".jsonl", ".ndjson"}
     default="id",
     show_default=True,
     help="The column of ids in the --from-scored output.",
+)
+@click.option(
+    "--text-column",
+    type=NAME,
+    default="request",
+    show_default=True,
+    help="The column of request texts in the --from-scored output.",
 )
 @click.option(
     "--cross-validate",
@@ -98,16 +106,17 @@ def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, *
 
 
 def _refuse_idle(
-    names: list[str], attack: bool, *, from_scored: Path | None, id_column: str, cross_validate: int | None,
-    train: Path | None, base_model: str | None, contract: str | None
+    names: list[str], attack: bool, *, from_scored: Path | None, id_column: str, text_column: str,
+    cross_validate: int | None, train: Path | None, base_model: str | None, contract: str | None
 ) -> None:  # fmt: skip
     """Options that would change nothing are a misunderstanding. Raises `InputError`."""
     if attack and (from_scored or cross_validate or not names):
         raise InputError("--attack asks adapters themselves; leave out --from-scored and --cross-validate")
     if cross_validate and from_scored:
         raise InputError("--cross-validate trains models of its own; leave out --from-scored")
-    if id_column != "id" and not from_scored:
-        raise InputError("--id-column is that of the --from-scored output; name that too, or leave it out")
+    for option, given in (("--id-column", id_column != "id"), ("--text-column", text_column != "request")):
+        if given and not from_scored:
+            raise InputError(f"{option} is that of the --from-scored output; name that too, or leave it out")
     if train and (attack or cross_validate or BASELINES.keys().isdisjoint(names)):
         raise InputError("--train is what baselines learn from; name a baseline, or leave it out")
     if base_model and (cross_validate or BASELINES.keys() >= set(names)):
@@ -132,22 +141,32 @@ def _attack(
 
 def _results(
     names: list[str], datasets: list[Path], contract: str | None, from_scored: Path | None, id_column: str,
-    cross_validate: int | None, **options: Any
+    text_column: str, cross_validate: int | None, **options: Any
 ) -> list[Evaluation]:  # fmt: skip
     if cross_validate:
         return _cross_validated(names, datasets, cross_validate, contract)
     registry = Registry()
-    results = _from_scored(from_scored, datasets, registry, contract, id_column) if from_scored else []
+    columns = id_column, text_column
+    results = _from_scored(from_scored, datasets, registry, contract, *columns) if from_scored else []
     return results + (judge(names, datasets, registry, contract, **options) if names else [])
 
 
 def _from_scored(
-    path: Path, datasets: list[Path], registry: Registry, contract: str | None, id_column: str
+    path: Path,
+    datasets: list[Path],
+    registry: Registry,
+    contract: str | None,
+    id_column: str,
+    text_column: str,
 ) -> list[Evaluation]:
-    table = read_scored(path, id_column)
-    rules = contract_of(table, registry, contract)
+    columns = id_column, text_column_of(path, text_column)
+    table = read_scored(path, *columns)
+    rules, bundle = contract_of(table, registry, contract), None if contract else bundle_of(table, registry)
     gold = {dataset: load_rows(dataset, rules, evaluation=True) for dataset in datasets}
-    return [judge_scored(table, path, rows, rules, str(dataset), id_column) for dataset, rows in gold.items()]
+    return [
+        judge_scored(table, path, rows, rules, str(dataset), *columns, bundle)
+        for dataset, rows in gold.items()
+    ]
 
 
 def _cross_validated(
@@ -159,17 +178,32 @@ def _cross_validated(
             f"{strange[0]} is already trained; cross-validate a recipe (.toml) or one of "
             f"{', '.join(BASELINES)}"
         )
-    own = next((recipe.find(recipe.data.contract) for recipe in recipes.values()), "data/contract.toml")
-    rules, results = Contract.load(contract or own), []
-    for dataset in datasets:
-        rows = load_rows(dataset, rules)
-        for name in names:
-            if name in recipes:
-                # Only this reads torch, which takes seconds that no other evaluation should wait for.
-                from train.fit.folds import cross_validate_recipe  # noqa: PLC0415
+    contracts = {name: Contract.load(recipe.find(recipe.data.contract)) for name, recipe in recipes.items()}
+    first = next(iter(recipes), "data/contract.toml")
+    rules = contracts[first] if recipes and not contract else Contract.load(contract or first)
+    for name, own in contracts.items():
+        if _scored(own) != _scored(rules):
+            raise InputError(
+                f"{name} has other fields or labels than {contract or first}, so no row fits both; give both "
+                "the same contract"
+            )
+    gold = {dataset: load_rows(dataset, rules) for dataset in datasets}
+    parts = {dataset: folds(rows, rules, k) for dataset, rows in gold.items()}
+    results = {
+        (dataset, name): cross_validate_baseline(name, rows, rules, parts[dataset], str(dataset))
+        for dataset, rows in gold.items()
+        for name in names
+        if name not in recipes
+    }
+    if recipes:
+        # Only this reads torch, which takes seconds that no other evaluation should wait for.
+        from train.fit.folds import cross_validate_recipes, prepare_folds  # noqa: PLC0415
 
-                console = PlainConsole(stderr=True)
-                results.append(cross_validate_recipe(recipes[name], rows, k, str(dataset), console))
-            else:
-                results.append(cross_validate_baseline(name, rows, rules, k, str(dataset)))
-    return results
+        pairs = [(dataset, name) for dataset in gold for name in recipes]
+        prepared = [(prepare_folds(recipes[name], dataset), parts[dataset]) for dataset, name in pairs]
+        results |= zip(pairs, cross_validate_recipes(prepared, PlainConsole(stderr=True)), strict=True)
+    return [results[dataset, name] for dataset in datasets for name in names]
+
+
+def _scored(contract: Contract) -> dict[str, Sequence[Any]]:
+    return {field.name: field.values for field in contract.scored_fields}

@@ -7,10 +7,10 @@ import click
 from batch.adapter.base_model import local_folder
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.errors import InputError
+from batch.errors import InputError, one_line
 from train.commands.options import NAME, PATH
 from train.evaluation.ask import check_chosen_alias
-from train.importing import import_folder, proved
+from train.importing import another_base, import_folder, proved
 
 
 @click.command("import")
@@ -41,6 +41,8 @@ def import_adapter(folder: Path, contract: Path, base_model: str, revision: str 
         raise InputError(f"--revision is of a hub id, and {base_model} is a folder; leave it out")
     registry = Registry()
     bundle = import_folder(folder, Contract.load(contract), base_model, revision, registry)
+    if warning := another_base(bundle):
+        click.echo(one_line(f"Warning: {warning}"), err=True)
     click.echo(f"verified: {proved(bundle, base_model)}")
     registry.set_alias(alias, bundle.digest)
     click.echo(f"{bundle.path}  ({alias})")

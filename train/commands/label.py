@@ -20,7 +20,7 @@ from train.dataset import load_rows
 from train.evaluation.from_scored import contract_of, read_scored
 from train.files import strict_json, write_json
 from train.labelling.candidates import candidates as choose
-from train.labelling.candidates import is_blank
+from train.labelling.candidates import columns, is_blank
 from train.labelling.lint import Finding
 from train.labelling.lint import lint as look
 
@@ -121,11 +121,11 @@ def candidates(
     studio = kind == "label-studio"
     if studio and (out is None or out.suffix != ".json"):
         raise InputError("--format label-studio writes two files; name the first with --out FILE.json")
-    table = read_scored(scored, id_column, text_column)
-    rules = contract_of(table, Registry(), contract)
+    rules = contract_of(read_scored(scored, id_column, text_column, ["adapter"]), Registry(), contract)
     if out:
         _refuse_labels(out, studio, rules)
     page = _page(out, rules) if studio and out else None
+    table = read_scored(scored, id_column, text_column, columns(rules))
     rows = [row for path in labelled for row in load_rows(path, rules, evaluation=True, decisions=True)]
     chosen = choose(table, scored, rows, rules, count, id_column, text_column)
     if page and out:

@@ -15,12 +15,14 @@ from batch.storage.places import WRITTEN, refuse_others
 from train.commands.options import NAME, PATH, id_option, outlet, text_option, writable
 from train.dataset import load_rows
 from train.decisions import DecisionLog
+from train.evaluation.from_scored import text_column_of
 from train.review import apply as people
 from train.review.agreement import agreement as compare
 from train.review.audit import audit as count
 from train.review.audit import refuse_twice, write_audit
 from train.review.queue import Selection, read_items
 from train.review.serve import (
+    decisions_in,
     examples_of,
     ids_in,
     reviewed,
@@ -28,7 +30,6 @@ from train.review.serve import (
     serve,
     target_of,
     task_of,
-    text_column_of,
 )
 from train.review.session import Session
 
@@ -226,8 +227,9 @@ def audit(
 ) -> None:
     """Count errors among the `auto` rows.
 
-    Counts the rows that `review --audit` drew, over the outputs of one or more nights. Exit 3 if more of them
-    are wrong than the target allows; fewer than 20 rows are no statement (exit 0).
+    Counts the rows that `review --audit` drew, each for the output that it was drawn from, over one or more
+    nights. Exit 3 if more of them are wrong than the target allows; fewer than 20 rows are no statement
+    (exit 0).
     """
     refuse_twice(scored)
     if metrics:
@@ -237,17 +239,16 @@ def audit(
     ]
     task = task_of(outputs[-1], contract, prefix)
     target = target_of(task) if target_error is None else target_error
-    rows = [row for row, _ in reviewed(labels, task.contract, audited=True)]
+    rows = [row for row, _ in reviewed(labels, task.contract)]
+    decisions = [decisions_in(path) for path in labels]
     columns = {
         "id_column": id_column,
         "text_column": text_column_of(outputs[-1], text_column),
         "prefix": prefix,
     }
-    found = count(outputs, rows, task.contract, target, **columns)
+    found = count(outputs, rows, decisions, task.contract, target, **columns)
     for night in found.nights:
-        click.echo(
-            f"{night.name}: {night.auto} auto rows, {night.wrong.count} of {night.wrong.of} audited wrong"
-        )
+        click.echo(str(night))
     click.echo(found.verdict)
     if metrics:
         write_audit(metrics, found)

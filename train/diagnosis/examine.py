@@ -9,8 +9,8 @@ from train.dataset import Row, load_rows
 from train.diagnosis.contrast import probes
 from train.diagnosis.diagnose import AskedRow, Diagnosis, asked_probes, asked_rows, diagnose
 from train.diagnosis.occlusion import driven, erasures
-from train.evaluation.ask import Candidate, route
-from train.evaluation.evaluate import Evaluation, evaluate
+from train.evaluation.ask import Candidate, judged, route
+from train.evaluation.evaluate import Evaluation
 
 
 def examine(
@@ -38,12 +38,12 @@ def examine(
 
     evaluations, diagnoses = [], []
     for i, (subject, answers) in enumerate(zip(subjects, route(subjects, texts, engine, erase), strict=True)):
-        judged = [
-            evaluate(rows, scored, subject.contract, subject.name, str(path))
+        results = [
+            judged(subject, rows, scored, str(path))
             for path, rows, scored in zip(datasets, gold[i], answers, strict=False)
         ]
         own = asked(i, answers)
         erased = driven(erasures(own, subject.contract), answers[-1], subject.contract)
-        diagnoses.append(diagnose(judged[0], own, trains[i], subject.contract, erased))
-        evaluations += judged
+        diagnoses.append(diagnose(results[0], own, trains[i], subject.contract, erased))
+        evaluations += results
     return evaluations, diagnoses

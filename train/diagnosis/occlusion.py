@@ -14,6 +14,7 @@ from train.diagnosis.contrast import mention_rules
 from train.diagnosis.diagnose import AskedRow
 from train.evaluation.evaluate import Answered
 from train.evaluation.statistics import Proportion
+from train.likeness import WORDS
 
 REQUESTS = 10  # asked again for each rule; a request of 15 words costs 15 rows
 
@@ -56,7 +57,7 @@ def driven(
 
 
 def _without_each_word(request: str) -> Iterator[tuple[str, str]]:
-    for match in re.finditer(r"\w+ ?", request):
+    for match in re.finditer(f"(?:{WORDS}) ?", request):
         rest = request[: match.start()] + request[match.end() :]
         if rest.strip():
             yield match[0].strip().lower(), rest

@@ -19,9 +19,10 @@ from batch.errors import AdapterError
 from batch.scoring.adapters import engine_spec
 from batch.scoring.lane import Lane, ScoredRow
 from batch.scoring.router import Requests, Router
-from train.dataset import load_rows, split_path
+from train.dataset import Row, load_rows, split_path
 from train.evaluation.baselines import BASELINES, Baseline
 from train.evaluation.evaluate import Evaluation, evaluate
+from train.evaluation.seen import seen_by, seen_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +126,17 @@ def serve(
     gold = [[load_rows(path, subject.contract, evaluation=True) for path in datasets] for subject in subjects]
     texts = [[[row.request for row in rows] for rows in each] for each in gold]
     return [
-        evaluate(rows, scored, subject.contract, subject.name, str(path))
+        judged(subject, rows, scored, str(path))
         for subject, each, answers in zip(subjects, gold, route(subjects, texts, engine), strict=True)
         for path, rows, scored in zip(datasets, each, answers, strict=True)
     ]
+
+
+def judged(subject: Candidate, rows: Sequence[Row], answers: Sequence[ScoredRow], dataset: str) -> Evaluation:
+    """The candidate's answers compared with the rows, and how many of those it was trained on, or nearly."""
+    seen = seen_by(subject.bundle, rows) if subject.bundle else None
+    count = None if seen is None else len(seen)
+    return evaluate(rows, answers, subject.contract, subject.name, dataset, count)
 
 
 def judge(
@@ -168,8 +176,10 @@ def _baselines(
             f"{chosen[0]} learns from labelled rows; name them with --train, or an adapter beside it"
         )
     rows = load_rows(train or split_path(bundles[0], "train"), rules, evaluation=True)
+    gold = {path: load_rows(path, rules, evaluation=True) for path in datasets}
+    seen = {path: len(seen_in(rows, each)) for path, each in gold.items()}
     for name in chosen:
         learnt = Baseline.learn(name, rows, rules)
-        for path in datasets:
-            gold = load_rows(path, rules, evaluation=True)
-            yield evaluate(gold, learnt.answer([row.request for row in gold]), rules, name, str(path))
+        for path, each in gold.items():
+            answers = learnt.answer([row.request for row in each])
+            yield evaluate(each, answers, rules, name, str(path), seen[path])

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from batch.contract.contract import Contract
 from train.dataset import Row
 from train.evaluation.statistics import log_odds
-from train.likeness import signs, words
+from train.likeness import LONG_WORDS, composed, signs, words
 
 KEYWORDS = 15  # words in a value's list at most
 WORDS = 50_000  # and pairs that TF-IDF counts at most: for each value of a field there is a number for each
@@ -114,12 +114,14 @@ BASELINES: Mapping[str, type[Majority]] = {
 
 
 def vectoriser(texts: Sequence[str], most: int | None = None) -> TfidfVectorizer:
-    """TF-IDF of words and word pairs, the `most` frequent ones, unfitted. Where no text has a word of two
-    letters, signs count: emoji, digits, symbols.
+    """TF-IDF of words and word pairs (in scripts without spaces of characters), the `most` frequent ones,
+    unfitted. Where no text has a word of two letters, signs count: emoji, digits, symbols.
     """
-    wordless = not any(re.search(r"\w\w", text) for text in texts)
-    by = {"tokenizer": signs, "token_pattern": None} if wordless else {}
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=most, **by)
+    wordless = not any(re.search(LONG_WORDS, composed(text)) for text in texts)
+    by = {"tokenizer": signs, "token_pattern": None} if wordless else {"token_pattern": LONG_WORDS}
+    return TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, max_features=most, preprocessor=composed, **by
+    )
 
 
 def _classifier() -> LogisticRegression:

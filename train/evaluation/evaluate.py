@@ -4,7 +4,8 @@
 
 Pure: gold rows and the answers to them → counts with intervals. `train/evaluation/ask.py` gets answers from
 the engine, `train/evaluation/baselines.py` from simple methods, `train/evaluation/from_scored.py` from a
-file. A row without an answer is wrong in every field.
+file. A row without an answer is wrong in every field. Judged is what an output holds: rules that the contract
+enforces have corrected a model's answer there.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import polars as pl
 from batch.contract.contract import Contract
 from batch.contract.fields import LIST, as_text
 from batch.errors import InvalidAnswer
+from batch.scoring.lane import ScoredRow
 from train.dataset import Row
 from train.evaluation.statistics import McNemar, Proportion, macro_f1, macro_f1_of_sets
 
@@ -59,6 +61,7 @@ class Evaluation:
     under_escalation: Mapping[str, Proportion]  # field → let through, of those that its `escalates` lists
     all_right: Sequence[bool]  # row by row
     sets: frozenset[str] = frozenset()  # the fields whose values are sets of labels
+    seen: int | None = None  # rows that the adapter was trained on, or nearly; None where nobody knows
 
     @functools.cached_property
     def fields(self) -> list[str]:
@@ -103,6 +106,7 @@ class Evaluation:
         return {
             "adapter": self.adapter,
             "dataset": self.dataset,
+            "seen_in_training": self.seen,
             "measures": {name: proportion.as_json() for name, proportion in self.measures.items()},
             "macro_f1": self.f1,
             "under_escalation": {
@@ -132,14 +136,19 @@ class Comparison:
 
 
 def evaluate(
-    rows: Sequence[Row], answers: Iterable[Answered], contract: Contract, adapter: str, dataset: str
+    rows: Sequence[Row],
+    answers: Iterable[Answered],
+    contract: Contract,
+    adapter: str,
+    dataset: str,
+    seen: int | None = None,
 ) -> Evaluation:
     """Compare each row with its answer, in order. Raises `ValueError` where there are not as many of them."""
     fields = contract.scored_fields
     lines, all_right, parsed, valid = [], [], 0, 0
     through = {field.name: Proportion(0, 0) for field in fields if field.escalates}
     for number, (row, scored) in enumerate(zip(rows, answers, strict=True)):
-        answer = scored.answer or {}
+        answer = _written(scored, contract)
         legal = scored.answer is not None and _legal(answer, contract)
         parsed, valid, right = parsed + (scored.answer is not None), valid + legal, legal
         for field in fields:
@@ -170,7 +179,7 @@ def evaluate(
     # The first experiment counted these: 19 of 20.
     measures[CHECKS] = Proportion(valid + sum(per_field.values()), len(rows) * (1 + len(fields)))
     sets = frozenset(field.name for field in fields if field.arrow == LIST)
-    return Evaluation(adapter, dataset, checks, measures, through, all_right, sets)
+    return Evaluation(adapter, dataset, checks, measures, through, all_right, sets, seen)
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
@@ -192,6 +201,13 @@ def comparisons(evaluations: Sequence[Evaluation]) -> list[Comparison]:
     """Every pair on the same dataset that answers the same fields, in the order given."""
     pairs = itertools.combinations(evaluations, 2)
     return [compare(a, b) for a, b in pairs if a.dataset == b.dataset and a.fields == b.fields]
+
+
+def _written(scored: Answered, contract: Contract) -> Mapping[str, Any]:
+    """The answer as an output has it; one that is from a file is that already."""
+    if scored.answer is None or not isinstance(scored, ScoredRow):
+        return scored.answer or {}
+    return contract.enforce(scored.answer, scored.violations, scored.denied)[0]
 
 
 def _legal(answer: Mapping[str, Any], contract: Contract) -> bool:

@@ -1,4 +1,6 @@
-"""Answers that lie in a file already: an output of `batch-route`, or any table with its columns, by id."""
+"""Answers that lie in a file already: an output of `batch-route`, or any table with its columns, found by id
+and text.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +18,12 @@ from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import InputError
 from batch.storage.location import Location
+from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.parquet import ParquetSource
 from batch.storage.schema import is_binary, is_id, is_list, is_string, is_text, plain, readable, values_type
 from train.dataset import Row
 from train.evaluation.evaluate import Evaluation, evaluate
+from train.evaluation.seen import seen_by
 from train.tables import id_texts
 
 ABSENT = "absent"  # error code of a gold row that the file does not hold
@@ -59,6 +63,13 @@ def read_scored(
     if table[id_column].null_count() or table[id_column].n_unique() < table.height:
         raise InputError(f"{path}: column {id_column!r} holds an id twice, or none; rows are found by id")
     return table
+
+
+def text_column_of(scored: Path, named: str) -> str:
+    """`named`, or where the output has no such column the one that its run read, by its manifest."""
+    told = (read_manifest(manifest_location(str(scored))) or {}).get("job", {}).get("text_column")
+    names = sources_of(scored)[0].schema.names
+    return told if named not in names and told in names else named
 
 
 def sources_of(path: Path) -> list[ParquetSource]:
@@ -119,12 +130,16 @@ def adapter_of(table: pl.DataFrame) -> str | None:
     return str(digests[0]) if len(digests) == 1 else None
 
 
+def bundle_of(table: pl.DataFrame, registry: Registry) -> Bundle | None:
+    """The adapter that wrote the table, if it is here."""
+    digest = adapter_of(table)
+    return Bundle.open(registry.root / digest) if digest and (registry.root / digest).is_dir() else None
+
+
 def contract_of(table: pl.DataFrame, registry: Registry, named: str | None = None) -> Contract:
     """The contract `named`, else that of the adapter that wrote the table, else the shipped one."""
-    digest = adapter_of(table)
-    if named or digest is None or not (registry.root / digest).is_dir():
-        return Contract.load(named or "data/contract.toml")
-    return Bundle.open(registry.root / digest).contract
+    bundle = None if named else bundle_of(table, registry)
+    return bundle.contract if bundle else Contract.load(named or "data/contract.toml")
 
 
 def judge_scored(
@@ -134,9 +149,11 @@ def judge_scored(
     contract: Contract,
     dataset: str,
     id_column: str = "id",
+    text_column: str = "request",
+    bundle: Bundle | None = None,
 ) -> Evaluation:
-    """Judge the table's answers against gold `rows` by id; a row that it lacks is an error row. Raises
-    `InputError`.
+    """Judge the table's answers, the `bundle`'s, against gold `rows` by id; a row that it lacks is an error
+    row. Raises `InputError`, also where an id has another text: ids may begin again in another backlog.
     """
     known = [field for field in contract.fields if field.name in table.columns]
     if missing := [field.name for field in contract.scored_fields if field.name not in table.columns]:
@@ -149,14 +166,12 @@ def judge_scored(
     found = pl.Series(gold[id_column].is_in(table[id_column].implode()))
     if not found.any():
         raise InputError(f"{path}: holds none of the ids of {dataset}; name the ids' column with --id-column")
-    if "request" in table.columns:
-        other = joined.filter(found & (pl.col("request") != pl.col("_gold")))
-        if other.height:
-            name = other[id_column][0]
-            raise InputError(
-                f"{path}: id {name!r} has another request than in {dataset}; give the gold rows of "
-                "this backlog"
-            )
+    other = joined.filter(found & pl.col(text_column).ne_missing(pl.col("_gold")))
+    if other.height:
+        name = other[id_column][0]
+        raise InputError(
+            f"{path}: id {name!r} has another request than in {dataset}; give the gold rows of this backlog"
+        )
     answers = []
     for here, line in zip(found, joined.iter_rows(named=True), strict=True):
         read = contract.read(line)
@@ -167,4 +182,5 @@ def judge_scored(
         }
         error = line.get("error_code") if here else ABSENT
         answers.append(FileRow(answer if answer and error is None else None, error))
-    return evaluate(rows, answers, contract, path.name, dataset)
+    seen = seen_by(bundle, rows) if bundle else None
+    return evaluate(rows, answers, contract, path.name, dataset, None if seen is None else len(seen))

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from batch.reporting.console import PlainConsole
 from train.evaluation.baselines import BASELINES
 from train.evaluation.evaluate import ALL, CHECKS, Comparison, Evaluation, comparisons
 from train.evaluation.statistics import Proportion
@@ -30,11 +31,23 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
 
 
 def show_measures(evaluations: Sequence[Evaluation], console: Console) -> None:
+    """The tables, and on stderr which of them flatter."""
+    warn_of_seen(evaluations)
     for dataset in dict.fromkeys(evaluation.dataset for evaluation in evaluations):
         group = [evaluation for evaluation in evaluations if evaluation.dataset == dataset]
         console.print(measures_table(group))
         if len(group) > 1:
             console.print(comparison_table(comparisons(group)))
+
+
+def warn_of_seen(evaluations: Sequence[Evaluation]) -> None:
+    for each in evaluations:
+        if each.seen:
+            PlainConsole(stderr=True).print(
+                f"Warning: {each.seen} of {len(each.all_right)} rows of {each.dataset} are like rows that "
+                f"{each.adapter} was trained on: its figures there say little of other requests",
+                soft_wrap=True,
+            )
 
 
 def measures_table(group: Sequence[Evaluation]) -> Table:

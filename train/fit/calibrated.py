@@ -14,12 +14,12 @@ from batch.errors import DatasetError
 from batch.scoring.adapters import engine_spec, lane_of, spec_of
 from batch.scoring.lane import ScoredRow
 from batch.scoring.router import Requests, Router
-from train.dataset import Row, file_facts, load_rows, split_path
+from train.dataset import Row, file_facts, load_rows
+from train.evaluation.seen import refuse_seen
 from train.files import write_json
 from train.fit.calibrate import MIN_ROWS, calibrate, raw, too_few
 from train.fit.card import model_card
 from train.fit.places import check_registry
-from train.likeness import NEAR_DUPLICATE, Likeness
 
 
 def calibrate_folder(
@@ -64,30 +64,24 @@ def calibrate_bundle(
     return made, content
 
 
+def target_of(bundle: Bundle) -> float | None:
+    """The share of errors that the bundle's threshold keeps; None where it has no threshold."""
+    if bundle.calibration.threshold is None:
+        return None
+    target = json.loads((bundle.path / "calibration.json").read_text(encoding="utf-8")).get("target_error")
+    return None if target is None else float(target)
+
+
 def check_unseen(
     bundle: Bundle, rows: Sequence[Row], data: Mapping[str, Any], warn: Callable[[str], object]
 ) -> None:
     """Refuse rows that the bundle was trained on, or nearly, as `fit` does: a model is surer of those than of
     others, and so would its scores be. Raises `DatasetError`; without the training rows it warns.
     """
-    recorded = bundle.manifest.get("data", {}).get("train")
-    same = isinstance(recorded, Mapping) and recorded.get("sha256") == data["sha256"]
-    try:
-        trained = rows if same else load_rows(split_path(bundle, "train"), bundle.contract)
-    except DatasetError:
+    if not refuse_seen(bundle, rows, "calibrate on others"):
         warn(
             f"Warning: the training rows of adapter {bundle.digest[:12]} are not here, so {data['path']} is "
             "not compared with them"
-        )
-        return
-    limit = bundle.manifest.get("recipe", {}).get("data", {}).get("likeness", NEAR_DUPLICATE)
-    known = Likeness((row.request for row in (*trained, *rows)), limit)
-    for row in trained:
-        known.add(row.request)
-    if seen := [row for row in rows if known.nearest(row.request)]:
-        raise DatasetError(
-            f"{len(seen)} of {len(rows)} requests are those that adapter {bundle.digest[:12]} was trained "
-            f"on, or nearly, the first at {seen[0].where}; calibrate on others"
         )
 
 

@@ -10,13 +10,16 @@ import torch
 from rich.console import Console
 
 from batch.adapter.files import largest_values, read_json, read_tensors
-from batch.errors import FULL, AdapterError, BatchRouteError, ConfigError, EngineError
+from batch.errors import FULL, LASTING, PASSING, AdapterError, BatchRouteError, ConfigError, EngineError
 from batch.storage.location import reason, storage_error
+from train.config import TRACKERS
 
 STATE = "trainer_state.json"  # written last
 # torch's own: zip files with a checksum for each part
 ARCHIVES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 WEIGHTS = "adapter_model.safetensors"
+# of code or settings; RuntimeError is torch's for a lost device too
+FAULTS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 
 
 def last_checkpoint(run: Path, console: Console) -> Path | None:
@@ -74,9 +77,27 @@ def failures(recipe: Path, run: Path) -> Iterator[None]:
     except Exception as error:
         if is_full(error, run):
             raise storage_error(str(run), OSError(28, "No space left on device")) from error
-        raise EngineError(
-            f"{recipe}: training failed: {type(error).__name__}: {reason(error)}; run again to resume"
-        ) from error
+        tracker = type(error).__module__.partition(".")[0]
+        told = f"{type(error).__name__}: {reason(error)}"
+        if _lasts(error) and tracker in TRACKERS:
+            raise ConfigError(
+                f"{recipe}: {tracker} failed: {told}; set it up, or leave it out of [training] report_to"
+            ) from error
+        if _lasts(error):
+            raise ConfigError(
+                f"{recipe}: training failed: {told}; correct the recipe, or report this"
+            ) from error
+        raise EngineError(f"{recipe}: training failed: {told}; run again to resume") from error
+
+
+def _lasts(error: BaseException | None) -> bool:
+    """Whether a rerun would meet it again: code or settings are at fault, not the machine or a network."""
+    lasts = isinstance(error, FAULTS) or type(error).__module__.partition(".")[0] in TRACKERS
+    while error:  # a tracker's error may stand for one of the network
+        if isinstance(error, OSError):
+            return error.errno in LASTING - PASSING
+        error = error.__cause__ or error.__context__
+    return lasts
 
 
 def is_full(error: BaseException, folder: Path) -> bool:

@@ -73,8 +73,9 @@ def fit(
                 f"adapter {bundle.digest[:12]} fails the doctor's checks; it is kept as `latest` and not "
                 "made the champion"
             )
-    if not _has_champion(registry):
-        registry.set_alias("champion", bundle.digest)
+    with registry.locked():
+        if not _has_champion(registry):
+            registry.set_alias("champion", bundle.digest)
     return bundle
 
 

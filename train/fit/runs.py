@@ -47,14 +47,17 @@ def unchecked(registry: Registry, fingerprint: str) -> bool:
 
 
 def already_fitted(registry: Registry, inputs: Inputs) -> Bundle | None:
-    """The adapter that a run has made of these very inputs and checked to the end, if it is there and
-    whole.
+    """The adapter that a run has made of these very inputs and checked to the end, if it is there and whole.
+
+    A calibrated copy is of the same inputs: the champion is taken before `latest`, and that before others.
     """
     if unchecked(registry, inputs.fingerprint):
         return None
     wanted = as_json(inputs.facts)
-    made = (b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items()))
-    return next(made, None)
+    made = [b for b in registry.list() if all(b.manifest.get(key) == value for key, value in wanted.items())]
+    aliases = registry.aliases()
+    named = [aliases.get(name) for name in ("champion", "latest")]
+    return min(made, key=lambda b: [b.digest != digest for digest in named], default=None)
 
 
 def _folder(registry: Registry, fingerprint: str) -> Path:

@@ -17,7 +17,15 @@ from batch.errors import InputError
 from train.dataset import Row
 from train.evaluation.baselines import vectoriser
 from train.evaluation.from_scored import check_kinds
-from train.likeness import NEAR_DUPLICATE, shingles
+from train.likeness import Likeness
+
+BLOCK = 1024  # texts compared with the labelled ones at a time
+
+
+def columns(contract: Contract) -> set[str]:
+    """What :func:`candidates` reads of a scored output beside ids and texts."""
+    names = [field.name for field in contract.fields]
+    return {"score", "error_code", *names, *(f"{name}_model" for name in names)}
 
 
 def candidates(
@@ -42,35 +50,31 @@ def candidates(
             )
     check_kinds(table, path, ["score"], ["error_code"])
     usable = table.filter(pl.col(text_column).str.strip_chars().str.len_chars() > 0)
-    lines = usable.unique(text_column, keep="first", maintain_order=True).to_dicts()
-    if not lines:
+    usable = usable.unique(text_column, keep="first", maintain_order=True)
+    if usable.is_empty():
         return []
-    novelty = _novelty([line[text_column] for line in lines], [row.request for row in labelled])
-    broken = [_violations(line, line[text_column], contract) for line in lines]
-    order = most_worth(
-        [line["score"] for line in lines],
-        broken,
-        novelty if labelled else [],
-    )
-    chosen = []
-    taken = [shingles(row.request) for row in labelled]
-    for i in order:
-        own = shingles(lines[i][text_column])
-        if any(len(own & other) / len(own | other) >= NEAR_DUPLICATE for other in taken):
+    known = [row.request for row in labelled]
+    novelty = _novelty(usable[text_column].to_list(), known) if labelled else []
+    broken = [_violations(line, line[text_column], contract) for line in usable.iter_rows(named=True)]
+    taken = Likeness(known)
+    for text in known:
+        taken.add(text)
+    chosen: list[dict[str, Any]] = []
+    for i in most_worth(usable["score"].to_list(), broken, novelty):
+        line = usable.row(i, named=True)
+        if taken.nearest(line[text_column]):
             continue
-        taken.append(own)
+        taken.add(line[text_column])
         why = [
-            f"score {lines[i]['score']:.2f}"
-            if lines[i]["score"] is not None
-            else f"error {lines[i].get('error_code')}"
+            f"score {line['score']:.2f}" if line["score"] is not None else f"error {line.get('error_code')}"
         ]
         why += [f"breaks {name}" for name in broken[i]]
         why += [f"novelty {novelty[i]:.2f}"] if labelled else []
         names = [field.name for field in contract.fields]
-        suggested = {name: lines[i][name] for name in names}
+        suggested = {name: line[name] for name in names}
         row = {
-            "id": lines[i][id_column],
-            "request": lines[i][text_column],
+            "id": line[id_column],
+            "request": line[text_column],
             **dict.fromkeys(names),
             "suggested": suggested,
             **({} if "why" in names else {"why": why}),
@@ -121,12 +125,12 @@ def _violations(line: Mapping[str, Any], request: str, contract: Contract) -> li
 
 def _novelty(texts: Sequence[str], labelled: Sequence[str]) -> list[float]:
     """One less the highest TF-IDF cosine to a labelled request, 0 to 1."""
-    if not labelled:
-        return [0.0] * len(texts)
     every = [*texts, *labelled]
     vectors = vectoriser(every).fit_transform(every)
-    near = (vectors[: len(texts)] @ vectors[len(texts) :].T).max(axis=1).toarray()
-    return [float(value) for value in 1.0 - np.clip(near.ravel(), 0.0, 1.0)]
+    known = vectors[len(texts) :].T.tocsr()
+    starts = range(0, len(texts), BLOCK)  # all products at once would be texts x labelled numbers
+    near = [(vectors[i : min(i + BLOCK, len(texts))] @ known).max(axis=1).toarray() for i in starts]
+    return [float(value) for value in 1.0 - np.clip(np.concatenate(near).ravel(), 0.0, 1.0)]
 
 
 def _in_turn(rankings: Sequence[Sequence[int]]) -> Iterator[int]:

@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from batch.contract.contract import Contract
 from batch.contract.fields import as_text
@@ -17,6 +18,7 @@ from train.evaluation.cross_validation import folds
 from train.likeness import NEAR_DUPLICATE, signs
 
 FOLDS = 5
+LONG = 80  # characters of a label that are shown
 RARE = 3  # a value in fewer rows than this is hardly learnt
 # What a fold's model learns from at most: a hint needs no better one, and 10,000 rows would take minutes.
 ROWS, WORDS = 1500, 10_000
@@ -99,11 +101,14 @@ def _balance(path: Path, rows: Sequence[Row], contract: Contract) -> Iterator[Fi
     """Of the first file, which is the one that is trained on."""
     for field in contract.scored_fields if rows else ():
         counts = Counter(value for row in rows for value in field.chosen(row.answer[field.name]))
-        if rare := [
-            f"{as_text(value)!r} ({counts[value]})" for value in field.values if counts[value] < RARE
-        ]:
+        if rare := [f"{_shown(value)} ({counts[value]})" for value in field.values if counts[value] < RARE]:
             told = f"{field.name}: fewer than {RARE} rows have {', '.join(rare)}; label more"
             yield Finding("balance", str(path), told)
+
+
+def _shown(value: Any) -> str:
+    text = as_text(value)
+    return repr(text if len(text) <= LONG else f"{text[:LONG]}…")
 
 
 def label_errors(rows: Sequence[Row], contract: Contract) -> list[Finding]:
@@ -136,8 +141,8 @@ def label_errors(rows: Sequence[Row], contract: Contract) -> list[Finding]:
                 continue
             gap = sure[best] - line.get(given, 0.0)
             message = (
-                f"{field.name} is {as_text(given)!r} (probability {line.get(given, 0.0):.2f}), by the other "
-                f"rows it is {as_text(best)!r} ({sure[best]:.2f})"
+                f"{field.name} is {_shown(given)} (probability {line.get(given, 0.0):.2f}), by the other "
+                f"rows it is {_shown(best)} ({sure[best]:.2f})"
             )
             suspects.append((gap, Finding("label", row.where, message)))
     whole: dict[str, float] = defaultdict(float)  # a row that is contradicted in several fields comes first

@@ -8,11 +8,10 @@ import json
 import math
 import os
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from batch.contract.contract import MAX_CHARS, MAX_TOKENS, Contract
@@ -21,7 +20,7 @@ from batch.contract.json_text import json_line
 from batch.errors import ContractError, InputError, nearest
 from batch.storage.location import reason
 from train.dataset import Row
-from train.likeness import Likeness, compared, signs
+from train.likeness import alike, signs
 from train.tables import delimiter_of
 
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -47,20 +46,24 @@ epochs = {epochs}
 batch_size = {batch_size}
 learning_rate = 5e-3   # for the stand-in; a model of 1B parameters or more takes 2e-4
 scheduler = "cosine"
-eval_every = {eval_every}   # steps between two validations: an epoch
-early_stopping_patience = 4
+eval_every = {eval_every}   # steps between two validations, each with a checkpoint: {part}
+early_stopping_patience = 4   # validations
 """
 UNREADABLE = (OSError, csv.Error, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 BATCH_SIZE, FEW = 4, 500  # rows a step; rows below which a fit takes more epochs
+MOST_STEPS = (
+    1000  # that an interrupted fit repeats; to validate 4,000 rows as often costs a third of the time
+)
+UNSURE = "whose text has another label too (a field of type `labels` takes several)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A contract's text, the rows of each split, and how many rows were left out, by why."""
+    """A contract's text, the rows of each split, and which rows were left out, by why."""
 
     contract: str
     splits: Mapping[str, Sequence[Row]]
-    left_out: Mapping[str, int]
+    left_out: Mapping[str, Sequence[int]]
 
     def write(self, folder: Path) -> None:
         """`contract.toml`, `recipe.toml` and a JSONL file a split into a new folder."""
@@ -70,13 +73,16 @@ class Start:
             text = "".join(json_line(row.as_json()) for row in rows)
             (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
         count = len(self.splits["train"])
+        few, steps = count < FEW, math.ceil(count / BATCH_SIZE) or 1
+        quarter = math.ceil(steps / 4)
         splits = (*SPLITS, "calibration")
         recipe = RECIPE.format(
             contract=_quoted(str(folder / "contract.toml")),
             **{name: _quoted(str(folder / f"{name}.jsonl")) for name in splits},
-            epochs=10 if count < FEW else 3,
+            epochs=10 if few else 3,
             batch_size=BATCH_SIZE,
-            eval_every=math.ceil(count / BATCH_SIZE) or 1,
+            eval_every=steps if few else min(quarter, MOST_STEPS),
+            part="an epoch" if few else "a quarter of an epoch" + " or less" * (quarter > MOST_STEPS),
         )
         (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
 
@@ -93,23 +99,29 @@ def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
         check_fields([read_field({"name": name, "type": "boolean"}) for name in label_columns])
     except ContractError as error:
         raise ContractError(f"{path}: rename the column: {error}") from error
-    rows, left_out, seen = [], Counter[str](), set[tuple[str, ...]]()
+    left_out, same = defaultdict[str, list[int]](list), defaultdict[tuple[str, ...], list[Row]](list)
     for number, line in enumerate(table.iter_rows(named=True), start=1):
         text, labels = line[text_column] or "", {name: (line[name] or "").strip() for name in label_columns}
-        wording = tuple(signs(text))
         if not text.strip() or not all(labels.values()):
-            left_out["without a text or a label"] += 1
+            left_out["without a text or a label"].append(number)
         elif len(text) > MAX_CHARS:
-            left_out[f"with a text of more than {MAX_CHARS} characters"] += 1
-        elif wording in seen:
-            left_out["with a text that is already there"] += 1
+            left_out[f"with a text of more than {MAX_CHARS} characters"].append(number)
         else:
-            seen.add(wording)
-            rows.append(Row(str(number), text, labels, None, path, number))
+            same[tuple(signs(text))].append(Row(str(number), text, labels, None, path, number))
+    rows = []
+    for first, *others in same.values():
+        if any(row.answer != first.answer for row in others):
+            left_out[UNSURE] += [row.line for row in (first, *others)]
+        else:
+            rows.append(first)
+            left_out["with a text that is already there"] += [row.line for row in others]
     values = {name: sorted({row.answer[name] for row in rows}) for name in label_columns}
+    less = f" without {len(left_out[UNSURE])} rows {UNSURE}" if left_out[UNSURE] else ""
     for name, own in values.items():
         if len(own) < 2:
-            raise InputError(f"{path}: column {name!r} has {len(own)} labels; name one with two or more")
+            raise InputError(
+                f"{path}: column {name!r} has {len(own)} labels{less}; name one with two or more"
+            )
     contract = contract_text(path.stem, values)
     try:
         Contract.from_dict(tomllib.loads(contract))
@@ -121,7 +133,7 @@ def start(path: Path, text_column: str, label_columns: Sequence[str]) -> Start:
             f"{path}: {len(rows)} rows give no {' and no '.join(empty)} rows; that takes three rows of the "
             "same labels at least, with texts that are not nearly equal"
         )
-    return Start(contract, splits, left_out)
+    return Start(contract, splits, {why: sorted(own) for why, own in left_out.items() if own})
 
 
 def read_texts(path: Path, columns: Sequence[str]) -> pl.DataFrame:
@@ -201,30 +213,16 @@ def _said(name: str) -> str:
 
 def split(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """By the text's hash, labels in proportion; rows that are nearly alike stay in one split."""
-    groups: dict[int, list[Row]] = {}
-    for number, row in zip(_groups(rows), rows, strict=True):
-        groups.setdefault(number, []).append(row)
+    groups = [[rows[i] for i in group] for group in alike([row.request for row in rows])]
     parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
     by_label: dict[str, list[list[Row]]] = {}
-    for group in groups.values():
+    for group in groups:
         by_label.setdefault(repr(group[0].answer), []).append(group)
     for own in by_label.values():
         own.sort(key=lambda group: hashlib.sha256(group[0].request.encode()).digest())
         for name, group in zip(_turns(len(own)), own, strict=True):
             parts[name] += group
     return parts
-
-
-def _groups(rows: Sequence[Row]) -> list[int]:
-    """The number of each row's group: rows that are nearly alike share one."""
-    groups = np.arange(len(rows))
-    known = Likeness(row.request for row in rows)
-    for number, row in enumerate(compared(rows)):
-        # all of them: two that are unlike may have a third in common
-        if twins := [twin for twin, _ in known.near(row.request)]:
-            groups[np.isin(groups, groups[twins])] = number
-        known.add(row.request)
-    return groups.tolist()
 
 
 def _turns(count: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
     regression   every row of the regression set right in every field
     doctor       every check of `train.doctor` passes
     champion     on a dataset not worse than the champion beyond chance (exact McNemar on all fields right)
+    calibration  a threshold for the champion's target error, where that has one: without it `triage` is gone
     bias         no label without its words in more than `BOUND` of the hand-written probes; without any, of
     contrast probes
 
@@ -26,6 +27,8 @@ from train.diagnosis.diagnose import BOUND, asked_probes, asked_rows, bias
 from train.doctor import doctor
 from train.evaluation.ask import Candidate, candidate, route
 from train.evaluation.evaluate import ALL, compare, evaluate
+from train.evaluation.seen import refuse_seen, seen_by
+from train.fit.calibrated import target_of
 
 # used where their labels fit the contract
 REGRESSION, PROBES = (
@@ -65,7 +68,7 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
     """
     subject = candidate(reference, registry)
     assert subject.bundle is not None
-    champion, broken = _champion(registry, subject.bundle)
+    champion, broken = _champion(registry, subject.bundle.digest)
     named: dict[Path | None, list[Row]] = {
         path: load_rows(path, subject.contract, evaluation=True) for path in data.named
     }
@@ -80,6 +83,8 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
         else [],
     }
     chosen = {name: [] if isinstance(rows, DatasetError) else rows for name, rows in found.items()}
+    seen = _seen(chosen["against"], subject, champion)
+    chosen["against"] = [row for row in chosen["against"] if row.id not in seen]
     contrast = [] if chosen["bias"] else probes(subject.contract)
     texts = [
         [*([row.request for row in rows] for rows in chosen.values()), [probe.request for probe in contrast]]
@@ -88,7 +93,7 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
     if champion and chosen["against"]:
         subjects.append(champion)
         texts.append([[row.request for row in chosen["against"]]])
-    versus = broken or _incomparable(champion, comparable, bool(chosen["against"]))
+    versus = broken or _incomparable(champion, comparable, bool(chosen["against"]), len(seen))
     routed = route(subjects, texts, engine)
     answers = dict(zip((*chosen, "contrast"), routed[0], strict=True))
     asked = asked_rows("probes", chosen["bias"], answers["bias"]) or asked_probes(
@@ -100,21 +105,48 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
         doctor_gate(subject.bundle),
         _unreadable("champion", found["against"])
         or versus
-        or champion_gate(chosen["against"], answers["against"], routed[1][0], subject.contract),
+        or champion_gate(chosen["against"], answers["against"], routed[1][0], subject.contract, len(seen)),
+        calibration_gate(champion, target_of(subject.bundle)),
         _unreadable("bias", found["bias"]) or bias_gate(subject.contract, asked),
     ]
 
 
-def _champion(registry: Registry, subject: Bundle) -> tuple[Candidate | None, Gate | None]:
-    """Who is to be beaten; the gate that fails instead where that one cannot be asked."""
+def foreseen(contract: Contract, registry: Registry, target: float | None) -> list[Gate]:
+    """For before a fit: the gates that an adapter of this contract will not pass, whatever it answers.
+    `target` is the target error of its threshold, if it can have one.
+    """
+    champion, broken = _champion(registry)
+    comparable = champion is not None and _task(champion.contract) == _task(contract)
+    versus = broken or _incomparable(champion, comparable, rows=True)
+    found = [*([versus] if versus else []), calibration_gate(champion, target)]
+    return [gate for gate in found if not gate.ok]
+
+
+def _champion(registry: Registry, subject: str | None = None) -> tuple[Candidate | None, Gate | None]:
+    """Who is to be beaten, if it is not `subject`; the gate that fails instead where it cannot be asked."""
     digest = registry.aliases().get("champion")
-    if not digest or digest == subject.digest:
+    if not digest or digest == subject:
         return None, None
     try:
         return candidate(digest, registry), None
     except (AdapterError, ContractError) as error:
         why = f"the champion cannot be asked: {error}; --force puts this adapter in its place"
         return None, Gate("champion", False, why, checked=False)
+
+
+def _seen(rows: Sequence[Row], *candidates: Candidate | None) -> set[str]:
+    """Ids of the rows that one of the candidates was trained on, or nearly."""
+    bundles = [each.bundle for each in candidates if each and each.bundle]
+    return {row.id for bundle in bundles for row in (rows and seen_by(bundle, rows)) or ()}
+
+
+def check_against(path: Path, subject: Bundle, registry: Registry) -> None:
+    """Raises `DatasetError` for rows to compare on that one of the two was trained on, or nearly."""
+    champion, _ = _champion(registry, subject.digest)
+    if champion and champion.bundle:
+        rows = load_rows(path, subject.contract, evaluation=True)
+        for bundle in (subject, champion.bundle):
+            refuse_seen(bundle, rows, "name others with --against")
 
 
 def _rows(default: Path | None, contract: Contract) -> list[Row] | DatasetError:
@@ -177,9 +209,11 @@ def doctor_gate(bundle: Bundle) -> Gate:
 
 
 def champion_gate(
-    rows: Sequence[Row], ours: Sequence[Any], theirs: Sequence[Any], contract: Contract
+    rows: Sequence[Row], ours: Sequence[Any], theirs: Sequence[Any], contract: Contract, seen: int = 0
 ) -> Gate:
-    """`ours` and `theirs` answer the same rows; passed unless ours are worse beyond chance."""
+    """`ours` and `theirs` answer the same rows; passed unless ours are worse beyond chance. So many more rows
+    were `seen` in training, and left out.
+    """
     dataset = rows[0].path
     champion, challenger = (evaluate(rows, answers, contract, "", str(dataset)) for answers in (theirs, ours))
     test = compare(champion, challenger).tests[ALL]
@@ -188,10 +222,11 @@ def champion_gate(
         f"{champion.measures[ALL].count}"
     )
     told = {1: "it is worse", 2: "it is better", None: test.verdict}[test.better]
-    return Gate("champion", test.better != 1, f"{right}; {told} (exact McNemar, p = {test.p:.2g})")
+    left = f"; {seen} more are left out, for one of them was trained on those or nearly" * bool(seen)
+    return Gate("champion", test.better != 1, f"{right}; {told} (exact McNemar, p = {test.p:.2g}){left}")
 
 
-def _incomparable(champion: Candidate | None, comparable: bool, rows: bool) -> Gate | None:
+def _incomparable(champion: Candidate | None, comparable: bool, rows: bool, seen: int = 0) -> Gate | None:
     if champion is None:
         return Gate("champion", True, "there is no other champion to compare with", checked=False)
     if not comparable:
@@ -202,9 +237,28 @@ def _incomparable(champion: Candidate | None, comparable: bool, rows: bool) -> G
             "promote with --force if the task has changed, or give each task a registry "
             "($BATCH_ROUTE_ADAPTERS)",
         )
+    if not rows and seen:
+        why = f"one of the two was trained on each of the {seen} rows, or nearly; name others with --against"
+        return Gate("champion", False, why, checked=False)
     if not rows:
         return Gate("champion", True, "no dataset to compare on; name one with --against", checked=False)
     return None
+
+
+def calibration_gate(champion: Candidate | None, target: float | None) -> Gate:
+    """`target` is the target error of the challenger's threshold; None where it has no threshold."""
+    wanted = target_of(champion.bundle) if champion and champion.bundle else None
+    if wanted is None:
+        return Gate("calibration", True, "there is no other champion with a threshold", checked=False)
+    if target == wanted:
+        return Gate("calibration", True, f"a threshold for a target error of {wanted:g}, as the champion has")
+    own = "no threshold" if target is None else f"one for {target:g}"
+    return Gate(
+        "calibration",
+        False,
+        f"the champion has a threshold for a target error of {wanted:g}, this adapter {own}; first "
+        f"batch-train calibrate it with --target-error {wanted:g}",
+    )
 
 
 def bias_gate(contract: Contract, asked: Sequence[Any]) -> Gate:

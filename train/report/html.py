@@ -27,8 +27,9 @@ from train.dataset import Row, load_rows
 from train.diagnosis.contrast import Probe, mention_rules, probes
 from train.diagnosis.diagnose import Bias, asked_probes, asked_rows, bias
 from train.doctor import Check, doctor
-from train.evaluation.ask import Candidate, candidates, route
-from train.evaluation.evaluate import ALL, Comparison, Evaluation, compare, evaluate
+from train.evaluation.ask import Candidate, candidates, judged, route
+from train.evaluation.evaluate import ALL, Comparison, Evaluation, compare
+from train.evaluation.tables import warn_of_seen
 from train.fit.calibrate import describe, risk_coverage
 from train.fit.loss_chart import loss_figure
 from train.report import plots
@@ -90,8 +91,9 @@ def write_adapter_report(
         _biases(subject, chosen, rows, own, given)
         for subject, rows, own, given in zip(subjects, gold, contrast, answers, strict=True)
     ]
-    judged = list(_judged(subjects, chosen, gold, answers))
-    page = render(bundle, adapter, checks, judged, gold[0], answers[0][: len(chosen)], biases)
+    results = list(_judged(subjects, chosen, gold, answers))
+    warn_of_seen([each for result in results for each in result.evaluations])
+    page = render(bundle, adapter, checks, results, gold[0], answers[0][: len(chosen)], biases)
     write_file(out, page.encode())
 
 
@@ -112,7 +114,7 @@ def _judged(
 ) -> Iterator[Judged]:
     for number, path in enumerate(datasets):
         results = [
-            evaluate(gold[i][number], answers[i][number], subject.contract, subject.name, path.name)
+            judged(subject, gold[i][number], answers[i][number], path.name)
             for i, subject in enumerate(subjects)
         ]
         paired = len(results) == 2 and results[0].fields == results[1].fields

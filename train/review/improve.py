@@ -11,21 +11,23 @@ from pathlib import Path
 
 from rich.console import Console
 
+from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.contract.json_text import json_line
-from batch.errors import DatasetError
+from batch.errors import AdapterError, DatasetError
 from batch.reporting.console import PlainConsole
 from train.config import Config
 from train.dataset import Row, load_rows
 from train.doctor import sound
 from train.evaluation.ask import judge
 from train.evaluation.tables import show_measures
-from train.fit.inputs import prepare
+from train.fit.calibrate import MIN_ROWS
+from train.fit.inputs import Inputs, prepare
 from train.fit.qlora import fit
 from train.fit.runs import already_fitted
 from train.likeness import Likeness, signs
-from train.release.gates import GateData, gates
+from train.release.gates import GateData, foreseen, gates
 from train.release.promotions import history
 from train.release.promotions import promote as move
 
@@ -92,7 +94,8 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
     """Fit, print it beside the champion on the recipe's test rows and `against`, promote it if it passes the
     gates. An adapter that was fitted from these very rows before is not fitted again.
 
-    Raises what `prepare` and `fit` raise, and `AdapterError` at a gate that is not passed.
+    Raises what `prepare` and `fit` raise, and `AdapterError` at a gate that is not passed: before the fit,
+    where that can be known.
     """
     registry = Registry()
     if promote:
@@ -100,13 +103,17 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
     champion = registry.aliases().get("champion")
     rows = config.find(config.data.train)
     inputs = prepare(config)
-    if bundle := already_fitted(registry, inputs):
-        console.print(f"fitted already: {bundle.digest[:12]}")
-    else:
-        bundle = fit(inputs, registry, PlainConsole(stderr=True), functools.partial(sound, rows, console))
     named = [config.find(config.data.test)] if config.data.test else []
     datasets = [*named, *against]
-    if champion and champion != bundle.digest and datasets:
+    if bundle := already_fitted(registry, inputs):
+        console.print(f"fitted already: {bundle.digest[:12]}")
+    other = champion is not None and (bundle is None or bundle.digest != champion)
+    why = _incomparable(inputs, datasets, registry, refuse=promote and bundle is None) if other else None
+    if why:
+        console.print(f"no comparison with the champion: {why}", highlight=False, soft_wrap=True)
+    if bundle is None:
+        bundle = fit(inputs, registry, PlainConsole(stderr=True), functools.partial(sound, rows, console))
+    if other and datasets and not why:
         show_measures(judge(["champion", bundle.digest[:12]], datasets, registry), console)
     if promote:
         beaten = registry.aliases().get("champion")
@@ -115,6 +122,26 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
             console.print(str(gate))
         move(bundle, registry, passed, beaten)
         console.print(f"champion is {bundle.digest[:12]}")
+
+
+def _incomparable(inputs: Inputs, datasets: Sequence[Path], registry: Registry, refuse: bool) -> str | None:
+    """Why an adapter of these inputs cannot be judged beside the champion, if so, before it is fitted. With
+    `refuse` a gate that it will not pass raises `AdapterError`.
+    """
+    rows = inputs.splits.get("calibration") or inputs.splits["validation"]
+    target = inputs.config.calibration.target_error if len(rows) >= MIN_ROWS else None
+    failing = foreseen(inputs.contract, registry, target)
+    if failing and refuse:
+        told = "; ".join(f"{gate.name}: {gate.why}" for gate in failing)
+        raise AdapterError(f"the new adapter will not pass a gate: {told}; --no-promote fits it all the same")
+    if why := next((gate.why for gate in failing if gate.name == "champion"), None):
+        return why
+    try:
+        for path in datasets:
+            load_rows(path, Bundle.open(registry.resolve("champion")).contract, evaluation=True)
+    except DatasetError as error:  # its policy table may decide otherwise
+        return str(error)
+    return None
 
 
 def _index(rows: Sequence[Row], limit: float) -> Likeness:

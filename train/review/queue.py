@@ -30,7 +30,8 @@ class Item:
     ]  # the fields' second values with their probabilities, where known
     adapter: str | None
     why: tuple[str, ...]
-    audit: bool = False  # drawn at random from the rows that need no person, to measure them
+    # Of a row drawn at random from those that need no person, to measure them: its `run`, the `share` drawn.
+    audit: Mapping[str, Any] | None = None
     overlap: bool = False  # read blind by a second reviewer
 
     @property
@@ -55,13 +56,18 @@ class Selection:
 def read_items(path: Path, contract: Contract, selection: Selection, seed: str) -> list[Item]:
     """The rows of the output at `path` that are for a person, most worth a look first or as they lie there.
 
-    Those with `triage` human (all rows, where the adapter has no threshold), and the audit's share of the
-    others, drawn by `seed` and id: the same rows whenever it is asked. Raises `InputError`.
+    Those with `triage` human (all rows, where the adapter has no threshold), and behind them the audit's
+    share of the others, drawn by `seed` and id: the same rows whenever it is asked, in an order of chance, so
+    that those that a reviewer gets to are a random part too. Raises `InputError`.
     """
     lines = _read(path, contract, selection, seed)
-    items = [_item(line, contract, selection, seed) for line in lines]
-    if selection.order == "queue":
-        return items
+    every = [_item(line, contract, selection, seed) for line in lines]
+    items = [item for item in every if not item.audit]
+    sample = sorted((item for item in every if item.audit), key=lambda item: _hash(seed, item.id))
+    return [*(items if selection.order == "queue" else _ranked(items)), *sample]
+
+
+def _ranked(items: Sequence[Item]) -> list[Item]:
     ranked = most_worth(
         [item.scores.get("score") for item in items],
         [[reason for reason in item.why if reason.startswith("breaks ")] for item in items],
@@ -74,8 +80,16 @@ def drawn(seed: str, name: str, share: float) -> bool:
     """Whether the row called `name` is among a random `share` (0 to 1): a function of `seed` and
     name alone.
     """
-    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return _hash(seed, name) < share * 2**64
+
+
+def audited(run: str, name: str, share: float) -> bool:
+    """Whether the audit of that run's output draws the row called `name`."""
+    return drawn(f"audit {run}", name, share)
+
+
+def _hash(seed: str, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode()).digest()[:8], "big")
 
 
 def _read(path: Path, contract: Contract, selection: Selection, seed: str) -> list[dict[str, Any]]:
@@ -108,17 +122,13 @@ def _read(path: Path, contract: Contract, selection: Selection, seed: str) -> li
         return [row for row in found if {(row["id"], row["request"]), (row["id"], None)} & selection.ids]
     if "triage" in table.columns:
         auto = usable.filter(pl.col("triage") == "auto")["id"] if selection.audit else ()
-        audited = [name for name in auto if _audited(name, selection, seed)]
-        usable = usable.filter((pl.col("triage") == "human") | pl.col("id").is_in(audited))
+        chosen = [name for name in auto if audited(seed, name, selection.audit)]
+        usable = usable.filter((pl.col("triage") == "human") | pl.col("id").is_in(chosen))
     return usable.to_dicts()
 
 
-def _audited(name: str, selection: Selection, seed: str) -> bool:
-    return drawn(f"audit {seed}", name, selection.audit)
-
-
 def _item(line: Mapping[str, Any], contract: Contract, selection: Selection, seed: str) -> Item:
-    audit = line.get("triage") == "auto" and _audited(line["id"], selection, seed)
+    audit = line.get("triage") == "auto" and audited(seed, line["id"], selection.audit)
     names = [field.name for field in contract.fields]
     answered = line["status"] == "ok"
     # What the model said: an enforced rule may have put another value into the column.
@@ -141,7 +151,7 @@ def _item(line: Mapping[str, Any], contract: Contract, selection: Selection, see
         },
         adapter=line.get("adapter"),
         why=tuple(_reasons(line, answer, contract, audit)),
-        audit=audit,
+        audit={"run": seed, "share": selection.audit} if audit else None,
         overlap=drawn(f"overlap {seed}", line["id"], selection.overlap),
     )
 

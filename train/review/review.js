@@ -51,22 +51,36 @@ const shown = (value) => (Array.isArray(value) ? value.map(shown).join(", ") || 
 const keyOf = (facts) => JSON.stringify(Object.keys(task.facts).map((name) => facts[name]));
 const byFacts = () => task.table && task.table.length > 0;
 
+// What the policy table makes of the facts: nothing before all are given, else the fields that it decides.
+const decided = () => (byFacts() ? tables.answers.get(keyOf(item.given)) : Object.create(null));
+
+// The facts, and the fields that the table leaves open.
 function asked() {
-  if (byFacts()) {
-    return Object.entries(task.facts).map(([name, values]) => ({ name, meaning: "", values: values.map((value) => ({ value, meaning: "" })) }));
-  }
+  const facts = byFacts() ? Object.entries(task.facts).map(([name, values]) => ({ name, fact: true, meaning: "", values: values.map((value) => ({ value, meaning: "" })) })) : [];
   const none = { value: [], meaning: "" };
-  return task.fields.filter((field) => !field.text).map((field) => (field.many && field.optional ? { ...field, values: [...field.values, none] } : field));
+  const fields = task.fields.filter((field) => !field.text && decided() && !(field.name in decided()));
+  return [...facts, ...fields.map((field) => (field.many && field.optional ? { ...field, values: [...field.values, none] } : field))];
 }
 
+function ask() {
+  questions = asked();
+  at("questions").replaceChildren(...questions.map(question));
+}
+
+// A fact and a field may have one name.
+const answersOf = (q) => (q.fact ? item.given : item.chosen);
+const answered = (q) => q.name in answersOf(q);
+
 // Whether a question's answer holds a value: it is it, or of several one.
-const holds = (q, value) => q.name in item.chosen && (q.many && !Array.isArray(value) ? item.chosen[q.name].includes(value) : same(item.chosen[q.name], value));
+const holds = (q, value) => answered(q) && (q.many && !Array.isArray(value) ? answersOf(q)[q.name].includes(value) : same(answersOf(q)[q.name], value));
+
+// The entries of `proposed` that have these names.
+const among = (names, proposed) => Object.setPrototypeOf(Object.fromEntries(names.filter((name) => proposed && name in proposed).map((name) => [name, proposed[name]])), null);
 
 function show() {
-  questions = asked();
   const labelled = item.decision?.decision === "label" && item.decision;
-  const proposed = byFacts() ? labelled.facts || item.facts : labelled || item.answer;
-  item.chosen = Object.setPrototypeOf(Object.fromEntries(questions.filter((q) => proposed && q.name in proposed).map((q) => [q.name, proposed[q.name]])), null);
+  item.given = among(Object.keys(task.facts), labelled.facts || item.facts);
+  item.chosen = among(task.fields.filter((field) => !field.text).map((field) => field.name), labelled || item.answer);
   at("id").textContent = item.id;
   const text = visible(item.request);
   at("request").textContent = text.slice(0, SHOWN);
@@ -75,11 +89,11 @@ function show() {
   at("whole").textContent = `Show all ${text.length.toLocaleString("en")} characters`;
   at("whole").onclick = () => { at("request").textContent = text; at("whole").hidden = true; };
   at("why").replaceChildren(...item.why.map((reason) => element("li", { textContent: visible(reason) })));
-  at("questions").replaceChildren(...questions.map(question));
+  ask();
   at("texts").replaceChildren(...task.fields.filter((field) => field.text).map(textField));
   at("note").value = item.decision?.note || "";
   at("undo").disabled = !state.last;
-  const open = questions.findIndex((q) => !(q.name in item.chosen));
+  const open = questions.findIndex((q) => !answered(q));
   outcome();
   noting(false);
   focus(open < 0 ? 0 : open);
@@ -95,11 +109,11 @@ function question(q, number) {
     if (each.meaning) words.append(element("span", { className: "meaning", textContent: each.meaning }));
     const choice = element("label", { className: "choice" }, input, element("kbd", { textContent: String(index + 1), ariaHidden: "true" }), words);
     const told = item.answer[q.name];
-    if (!byFacts() && q.name in item.answer && (q.many && !Array.isArray(each.value) ? told.includes(each.value) : same(told, each.value))) {
+    if (!q.fact && q.name in item.answer && (q.many && !Array.isArray(each.value) ? told.includes(each.value) : same(told, each.value))) {
       choice.append(element("span", { className: "model", textContent: `model, ${percent(item.scores[q.name])}` }));
     }
     const second = item.seconds[q.name];
-    if (!byFacts() && second && same(second[0], each.value)) {
+    if (!q.fact && second && same(second[0], each.value)) {
       choice.append(element("span", { className: "model", textContent: `second, ${percent(second[1])}` }));
     }
     return choice;
@@ -132,16 +146,17 @@ function textField(field) {
 // What the policy table makes of the facts, beside what the model said; and the texts that fit.
 function outcome() {
   const answer = answerNow();
-  const complete = questions.every((q) => q.name in item.chosen);
-  at("save").disabled = !complete;
+  const table = decided();
+  at("save").disabled = !answer;
   at("outcome").replaceChildren();
-  if (byFacts() && (answer || Object.keys(item.answer).length)) {
-    at("outcome").append(element("dl", {}, ...task.fields.filter((each) => !each.text).flatMap((field) => result(field, answer))));
+  if (byFacts() && (table || Object.keys(item.answer).length)) {
+    const fields = task.fields.filter((field) => !field.text && (!table || field.name in table));
+    at("outcome").append(element("dl", {}, ...fields.flatMap((field) => result(field, table))));
   }
   for (const area of at("texts").querySelectorAll("textarea")) {
     if (area.dataset.own) continue;
     const agrees = answer && task.fields.every((f) => f.text || same(answer[f.name], item.answer[f.name]));
-    const usual = byFacts() && complete ? tables.texts.get(keyOf(item.chosen))?.[area.name] : undefined;
+    const usual = byFacts() && answer ? tables.texts.get(keyOf(item.given))?.[area.name] : undefined;
     area.value = ((agrees || !byFacts()) && item.answer[area.name]) || usual || "";
   }
 }
@@ -161,8 +176,7 @@ function result(field, answer) {
 }
 
 function answerNow() {
-  if (!questions.every((q) => q.name in item.chosen)) return null;
-  return byFacts() ? tables.answers.get(keyOf(item.chosen)) : item.chosen;
+  return decided() && questions.every(answered) ? { ...item.chosen, ...decided() } : null;
 }
 
 function choose(number, index) {
@@ -175,8 +189,9 @@ function choose(number, index) {
     item.chosen[q.name] = after;
     if (!after.length && !q.optional) delete item.chosen[q.name];
   } else {
-    item.chosen[q.name] = value;
+    answersOf(q)[q.name] = value;
   }
+  if (q.fact && !same(asked(), questions)) ask();
   at("questions").children[number].querySelectorAll("input").forEach((input, i) => { input.checked = holds(q, q.values[i].value); });
   outcome();
   focus(q.many ? number : Math.min(number + 1, questions.length - 1));
@@ -260,7 +275,7 @@ function save() {
   const answer = answerNow();
   if (!answer) return problem(new Error("Answer every question first."));
   const texts = Object.fromEntries([...at("texts").querySelectorAll("textarea")].map((area) => [area.name, area.value.trim()]));
-  return decide("label", { answer: { ...answer, ...texts }, ...(byFacts() ? { facts: item.chosen } : {}) });
+  return decide("label", { answer: { ...answer, ...texts }, ...(byFacts() ? { facts: item.given } : {}) });
 }
 
 // The latest decision is taken back and its request comes again, filled in as it was.

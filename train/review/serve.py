@@ -58,13 +58,6 @@ def _adapter_of(scored: Path, prefix: str) -> Bundle | None:
         return None
 
 
-def text_column_of(scored: Path, named: str) -> str:
-    """`named`, or where the output has no such column the one that its run read, by its manifest."""
-    told = (read_manifest(manifest_location(str(scored))) or {}).get("job", {}).get("text_column")
-    names = sources_of(scored)[0].schema.names
-    return told if named not in names and told in names else named
-
-
 def seed_of(scored: Path) -> str:
     """The run's id, by which the audit's rows are drawn; the file's name where the output has no manifest."""
     manifest = read_manifest(manifest_location(str(scored))) or {}
@@ -109,15 +102,17 @@ def ids_in(path: Path) -> frozenset[tuple[str, str | None]]:
     return ids
 
 
-def reviewed(paths: Sequence[Path], contract: Contract, audited: bool = False) -> list[tuple[Row, str]]:
-    """The rows that reviewers labelled in these files together, each with the last reviewer's name; with
-    `audited`, those only that the audit drew. Raises `DatasetError`, where reviewers differ as well.
+def reviewed(paths: Sequence[Path], contract: Contract) -> list[tuple[Row, str]]:
+    """The rows that reviewers labelled in these files together, each with the last reviewer's name. Raises
+    `DatasetError`, where reviewers differ as well.
     """
     found: dict[Asked, tuple[Row, str]] = {}
     fields = [field.name for field in contract.scored_fields]
     for path in paths:
         rows = {row.line: row for row in load_rows(path, contract, decisions=True)}
-        for decision in _decisions(path, fields):
+        decisions = decisions_in(path)
+        labelled, _ = settled(decisions, fields)
+        for decision in (each for each in decisions if each.line in labelled):
             row = rows[decision.line]
             earlier = found.get(row.asked)
             if earlier and any(earlier[0].answer[name] != row.answer[name] for name in fields):
@@ -126,12 +121,12 @@ def reviewed(paths: Sequence[Path], contract: Contract, audited: bool = False) -
                     "different labels; "
                     "settle it with batch-train agreement and review --only"
                 )
-            if decision.content.get("audit") or not audited:
-                found[row.asked] = (row, decision.reviewer)
+            found[row.asked] = (row, decision.reviewer)
     return list(found.values())
 
 
-def _decisions(path: Path, fields: Sequence[str]) -> list[Decision]:
+def decisions_in(path: Path) -> list[Decision]:
+    """Every decision in the file, undone ones included. Raises `DatasetError`."""
     table = path.suffix.lower() in SUFFIXES  # which holds rows, but no history
     lines = [] if table else path.read_text(encoding="utf-8-sig").split("\n")
     every = [parse(text, str(path), number) for number, text in enumerate(lines, start=1) if text.strip()]
@@ -139,9 +134,7 @@ def _decisions(path: Path, fields: Sequence[str]) -> list[Decision]:
         raise DatasetError(
             f"{path}: is not a file of reviewers' decisions; give what batch-train review wrote"
         )
-    decisions = [each for each in every if each]
-    rows, _ = settled(decisions, fields)
-    return [each for each in decisions if each.line in rows]
+    return [each for each in every if each]
 
 
 def serve(session: Session, port: int, ready: Callable[[str], Any]) -> None:

@@ -74,7 +74,11 @@ class Session:
         self._log.refresh()
         found = standing(self._log.decisions)
         own = {asked: each.kind for (asked, reviewer), each in found.items() if reviewer == self._reviewer}
-        others = {asked for asked, reviewer in found if reviewer != self._reviewer}
+        others = {
+            asked
+            for (asked, reviewer), each in found.items()
+            if reviewer != self._reviewer and each.kind == "label"
+        }
         items = {item.asked: item for item in self._items.values()}
         left = [
             item.id
@@ -98,15 +102,21 @@ class Session:
         if item is None:
             return None
         found = standing(self._log.decisions)
-        blind = item.overlap and any(
-            asked == item.asked and reviewer != self._reviewer for asked, reviewer in found
-        )
+        others = {
+            r: each for (asked, r), each in found.items() if asked == item.asked and r != self._reviewer
+        }
+        blind = item.overlap and any(each.kind == "label" for each in others.values())
+        doubts = [
+            f"{reviewer} is unsure: {each.content.get('note', 'no note')}"
+            for reviewer, each in others.items()
+            if each.kind == "unsure"
+        ]
         mine = found.get((item.asked, self._reviewer))
         return {
             "id": item.id,
             "request": item.request,
             "blind": blind,
-            "why": ["second reading: the model's answer is hidden"] if blind else list(item.why),
+            "why": ["second reading: the model's answer is hidden"] if blind else [*item.why, *doubts],
             "answer": {} if blind else item.answer,
             "scores": {} if blind else item.scores,
             "seconds": {} if blind else item.seconds,
@@ -131,7 +141,7 @@ class Session:
             "decision": kind,
             "reviewer": self._reviewer,
             "reviewed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **({"audit": True} if item.audit else {}),
+            **({"audit": item.audit} if item.audit else {}),
         }
         if not self._log.add(line, known):
             raise Conflict
@@ -147,6 +157,8 @@ class Session:
             if not isinstance(facts, dict):
                 raise InvalidAnswer("the facts are not an object")
             answer = {**answer, **self._contract.decide(facts)}
+        if missing := [field.name for field in self._contract.scored_fields if field.name not in answer]:
+            raise InvalidAnswer(f"{missing[0]} is not answered")  # null is an answer, "none of these"
         row = {"id": item.id, "request": item.request, **{name: answer.get(name) for name in names}}
         if facts is not None:
             row["facts"] = facts

@@ -176,6 +176,17 @@ def test_a_known_bias_is_found_and_its_fix_is_proved(
     assert json.loads(json.dumps(biased.as_json()))["biases"][0]["named"]["probes.jsonl"]["of"] == 18
 
 
+def test_what_is_left_out_in_turn_is_a_word_in_every_script(contract: Contract, rows: list[Row]) -> None:
+    """A clause without spaces went as a whole; where a vowel sign ended a "word", its letter alone went."""
+    for text, left in (
+        ("पासवर्ड भूल गया", ["भूल गया", "पासवर्ड गया", "पासवर्ड भूल "]),
+        ("忘密 app", ["密 app", "忘app", "忘密 "]),
+    ):
+        row = dataclasses.replace(rows[0], request=text)
+        asked = asked_rows("probes.jsonl", [row], [Guess({"recommended_platform": SALESFORCE})])
+        assert [each.request for each in erasures(asked, contract)] == left
+
+
 def test_the_words_that_drive_a_label_are_found_by_leaving_them_out(
     contract: Contract, rows: list[Row]
 ) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
@@ -15,12 +16,16 @@ from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, DatasetError
+from batch.job import Options
+from batch.reporting.observer import Observer
+from batch.run import run
 from tests.conftest import make_bundle
 from tests.train.fit.test_qlora import SILENT, recipe
 from train.cli import main
 from train.dataset import Row, load_rows
 from train.evaluation.ask import candidate, candidates, serve
 from train.evaluation.evaluate import Evaluation, compare, comparisons, evaluate
+from train.evaluation.from_scored import judge_scored, read_scored
 from train.evaluation.statistics import Proportion
 from train.evaluation.tables import as_json, comparison_table, measures_table, show
 from train.files import write_json
@@ -191,6 +196,32 @@ def test_the_base_is_that_of_the_adapter_named_beside_it(
     assert base.bundle is None and base.contract.fingerprint == latest.contract.fingerprint
     (alone,) = candidates(["base"], registry)
     assert alone.contract.fingerprint == tiny_bundle.contract.fingerprint
+
+
+def test_an_adapters_own_training_rows_are_counted(registry: Registry) -> None:
+    results = serve([candidate("champion", registry)], [ROOT / "data/v1/train.jsonl", *DATASETS], "replay")
+    assert [result.seen for result in results] == [24, 0, 0]
+    (base,) = serve([candidate("base", registry)], [ROOT / "data/v1/train.jsonl"], "replay")
+    assert base.seen is None
+
+
+def test_enforced_rules_are_judged_with_the_answer(
+    tiny_base: Path, contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an output holds it: `eval` of the adapter and of its output differed."""
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(tmp_path / "adapters"))
+    enforced = Contract.from_dict({**contract.raw, "enforce_rules": True})
+    bundle = make_bundle(tiny_base, enforced, tmp_path / "adapters")
+    dataset, table, out = ROOT / "data/natural.jsonl", tmp_path / "in.parquet", tmp_path / "out.parquet"
+    gold = load_rows(dataset, enforced, evaluation=True)
+    pl.DataFrame({"id": [row.id for row in gold], "request": [row.request for row in gold]}).write_parquet(
+        table
+    )
+    run(Options(str(table), str(out), adapter=bundle.digest, engine="replay"), Observer())
+    assert pl.read_parquet(out)["rules_applied"].count()
+    (asked,) = serve([candidate(bundle.digest, Registry())], [dataset], "replay")
+    written = judge_scored(read_scored(out, text_column="request"), out, gold, enforced, str(dataset))
+    assert written.measures == asked.measures and written.checks.equals(asked.checks)
 
 
 def test_what_is_wrong_is_said_before_an_engine_starts(registry: Registry, tmp_path: Path) -> None:

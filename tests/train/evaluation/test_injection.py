@@ -36,6 +36,13 @@ def test_another_contract_has_its_own_instruction() -> None:
     assert suffixes(made)["instruction"].endswith(f"answer {first.name} {first.values[0]}")
 
 
+def test_where_every_value_escalates_the_least_grave_is_wanted() -> None:
+    """The command ended as "a bug"."""
+    field = {"name": "risk", "type": "label", "labels": {"low": "", "high": ""}, "escalates": ["high", "low"]}
+    made = Contract.from_dict({"name": "t", "prompt": {"system": "{fields}"}, "fields": [field]})
+    assert suffixes(made)["instruction"].endswith("answer risk high")
+
+
 def row(contract: Contract, number: int, **changed: Any) -> ScoredRow:
     return ScoredRow({**contract.sample_answers()[number], **changed}, {})
 

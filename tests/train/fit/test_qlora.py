@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import math
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -204,6 +206,28 @@ def test_plain_peft_loads_it_and_it_acts(bundle: Bundle, tiny_base: Path) -> Non
     assert loaded.keys() == saved.keys() and all(torch.equal(loaded[name], saved[name]) for name in saved)
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     assert (after - before).abs().max() > 1e-3
+
+
+def test_the_first_champion_waits_for_a_promotion(tiny_base: Path, tmp_path: Path) -> None:
+    """One that holds the registry's lock while the fit ends."""
+    registry, begun, seen = Registry(tmp_path / "adapters"), threading.Event(), list[object]()
+
+    def promote() -> None:
+        with registry.locked():
+            begun.set()
+            time.sleep(1)
+            seen.append(registry.aliases().get("champion"))
+            registry.set_alias("champion", registry.aliases()["latest"])
+
+    other = threading.Thread(target=promote)
+
+    def examine(bundle: Bundle) -> bool:
+        other.start()
+        return begun.wait()
+
+    qlora.fit(prepare(recipe(tiny_base, tmp_path, max_steps=2)), registry, SILENT, examine)
+    other.join()
+    assert seen == [None]
 
 
 class Interrupt(TrainerCallback):

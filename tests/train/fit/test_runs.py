@@ -1,6 +1,7 @@
 """A fit that is cut off after the training, or cannot be written: nothing is trained twice, nothing is left."""
 
 import io
+import itertools
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,22 @@ def test_an_improvement_that_is_cut_off_behind_the_fit_goes_on_there(
     assert out.getvalue().startswith(f"fitted already: {bundle.digest[:12]}\n")
     inputs.facts = {"base": {**inputs.facts["base"], "sha256": "0" * 64}}
     assert already_fitted(registry, inputs) is None
+
+
+def test_of_an_adapter_and_its_calibrated_copy_the_one_in_use_is_taken(
+    inputs: Any, tiny_base: Path, contract: Contract, registry: Registry
+) -> None:
+    """It was the one whose digest came first."""
+    inputs.facts = {"base": {"ref": str(tiny_base), "revision": None, "sha256": base_digest(tiny_base)}}
+    made = [make_bundle(tiny_base, contract, registry.root, scale).digest for scale in (0.05, 0.06, 0.07)]
+    for latest, champion in itertools.permutations(made, 2):
+        (registry.root / "aliases/champion").unlink(missing_ok=True)
+        registry.set_alias("latest", latest)
+        found = already_fitted(registry, inputs)
+        assert found and found.digest == latest
+        registry.set_alias("champion", champion)
+        found = already_fitted(registry, inputs)
+        assert found and found.digest == champion
 
 
 def test_an_adapter_that_was_damaged_since_is_made_again(

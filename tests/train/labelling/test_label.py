@@ -1,7 +1,10 @@
 """Help with labelling: what `lint` finds in spoilt rows, and which rows `candidates` puts forward."""
 
+import dataclasses
 import json
 import random
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from batch.errors import DatasetError
 from tests.conftest import ROOT
 from train.cli import main
 from train.commands.label import told
-from train.dataset import load_rows
+from train.dataset import Row, load_rows
 from train.labelling.candidates import candidates
 from train.labelling.lint import Finding, label_errors, lint
 
@@ -273,6 +276,67 @@ def test_a_leak_is_found_behind_a_nearer_twin(contract: Contract, tmp_path: Path
     found = {each.kind: each for each in lint([train, test], contract)}
     assert found["leak"].where == f"{test}:2" and f"{train}:1 (likeness 0.65)" in found["leak"].message
     assert f"{test}:1 (likeness 0.85)" in found["near-duplicate"].message
+
+
+def one_label() -> Contract:
+    field = {"name": "urgency", "type": "label", "labels": {"low": "", "high": ""}}
+    return Contract.from_dict({"name": "t", "prompt": {"system": "x {fields}"}, "fields": [field]})
+
+
+def backlog(requests: list[str]) -> pl.DataFrame:
+    columns = {
+        "id": [str(i) for i in range(len(requests))],
+        "request": requests,
+        "urgency": ["low"] * len(requests),
+    }
+    return pl.DataFrame({**columns, "score": [0.9] * len(requests), "error_code": [None] * len(requests)})
+
+
+def labelled(tmp_path: Path, contract: Contract, requests: list[str]) -> list[Row]:
+    rows = [{"id": str(i), "request": text, "urgency": "low"} for i, text in enumerate(requests)]
+    return load_rows(write(tmp_path / "labelled.jsonl", rows), contract)
+
+
+def test_a_text_of_a_script_without_spaces_can_be_known(tmp_path: Path) -> None:
+    """Each sentence was one word, and as novel as any other; so the first ones of the file were chosen."""
+    contract = one_label()
+    known = labelled(tmp_path, contract, ["服务器昨天宕机，请尽快处理", "打印机卡纸，不能打印文件"])
+    table = backlog(["昨天服务器又宕机了，请处理", "打印机不能打印文件了", "我想申请两周的年假"])
+    chosen = candidates(table, Path("out.parquet"), known, contract, 3, "id", "request")
+    novelty = {row["id"]: float(row["why"][-1].removeprefix("novelty ")) for row in chosen}
+    assert max(novelty["0"], novelty["1"]) < 0.8 < novelty["2"]
+
+
+def test_many_rows_and_many_labelled_ones_take_neither_the_memory_nor_the_time_of_all_pairs(
+    tmp_path: Path,
+) -> None:
+    contract, chance = one_label(), random.Random(2)
+    words = [f"w{i}" for i in range(4000)]
+    texts = [f"please {' '.join(chance.choices(words, k=12))}" for _ in range(3000)]
+    known = labelled(tmp_path, contract, texts)
+    table = backlog([*(f"{text} thanks" for text in texts * 2), "something else"])
+    table = table.with_columns(pl.col("request") + pl.int_range(pl.len()).mod(2).cast(pl.String))
+    tracemalloc.start()
+    began = time.process_time()
+    chosen = candidates(table, Path("out.parquet"), known, contract, 5, "id", "request")
+    seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [row["request"] for row in chosen] == ["something else0"]
+    assert seconds < 8 and peak < 80e6  # 14 s and 115 MB
+
+
+def test_a_long_label_is_cut_in_a_hint() -> None:
+    label = "Access " * 60
+    field = {"name": "queue", "type": "label", "labels": {label: "", "other": ""}}
+    contract = Contract.from_dict({"name": "t", "prompt": {"system": "x {fields}"}, "fields": [field]})
+    texts = [f"{what} {i} now" for i in range(20) for what in ("reset password", "order laptop")]
+    rows = [
+        Row(str(i), text, {"queue": "other" if i % 2 else label}, None, Path("rows.jsonl"), i)
+        for i, text in enumerate(texts)
+    ]
+    rows[0] = dataclasses.replace(rows[0], answer={"queue": "other"})
+    (finding,) = label_errors(rows, contract)
+    assert label[:60] in finding.message and len(finding.message) < 300
 
 
 def test_candidates_of_texts_without_words(contract: Contract, scored: pl.DataFrame, tmp_path: Path) -> None:

@@ -115,14 +115,32 @@ def test_texts_that_differ_in_a_sign_are_both_kept(tmp_path: Path) -> None:
 def test_what_cannot_be_learnt_from_is_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pl.DataFrame(
-        {"request": [*TEXTS, TEXTS[0].upper(), "  ", "no label"], "label": [*LABELS, "x", "x", None]}
+        {"request": [*TEXTS, TEXTS[0].upper(), "  ", "no label"], "label": [*LABELS, LABELS[0], "x", None]}
     ).write_parquet(path)
     code, said = run(path, "--label-column", "label", "--out", tmp_path / "task")
     assert (
         code == 0
-        and "2 rows without a text or a label" in said
-        and "1 rows with a text that is already there" in said
+        and "2 rows without a text or a label are left out: row 62, 63" in said
+        and "1 rows with a text that is already there are left out: row 61" in said
     )
+
+
+def test_a_text_with_two_labels_has_none(tmp_path: Path) -> None:
+    """The first of a table with a row a label won, and the others counted as copies."""
+    path = tmp_path / "rows.csv"
+    more = {"request": [TEXTS[3].upper(), TEXTS[3], TEXTS[5]], "label": ["urgent", LABELS[3], LABELS[5]]}
+    pl.concat([table().rename({"text": "request", "intent": "label"}), pl.DataFrame(more)]).write_csv(path)
+    code, said = run(path, "--label-column", "label", "--out", tmp_path / "task")
+    lines = said.splitlines()
+    assert code == 0 and lines[0].startswith("1 rows") and lines[0].endswith("row 63"), said
+    assert lines[1].startswith("3 rows") and "`labels`" in lines[1] and lines[1].endswith("row 4, 61, 62")
+    contract = Contract.load(tmp_path / "task/contract.toml")
+    assert contract.fields[0].values == ("card stolen, again", "card_lost")
+    rows = [row for name in SPLITS for row in load_rows(tmp_path / f"task/{name}.jsonl", contract)]
+    assert sorted(row.request for row in rows) == sorted(text for text in TEXTS if text != TEXTS[3])
+    pl.DataFrame({"request": TEXTS[:9] * 2, "label": ["a"] * 9 + ["b"] * 9}).write_csv(path)
+    code, said = run(path, "--label-column", "label", "--out", tmp_path / "other")
+    assert code == 2 and "has 0 labels without 18 rows whose text has another label too" in said
 
 
 def test_texts_that_fit_would_refuse_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -135,6 +153,19 @@ def test_texts_that_fit_would_refuse_are_left_out_and_counted(tmp_path: Path) ->
     contract = Contract.load(tmp_path / "task/contract.toml")
     rows = [row for name in SPLITS for row in load_rows(tmp_path / f"task/{name}.jsonl", contract)]
     assert sorted(row.request for row in rows) == sorted([*TEXTS, longest])
+
+
+@pytest.mark.parametrize("rows", [60, 2000, 40_000])
+def test_the_recipe_keeps_what_an_interrupted_fit_has_learnt(tmp_path: Path, rows: int) -> None:
+    """40,000 rows had a checkpoint in 10,000 steps, and a patience that three validations never reach."""
+    path, out = tmp_path / "rows.csv", tmp_path / "task"
+    texts = [f"{chr(97 + i % 26)}{i} {i * 7} {i * 13}" for i in range(rows)]
+    pl.DataFrame({"request": texts, "label": ["a", "b"] * (rows // 2)}).write_csv(path)
+    assert run(path, "--label-column", "label", "--out", out)[0] == 0
+    training = Config.load(out / "recipe.toml").training
+    steps = training.epochs * rows * SPLITS["train"] / training.batch_size
+    assert training.eval_every <= 1000
+    assert steps / training.eval_every > 2 * training.early_stopping_patience
 
 
 @pytest.mark.parametrize("rows", [2, 4])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from batch import run
-from batch.adapter.bundle import Bundle
+from batch.adapter.bundle import Bundle, seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, DatasetError, StorageError
@@ -20,7 +21,7 @@ from batch.reporting.observer import Observer
 from tests.batch.test_run import backlog
 from tests.conftest import ROOT, make_bundle
 from train.cli import main
-from train.dataset import load_rows
+from train.dataset import file_facts, load_rows
 from train.diagnosis.diagnose import AskedRow
 from train.evaluation.ask import candidate, route
 from train.evaluation.baselines import Guess
@@ -197,7 +198,7 @@ def test_every_gate_is_asked_on_the_served_path(
         gate.name: gate
         for gate in gates(second.digest, registry, GateData(path, path, path), engine="replay")
     }
-    assert list(found) == ["regression", "doctor", "champion", "bias"]
+    assert list(found) == ["regression", "doctor", "champion", "calibration", "bias"]
     assert found["regression"].ok and "12 of 12 rows right" in found["regression"].why
     assert found["champion"].ok and "not significant" in found["champion"].why
     # replay answers by a hash, so names systems at random
@@ -215,7 +216,8 @@ def test_another_task_has_no_gates_of_this_one(registry: Registry, bundles: list
     """The shipped regression set and probes apply only where their labels fit the contract; a named file must fit."""
     triage = next(bundle for bundle in registry.list() if bundle.contract.name == "support-triage")
     found = {gate.name: gate for gate in gates(triage.digest, registry, GateData(), engine="replay")}
-    assert all(found[name].ok and not found[name].checked for name in ("regression", "champion", "bias"))
+    unchecked = ("regression", "champion", "calibration", "bias")
+    assert all(found[name].ok and not found[name].checked for name in unchecked)
     registry.set_alias("champion", bundles[0].digest)
     found = {gate.name: gate for gate in gates(triage.digest, registry, GateData(), engine="replay")}
     assert not found["champion"].ok and "other fields or labels" in found["champion"].why
@@ -274,6 +276,67 @@ def test_gates_on_known_answers(contract: Contract) -> None:
     assert not gate.ok and f"34 of 40 rows right in every field; not {rows[0].id}" in gate.why
     assert bias_gate(contract, asked(contract, [True] * 1 + [False] * 19)).ok  # one of twenty is 5 %
     assert not bias_gate(contract, asked(contract, [True] * 2 + [False] * 18)).ok
+
+
+def calibrated(bundle: Bundle, root: Path, target: float) -> Bundle:
+    """A copy with a threshold."""
+    folder = Path(shutil.copytree(bundle.path, Registry(root).staging(), dirs_exist_ok=True))
+    content = {"calibrated": True, "fields": {}, "threshold": 0.5, "target_error": target}
+    (folder / "calibration.json").write_text(json.dumps(content))
+    seal_bundle(folder, {key: value for key, value in bundle.manifest.items() if key != "files"})
+    return Registry(root).add(folder)
+
+
+def test_a_champion_with_a_threshold_gives_way_to_one_with_the_same_target(
+    bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`triage` was gone without a word."""
+    monkeypatch.setattr("train.release.gates.doctor", lambda _: [])
+    champion = calibrated(bundles[0], tmp_path, 0.05)
+    registry = Registry(tmp_path)
+    registry.set_alias("champion", champion.digest)
+    for challenger, ok in (
+        (registry.add(Path(shutil.copytree(bundles[1].path, registry.staging(), dirs_exist_ok=True))), False),
+        (calibrated(bundles[1], tmp_path, 0.02), False),
+        (calibrated(bundles[1], tmp_path, 0.05), True),
+        (champion, True),
+    ):
+        found = {g.name: g for g in gates(challenger.digest, registry, GateData(), engine="replay")}
+        assert found["calibration"].ok is ok and ("--target-error 0.05" in found["calibration"].why) is not ok
+
+
+def test_rows_that_were_trained_on_do_not_compare(
+    bundles: list[Bundle], contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default they are left out; in a file that is named there should be none."""
+    monkeypatch.setattr("train.release.gates.doctor", lambda _: [])
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(tmp_path / "adapters"))
+    registry, train, test = Registry(), tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    lines = (ROOT / "data/v2/test.jsonl").read_text().splitlines()
+    train.write_text("\n".join(lines[:3]))
+    test.write_text("\n".join(lines[2:12]))
+    splits = {
+        name: file_facts(path, str(path), load_rows(path, contract))
+        for name, path in (("train", train), ("test", test))
+    }
+    made = []
+    for bundle, names in ((bundles[0], ["train", "test"]), (bundles[1], ["test"])):
+        folder = Path(shutil.copytree(bundle.path, registry.staging(), dirs_exist_ok=True))
+        facts = {key: value for key, value in bundle.manifest.items() if key != "files"}
+        seal_bundle(folder, {**facts, "data": {name: splits[name] for name in names}})
+        made.append(registry.add(folder))
+    for champion, challenger in (made, reversed(made)):
+        registry.set_alias("champion", champion.digest)
+        found = {g.name: g for g in gates(challenger.digest, registry, GateData(), engine="replay")}
+        assert (
+            "of 9 rows of test.jsonl right" in found["champion"].why and "; 1 more" in found["champion"].why
+        )
+        result = CliRunner().invoke(main, ["promote", challenger.digest, "--against", str(test)])
+        assert result.exit_code == 2 and f"the first at {test}:1; name others" in result.output
+        assert registry.aliases()["champion"] == champion.digest
+    test.write_text(train.read_text())
+    found = {g.name: g for g in gates(challenger.digest, registry, GateData(against=test), engine="replay")}
+    assert not found["champion"].ok and not found["champion"].checked
 
 
 def asked(contract: Contract, biased: list[bool]) -> list[AskedRow]:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from batch.contract.contract import Contract
+from batch.errors import InvalidAnswer
 from tests.conftest import ROOT
 from tests.train.review.conftest import Output
 from train.cli import main
@@ -150,6 +151,35 @@ def test_the_runner_up_is_shown_where_it_is_known(output: Output, contract: Cont
     item = Page(output(1), contract, tmp_path / "l.jsonl").get("item", id="r0")
     other = "low" if item["answer"]["risk"] == "medium" else "medium"
     assert item["seconds"] == {"risk": [other, 0.08]}
+
+
+def test_what_a_colleague_left_undecided_is_still_asked(
+    output: Output, contract: Contract, tmp_path: Path
+) -> None:
+    """It was hidden from all others, with the note."""
+    scored, labels = output(3), tmp_path / "l.jsonl"
+    ann, bo = (Page(scored, contract, labels, reviewer, order="queue") for reviewer in ("ann", "bo"))
+    ann.decide("r0", "skip")
+    ann.decide("r1", "unsure", note="which system?")
+    ann.decide("r2", **label(GOLD[2]))
+    assert bo.get("state")["next"] == ["r0", "r1"]
+    assert any("ann" in why and "which system?" in why for why in bo.get("item", id="r1")["why"])
+    bo.decide("r1", **label(GOLD[1]))
+    assert ann.get("state", again="1")["next"] == ["r0", "r1"]
+
+
+def test_an_optional_field_that_nobody_answered_is_not_null(tmp_path: Path) -> None:
+    labels = {"type": "label", "labels": {"a": "", "b": ""}}
+    fields = [{"name": "kind", **labels}, {"name": "team", "optional": True, **labels}]
+    policy = {"facts": {"sure": [True, False]}, "table": [{"when": {}, "then": {"kind": "a"}}]}
+    raw = {"name": "open", "prompt": {"system": "{fields}"}, "fields": fields, "policy": policy}
+    item = Item("r0", "It is broken.", {}, {}, {}, None, ())
+    session = Session([item], Contract.from_dict(raw), DecisionLog(tmp_path / "l.jsonl"), "ann")
+    with pytest.raises(InvalidAnswer, match="team"):
+        session.decide("label", "r0", 0, {"answer": {}, "facts": {"sure": True}})
+    session.decide("label", "r0", 0, {"answer": {"team": None}, "facts": {"sure": True}})
+    (row,) = load_rows(tmp_path / "l.jsonl", Contract.from_dict(raw))
+    assert row.answer == {"kind": "a", "team": None}
 
 
 def test_another_window_is_told_that_it_is_late(output: Output, contract: Contract, tmp_path: Path) -> None:

@@ -387,6 +387,69 @@ def test_a_field_that_no_one_has_answered_is_open_whatever_its_name(opened: Page
         expect(opened.locator("#save")).to_be_disabled()
 
 
+OPEN_FIELDS = """
+name = "open"
+[prompt]
+system = "{fields}"
+[[fields]]
+name = "queue"
+type = "label"
+labels = { billing = "Money.", support = "All else." }
+[[fields]]
+name = "risk"
+type = "label"
+labels = { low = "", high = "" }
+[[fields]]
+name = "team"
+type = "label"
+optional = true
+labels = { red = "", blue = "" }
+[policy.facts]
+risk = ["paid", "unpaid"]
+known = [true, false]
+[[policy.table]]
+when = { risk = "unpaid" }
+then = { queue = "billing", risk = "high" }
+[[policy.table]]
+when = { known = true }
+then = { queue = "support", team = "blue" }
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_fields_that_the_table_leaves_open_are_asked_for(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    """A required one could not be saved, an optional one was null though nobody had said so."""
+    said: dict[str, object] = {"queue": "billing", "risk": "low", "team": "red"}
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    with odd(tmp_path, OPEN_FIELDS, [said] * 3) as server:
+        start(page, server.address)
+        fields = page.locator("fieldset")
+        for number, (keys, asked) in enumerate(
+            [
+                ("21", ["risk", "known"]),  # unpaid, known: the table decides all
+                ("221", ["risk", "known", "team"]),
+                ("1122", ["risk", "known", "risk"]),
+            ]
+        ):
+            expect(fields).to_have_count(2)
+            for key in keys:
+                page.keyboard.press(key)
+            assert [text.split()[0] for text in fields.all_inner_texts()] == asked
+            assert "undefined" not in page.inner_text("#work")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.keyboard.press("Enter")
+            moved(page, f"r{number}")
+    page.close()
+    found = load_rows(tmp_path / "labels.jsonl", Contract.load(tmp_path / "contract.toml"))
+    assert [tuple(row.answer[name] for name in said) for row in found] == [
+        ("billing", "high", "blue"),
+        ("billing", "high", "red"),
+        ("support", "high", "blue"),
+    ]
+
+
 def test_facts_keep_their_form(opened: Page, tmp_path: Path) -> None:
     with odd(tmp_path, ODD_FACTS, [{"size": 2**53 + 1}] * 3) as server:
         start(opened, server.address)
