@@ -27,7 +27,7 @@ def show_plan(job: Job, console: Console) -> None:
     mean = sum(lengths) / len(lengths) if lengths else 0.0
     fixed = len(renderer.prefix_ids) + len(renderer.suffix_ids)
     say(f"input      {job.backlog.source}: {job.rows} rows to route; ids unique, pages readable")
-    show_input(job.backlog.schema.names, job.backlog.notes, console)
+    show_input(job.backlog.schema.names, (*job.backlog.notes, *job.adapters.notes), console)
     for bundle in bundles:
         say(f"adapter    {bundle.digest[:12]} ({bundle.contract.name}) on base {bundle.base['ref']}")
     if unknown := [name for name, bundle in job.adapters.named.items() if bundle is None]:

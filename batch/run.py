@@ -54,7 +54,7 @@ def run(
     with told, lock_output(options.output), signals_raise(), deadline(options.deadline):
         job = check(options, registry)
         plan = plan_of(job)
-        observer.checked(job.backlog, plan, job.base)
+        observer.checked(job.backlog, plan, job.base, job.adapters.notes)
         source = source_of(job)
         name = fingerprint(source.facts)
         if manifest := source.finished():

@@ -51,7 +51,7 @@ def score_shard(options: Options, observer: Observer | None = None, registry: Re
         if work is None:
             return Left(0, 0, done=True)
         plan = plan_of(job)
-        observer.checked(job.backlog, plan, job.base)
+        observer.checked(job.backlog, plan, job.base, job.adapters.notes)
         wanted = range(index, len(plan.units), count)
         mine = [plan.units[unit] for unit in wanted]
         name = fingerprint(job.facts)

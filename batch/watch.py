@@ -39,6 +39,7 @@ from batch.storage.listing import refuse_tables_above, unread
 from batch.storage.location import Location, is_local, reason
 from batch.storage.lock import lock_output, output_lock
 from batch.storage.manifest import WRITER, manifest_location, read_manifest
+from batch.storage.mounts import mount_point, mount_points
 from batch.storage.parquet import ParquetSource
 from batch.storage.places import check_folders, check_name
 from batch.storage.workdir import WorkDir, job_in
@@ -80,37 +81,50 @@ def watch(options: Options, route: Route, say: Callable[[str], None]) -> None:
     files: dict[Path, File] = {}
     left: dict[Path, str] = {}
     warm = WarmEngines()
-    home = here = Place.of(outbox)
+    kept, waiting = Outbox.of(outbox), False
     with signals_raise(), contextlib.closing(warm):
         while True:
-            was = here
-            with contextlib.suppress(OSError):  # it is gone: each file says so
-                here = Place.of(outbox)
-            elsewhere = here.disk != home.disk
-            if here != was:
-                files.clear()  # what was written to the other one is not in this
-                if elsewhere:
-                    say(f"{outbox} is on another disk than at the start; waiting for the first one")
-            if elsewhere:
-                time.sleep(POLL)
-                continue
+            if kept.moved():
+                files.clear()  # what was written to another folder is not in this one
             for path, stamp in look(inbox, files, left, say):
                 file = files[path] = files[path] if files[path].stamp == stamp else File(stamp)
-                if not file.settled and time.monotonic() >= file.next_try:
-                    _try(file, path, outbox / output_name(path.name), options, route, warm, say)
+                if file.settled or time.monotonic() < file.next_try:
+                    continue
+                was, waiting = waiting, not kept.mounted()
+                if waiting:
+                    if not was:
+                        say(f"{outbox} is not mounted any more; nothing is routed until it is")
+                    break
+                _try(file, path, outbox / output_name(path.name), options, route, warm, say)
             time.sleep(POLL)
 
 
-class Place(NamedTuple):
-    """A folder, whatever lies at its path: where a disk is unmounted, the folder beneath does."""
+@dataclasses.dataclass
+class Outbox:
+    """A folder that may be another one later: where a disk is unmounted, what is beneath has its path."""
 
-    disk: int
-    inode: int
+    path: Path
+    place: tuple[int, int]  # device and inode
+    mount: str  # where what it lies on is mounted
 
     @classmethod
-    def of(cls, folder: Path) -> "Place":
-        status = folder.stat()
-        return cls(status.st_dev, status.st_ino)
+    def of(cls, path: Path) -> "Outbox":
+        status = path.stat()
+        return cls(path, (status.st_dev, status.st_ino), mount_point(path))
+
+    def moved(self) -> bool:
+        """Whether it is another folder than the last time; where there is none, each file says so."""
+        try:
+            now = Outbox.of(self.path)
+        except OSError:
+            return False
+        was, self.place = self.place, now.place
+        if self.mounted():
+            self.mount = now.mount
+        return now.place != was
+
+    def mounted(self) -> bool:
+        return self.mount in mount_points()
 
 
 @dataclasses.dataclass

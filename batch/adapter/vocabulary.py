@@ -28,7 +28,7 @@ except ImportError:  # it has no wheel for every machine
 MAX_ID = 1 << 22  # of a token; the largest vocabularies have a sixteenth of that
 MAX_GROWTH = 64  # times that normalisers may lengthen a text; real ones replace a character by one
 KEPT = 4  # vocabularies that a process remembers
-TOKENS_A_TEXT = 3  # of a vocabulary that fastokens loads in the time it saves on one text: 10 us each of 29
+TOKENS_A_TEXT = 3  # fastokens loads so many of a vocabulary's in the time that it saves on one text
 SPACE = "\u2581"  # SentencePiece's stand-in for a space
 # Bytes that a byte-level vocabulary may lack (SmolLM2's lacks 21): controls other than white space, what no
 # UTF-8 holds, and the first bytes of planes 4 to 11, in which no character is assigned.

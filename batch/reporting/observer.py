@@ -5,7 +5,7 @@ report.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,10 @@ class Observer:
             seconds=self.summary.seconds,
         )
 
-    def checked(self, backlog: Backlog, plan: WrittenPlan, model: Path | None = None) -> None:
-        """`model` is the base model's folder, where it is known."""
+    def checked(
+        self, backlog: Backlog, plan: WrittenPlan, model: Path | None = None, notes: Sequence[str] = ()
+    ) -> None:
+        """`model` is the base model's folder, where it is known; `notes` are on its adapters."""
         self._checked = False
         refuse_inside(self._outlets.files, {"the base model": model})
         self._checked = True
@@ -119,9 +121,10 @@ class Observer:
         self.summary.thresholds = {
             name: least for name, least in plan.thresholds.items() if least is not None
         }
-        self.summary.columns, self.summary.notes = tuple(backlog.schema.names), backlog.notes
-        notes = backlog.notes[:NOTES]
-        self.emit("checked", rows=plan.rows, input=backlog.source, adapters=adapters, base=base, notes=notes)
+        self.summary.columns = tuple(backlog.schema.names)
+        self.summary.notes = (*notes, *backlog.notes)
+        told = self.summary.notes[:NOTES]
+        self.emit("checked", rows=plan.rows, input=backlog.source, adapters=adapters, base=base, notes=told)
 
     def resumed(self, tally: Tally, asks: int, repeats: bool, engine: dict[str, Any]) -> None:
         """`tally` is of the rows that an earlier run had finished, on an `engine` of these facts; `asks`

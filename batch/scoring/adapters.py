@@ -4,6 +4,7 @@ names.
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Adapters:
     # None: cannot be served
     named: Mapping[str | None, Bundle | None] = dataclasses.field(default_factory=dict)
     reasons: str = "all"  # the rows whose texts are asked for, see `--reasons`
+    notes: tuple[str, ...] = ()  # on those that are there and cannot be served
 
     @classmethod
     def of(cls, registry: Registry, reference: str, column: str | None, backlog: Backlog) -> "Adapters":
@@ -63,10 +65,11 @@ class Adapters:
 
     def together(self, base: Path, reasons: str, check: Callable[["Answers"], None]) -> "Adapters":
         """Those that one run can serve: their weights fit `base`, and their contracts go with `reasons`, with
-        the default's and with those named before; `check` raises for columns that cannot be. Rows that name
-        another get an error; for the default, which was found to fit, raises `ContractError`, `InputError`.
+        the default's where a row asks for it, and with those of more rows; `check` raises for columns that
+        cannot be. Rows that name another get an error; for the default, which was found to fit, raises
+        `ContractError`, `InputError`.
         """
-        named, served = dict(self.named), list[Bundle]()
+        named, served, notes = dict(self.named), list[Bundle](), list[str]()
 
         def serve(bundle: Bundle) -> None:
             labels_first(bundle.contract, reasons)
@@ -79,13 +82,14 @@ class Adapters:
             if bundle and bundle is not self.default:
                 try:
                     if not bundle.fits(base):
-                        raise AdapterError(f"{name}: made for another base model")
+                        raise AdapterError("its weights are for another base model")
                     serve(bundle)
-                except (AdapterError, ContractError, InputError):
+                except (AdapterError, ContractError, InputError) as error:
                     named[name] = None
+                    notes.append(f"rows for adapter {name} are errors: {error}")
         if not served:
             serve(self.default)
-        return dataclasses.replace(self, named=named, reasons=reasons)
+        return dataclasses.replace(self, named=named, reasons=reasons, notes=tuple(notes))
 
     @property
     def served(self) -> tuple[Bundle, ...]:
@@ -171,7 +175,7 @@ def lane_of(bundle: Bundle, reasons: str = "all") -> Lane:
 
 
 def _names(backlog: Backlog, column: str) -> list[str | None]:
-    """The different values of a column, in order of appearance."""
+    """The different values of a column, those of most rows first."""
     if column not in backlog.schema.names:
         raise InputError(
             f"{backlog.source} has no column {column!r}{nearest(column, backlog.schema.names)}; "
@@ -183,15 +187,16 @@ def _names(backlog: Backlog, column: str) -> list[str | None]:
             f"{backlog.source}: column {column!r} holds {kind}, not adapter names; name another "
             "with --adapter-column"
         )
-    names: dict[str | None, None] = {}
+    names: Counter[str | None] = Counter()
     for batch in backlog.batches(columns=[column]):
-        names |= dict.fromkeys(_strings(plain(batch.column(0)).unique()))
+        values, rows = plain(batch.column(0)).value_counts().flatten()
+        names.update(dict(zip(_strings(values), rows.to_pylist(), strict=True)))
         if len(names) > MAX_NAMES:
             raise InputError(
                 f"{backlog.source}: column {column!r} names more than {MAX_NAMES} adapters; is it "
                 "the right column?"
             )
-    return list(names)
+    return [name for name, _ in names.most_common()]
 
 
 def _strings(column: pa.Array) -> list[str | None]:

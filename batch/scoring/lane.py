@@ -31,7 +31,7 @@ ERROR_MESSAGES = {
     "truncated": "the answer did not end within its bound",
     "invalid_output": "the answer is not the contract's compact JSON",
     "engine_failure": "the engine could not run this request",
-    "unknown_adapter": "the row's adapter is not there, or this run's engine cannot serve it",
+    "unknown_adapter": "the row's adapter is not there, or cannot be served beside those of other rows",
 }
 # the text's own: no retry can change them
 TEXT_ERRORS = {

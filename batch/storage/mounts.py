@@ -17,3 +17,9 @@ def mount_points() -> set[str]:
         return set()
     paths = (OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4]) for line in lines)
     return set(map(os.fsdecode, paths))
+
+
+def mount_point(path: Path) -> str:
+    """Where that is mounted in which `path` lies."""
+    real, mounted = path.resolve(), mount_points()
+    return next((str(each) for each in (real, *real.parents) if str(each) in mounted), "/")

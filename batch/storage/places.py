@@ -144,6 +144,9 @@ def check_writable(output: str | Path, what: str = "output", suffix: str = "") -
         raise InputError(f"{name} is a device or a pipe; give the name of a file")
     if not os.path.isdir(folder):
         raise InputError(f"{name}: its directory does not exist; create it first")
+    if os.path.realpath(location.path) in mount_points():
+        why = "is a mount point, as a file that a container is given, and cannot be replaced"
+        raise InputError(f"{name} {why}; mount the folder that it lies in")
     check_name(base, name, suffix)
     check_folder(folder, name, "choose another place")
     for each in {location.path, f"{location.path}{suffix}"}:
@@ -160,9 +163,6 @@ def check_name(base: str, what: str, suffix: str = LONGEST_SUFFIX) -> None:
 
 def check_replaceable(path: str, what: str) -> None:
     """Refuse a file that this user may not put another in the place of: `InputError`."""
-    if os.path.realpath(path) in mount_points():
-        why = "it is a mount point, as a file that a container is given, and cannot be replaced"
-        raise InputError(f"cannot write {what} {printable(path)}: {why}; mount the folder that it lies in")
     try:
         above, file = os.stat(os.path.dirname(path)), os.stat(path)
         if above.st_mode & stat.S_ISVTX and os.geteuid() not in (above.st_uid, file.st_uid):

@@ -309,8 +309,12 @@ def test_ranges() -> None:
     assert ranges(list(range(0, 100, 2))).endswith("38 and 30 more ranges")
 
 
-def test_a_stopped_shard_keeps_what_it_has_of_a_unit(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_stopped_shard_keeps_what_it_has_of_a_unit(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a spot machine that is told to go."""
+    (tmp_path / "faults.json").write_text('{"delay": 0.02}')  # or the unit is done before it is told
+    monkeypatch.setenv(FAULTS, str(tmp_path / "faults.json"))
     source, output = backlog(tmp_path / "in.parquet", rows=2500), tmp_path / "out.parquet"
     wanted = Options(
         str(source), str(output), str(tiny_bundle.path), engine="replay", max_num_seqs=16, shard=(0, 2)

@@ -163,9 +163,13 @@ def test_a_contract_that_does_not_go_with_the_others_is_its_rows_error(
     prompt = tiny_bundle.contract.raw["prompt"]
     odd = Contract.from_dict({"name": "odd", "prompt": prompt, "fields": [CLASHING[clash]]})
     digest = make_bundle(tiny_base, odd, registry).digest
-    run.run(options(backlog(tmp_path / "in.parquet", [digest, None, digest]), tiny_bundle))
-    codes = pq.read_table(tmp_path / "out.parquet")["error_code"].to_pylist()
-    assert codes == ["unknown_adapter", None, "unknown_adapter"]
+    for others in (None, tiny_bundle.digest):  # the default, or one that more rows name
+        names = [digest, others, others]  # the clashing one is met first
+        summary = run.run(options(backlog(tmp_path / "in.parquet", names), tiny_bundle, fresh=True))
+        codes = pq.read_table(tmp_path / "out.parquet")["error_code"].to_pylist()
+        assert codes == ["unknown_adapter", None, None]
+        (note,) = summary.notes
+        assert note.startswith(f"rows for adapter {digest} are errors: ")
 
 
 def test_texts_before_labels_cannot_be_left_out_by_the_rows_that_name_them(
