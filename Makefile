@@ -76,6 +76,7 @@ faults: setup ## kills, signals and I/O errors over a run's life
 	$(BIN)/python -m tests.faults.kill_storm --kills 25 --to store-folder
 	$(BIN)/python -m tests.faults.signal_storm --signals 200
 	$(BIN)/python -m tests.faults.io_storm
+	$(BIN)/python -m tests.faults.test_damage 600
 	@test -e adapters/aliases/champion || $(BIN)/batch-train fit $(CONFIG)
 	$(BIN)/python -m tests.faults.watch_memory --files 2000
 	$(BIN)/python -m tests.faults.engine_storm --kills 20
