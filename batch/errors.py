@@ -35,11 +35,10 @@ from types import FrameType
 
 EXIT_TOO_MANY_ERRORS = 3  # no error: the output is complete, but more of its rows are errors than allowed
 
-
-# Control characters, which a terminal obeys; marks that turn the direction of writing; halves of characters.
-_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-
-
+# What a terminal obeys, turns the direction of writing or is not seen at all, and halves of characters.
+_UNSHOWN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e0fff]"
+)
 # A secret may hold slashes; a web server may have a port. Before an Azure account's name stands a container.
 USER = re.compile(
     r"(?:(?<=http)|(?<=https))://[^/@:]*:(?!\d{1,5}/).*@|(?<!hdfs)(?<!http)(?<!https)://[^/@:]*:.*@|"
@@ -64,7 +63,7 @@ def without_credentials(text: str) -> str:
 
 def one_line(text: str) -> str:
     """`text` of whatever origin as it may be shown: on one line, nothing in it obeyed by a terminal."""
-    return _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], text.replace("\n", " "))
+    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\n", " "))
 
 
 class BatchRouteError(Exception):

@@ -23,6 +23,8 @@ def test_a_short_one_is_said_in_full() -> None:
     text = "x" * LONG
     assert str(InputError(text)) == text
     assert one_line("a\nb\x1b[0m") == "a b\\x1b[0m"
+    hidden = "\U000e0053\U000e0101\u202e\ud800"  # a tag, a selector, an override and half a pair
+    assert one_line(f"a{hidden}b") == r"a\U000e0053\U000e0101\u202e\ud800b"
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,11 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// Control characters are shown as their pictures: they must not hide anything.
+// Control characters are shown as their pictures, what turns a line's direction or is not seen at all by its number: a
+// model reads them, and a person must too.
 function visible(text) {
-  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, (c) => String.fromCharCode(c === "\u007f" ? 0x2421 : 0x2400 + c.charCodeAt(0)));
+  const pictures = text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, (c) => String.fromCharCode(c === "\u007f" ? 0x2421 : 0x2400 + c.charCodeAt(0)));
+  return pictures.replace(/[\u0080-\u009f\u202a-\u202e\u2066-\u2069\u{e0000}-\u{e0fff}]/gu, (c) => `[U+${c.codePointAt(0).toString(16).toUpperCase()}]`);
 }
 
 const shown = (value) => (Array.isArray(value) ? value.map(shown).join(", ") || "none of these" : value === null ? "none of these" : typeof value === "boolean" ? (value ? "yes" : "no") : String(value?.rawJSON ?? value));

@@ -180,7 +180,7 @@ def test_two_reviewers_and_two_tabs(
 def test_hostile_texts_are_text(opened: Page, output: Output, contract: Contract, tmp_path: Path) -> None:
     hostile = [
         "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">",
-        "ask for \u202e reversed \u2066 text, مرحبا بالعالم",
+        "ask for \u202e reversed \u2066 text, مرحبا بالعالم, \U000e0053\U000e0061y yes",
         "bell \x07 escape \x1b[2J and null-like \x01",
         "long " * 220_000,
         "</script><script type=module>document.title='owned'</script>",
@@ -197,6 +197,8 @@ def test_hostile_texts_are_text(opened: Page, output: Output, contract: Contract
                 assert len(opened.text_content("#request") or "") == len(text)
             elif "\x07" in text:
                 assert "\u2407" in shown and "\x1b" not in shown
+            elif "\u202e" in text:
+                assert "[U+202E] reversed [U+2066] text, مرحبا بالعالم, [U+E0053][U+E0061]y yes" in shown
             name = opened.inner_text("#id")
             opened.keyboard.press("s")
             moved(opened, name)
