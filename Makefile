@@ -25,7 +25,7 @@ setup: $(STAMP) ## install the pinned stack into .venv
 $(STAMP): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Error: Python 3.11 or newer is needed; name one with PYTHON=" >&2; exit 2; }
 	@echo "Installing the pinned $(STACK) packages into $(VENV) (once, a few minutes)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(PIP) -r $(LOCK) 2>$(VENV)/pip.log || { test $(STACK) = cpu && $(PIP) -r $(LOCK) --extra-index-url $(TORCH_CPU_INDEX) 2>$(VENV)/pip.log; } || { cat $(VENV)/pip.log >&2; exit 1; }
 	@$(PIP) --no-build-isolation --editable . 2>>$(VENV)/pip.log || { cat $(VENV)/pip.log >&2; exit 1; }
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # on all cores; some packages ship files that do not compile

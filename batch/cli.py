@@ -148,7 +148,7 @@ def duration(text: str) -> float:
 @click.option(
     "--max-num-seqs",
     type=click.IntRange(1, 1 << 16),
-    help="Requests that the engine runs at once.  [default: 256 on a CPU, 512 on a GPU]",
+    help="Requests that the engine runs at once.  [default: 512 on a GPU of 70 GiB or more, else 256]",
 )
 @click.option(
     "--dtype",
@@ -268,4 +268,4 @@ def _watch(wanted: Any, outlets: Any) -> None:
         say(f"{Path(options.input).name}: {result.tally.rows} rows, {result.tally.error_rows} errors{speed}")
 
     say(f"watching {shown(wanted.input)}")
-    folder.watch(wanted, route, say)
+    folder.watch(wanted, route, lambda line: say(f"Warning: {line}"))

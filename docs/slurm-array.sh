@@ -26,7 +26,8 @@ export BATCH_ROUTE_BASES=/shared/bases # expanded base models; let one run or `-
 export VLLM_CACHE_ROOT=${TMPDIR:-/tmp}/vllm-$SLURM_ARRAY_TASK_ID
 shards=$((SLURM_ARRAY_TASK_MAX + 1))
 
-srun batch-route /shared/requests.parquet /shared/routed --shard "$SLURM_ARRAY_TASK_ID/$shards" --log-json
+# srun does not take --cpus-per-task over from sbatch (since Slurm 22.05)
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" batch-route /shared/requests.parquet /shared/routed --shard "$SLURM_ARRAY_TASK_ID/$shards" --log-json
 code=$?
 # 4: another job holds the output, or the file system has not released a lost node's lock yet. 75: the engine or the machine failed.
 # 130, 143: stopped, for example by the signal above. 137: killed. Requeued at most four times.

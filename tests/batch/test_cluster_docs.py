@@ -90,12 +90,13 @@ def test_slurm_script(tmp_path: Path) -> None:
         (tmp_path / "requeued.txt").unlink(missing_ok=True)
         environment = {
             "PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "7",
-            "SLURM_ARRAY_JOB_ID": "41",
+            "SLURM_ARRAY_JOB_ID": "41", "SLURM_CPUS_PER_TASK": "2",
         }  # fmt: skip
         done = subprocess.run(["bash", script], cwd=tmp_path, env=environment)
         assert done.returncode == code and (tmp_path / "requeued.txt").exists() is requeued
     assert (tmp_path / "requeued.txt").read_text() == "requeue 41_3\n"
     words = shlex.split((tmp_path / "srun.txt").read_text())
+    assert words.pop(0) == "--cpus-per-task=2"
     with main.make_context(words[0], words[1:]) as context:
         assert context.params["shard"] == (3, 8)
 

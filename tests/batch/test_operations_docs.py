@@ -2,6 +2,7 @@
 
 import configparser
 import copy
+import platform
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from batch import errors
 from batch.adapter.bundle import Bundle
 from batch.cli import main
 from batch.scoring.lane import ERROR_MESSAGES, TEXT_ERRORS
+from tests import seccomp
 from tests.batch.reporting.test_outlets import SECRET, events
 from tests.batch.test_run import HOSTILE, backlog, route
 from tests.conftest import ROOT
@@ -38,7 +40,7 @@ KNOWN = {
         "RestrictAddressFamilies", "RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID", "SystemCallArchitectures",
         "SystemCallFilter",
     },
-    "Timer": {"OnCalendar", "RandomizedDelaySec", "Persistent"},
+    "Timer": {"OnCalendar", "OnBootSec", "RandomizedDelaySec", "Persistent"},
     "Install": {"WantedBy"},
 }  # fmt: skip
 
@@ -110,6 +112,22 @@ def test_service_retries_by_exit_code() -> None:
         any(str(options[name]).startswith(place) for place in writable)
         for name in ("output", "report", "metrics")
     )
+
+
+GLOO = """
+import torch.distributed
+torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in seccomp.SOCKET, reason="the call's number is not known")
+def test_the_unit_lets_an_engine_open_its_sockets() -> None:
+    """vLLM starts PyTorch's gloo for one device too, and that asks the kernel for its network interfaces."""
+    allowed = unit("batch-route.service")["Service"]["RestrictAddressFamilies"]
+    for families, works in ((allowed, True), ("AF_UNIX AF_INET AF_INET6", False)):
+        words = [sys.executable, "-m", "tests.seccomp", families, GLOO]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert (done.returncode == 0) is works, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +203,7 @@ def test_the_pod_needs_no_privilege_and_finds_what_it_needs(cronjob: dict[str, A
         for value in re.findall(r"=(/\S+)", image.split("ENV ")[1].split("USER")[0])
         if value.startswith("/cache")
     ]
+    assert {"HOME", "XDG_CACHE_HOME"} <= set(re.findall(r"(\w+)=/cache", image))
     assert written and mounts["/cache"] is mounts["/data"] is mounts["/tmp"] is False
     assert mounts["/models"] and mounts["/adapters"]
 
