@@ -32,9 +32,11 @@ MARKS = "\u200c\u200d" + "".join(
     sign for sign in map(chr, range(1 << 16)) if unicodedata.category(sign)[0] == "M"
 )
 SIGNS = re.compile(rf"[^\W_](?:[^\W_]|[{MARKS}])*|[-−–](?=\d)|[^\w\s{PUNCTUATION}]")
+_ONE, _REST = f"[{UNSPACED}]", rf"(?:(?![{UNSPACED}])[\w{MARKS}])"
 # A word, or in a script without spaces a character; and the same without words of one letter.
-_REST = rf"(?:(?![{UNSPACED}])[\w{MARKS}])"
-WORDS, LONG_WORDS = (rf"[{UNSPACED}]|(?![{UNSPACED}])\w{_REST}{times}" for times in "*+")
+WORDS, LONG_WORDS = (rf"{_ONE}|(?!{_ONE})\w{_REST}{times}" for times in "*+")
+# The same with two neighbouring characters, as most words of such scripts have, or one that is alone.
+PAIRS = re.compile(rf"(?=({_ONE}{{2}})){_ONE}|(?<!{_ONE}){_ONE}|(?!{_ONE})(?:{WORDS})")
 ALONE = re.compile(f"[{UNSPACED}]|[^{UNSPACED}]+")
 MANY = 2000  # texts from which a bar is shown
 WORD = 64  # bits; of a pair that one text in so many holds, a bit in each text is shorter than a list of them
@@ -49,8 +51,10 @@ def composed(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, or the text itself where it has none."""
-    return re.findall(WORDS, composed(text)) or [text.strip()]
+    """Lower-case words (in a script without spaces pairs of characters), or the text itself where it has
+    none.
+    """
+    return [found[1] or found[0] for found in PAIRS.finditer(composed(text))] or [text.strip()]
 
 
 def signs(text: str) -> list[str]:
@@ -79,9 +83,10 @@ def alike(texts: Sequence[str]) -> list[list[int]]:
     group_of = np.arange(len(texts))
     known = Likeness(texts)
     for number, text in enumerate(compared(texts)):
-        # all of them: two that are unlike may have a third in common
-        if twins := [twin for twin, _ in known.near(text)]:
-            group_of[np.isin(group_of, group_of[twins])] = number
+        near = group_of[known.twins(text)]
+        while len(near):  # of all groups: two that are unlike may have a third in common
+            group_of[group_of == near[0]] = number
+            near = near[near != near[0]]
         known.add(text)
     groups: dict[int, list[int]] = defaultdict(list)
     for number, group in enumerate(group_of.tolist()):
@@ -116,12 +121,26 @@ class Likeness:
         self._sizes = array("I")
         self._texts_of: dict[int, array[int]] = defaultdict(lambda: array("I"))
 
+    @classmethod
+    def of(
+        cls, texts: Sequence[str], limit: float = NEAR_DUPLICATE, others: Iterable[str] = ()
+    ) -> "Likeness":
+        """With these texts added; `others`, to be compared with them, say what is common too."""
+        known = cls((*texts, *others), limit)
+        for text in texts:
+            known.add(text)
+        return known
+
     @property
     def size(self) -> int:
         return len(self._sizes)
 
+    def twins(self, text: str) -> Numbers:
+        """Numbers in the order of `add` of the texts that are at least `limit` like this one."""
+        return np.flatnonzero(self._likeness(text) >= self._limit)
+
     def near(self, text: str) -> list[tuple[int, float]]:
-        """Number in the order of `add`, and likeness, of each text that is at least `limit` like this one."""
+        """The same, each with its likeness."""
         likeness = self._likeness(text)
         return [(other, float(likeness[other])) for other in np.flatnonzero(likeness >= self._limit).tolist()]
 

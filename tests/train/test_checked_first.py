@@ -1,5 +1,6 @@
 """What `import` and `loop` can refuse, they refuse before an engine runs or anything is trained."""
 
+import dataclasses
 import io
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from batch.adapter.bundle import seal_bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, InputError
@@ -16,6 +18,7 @@ from tests.conftest import ROOT, make_bundle
 from tests.train.release.test_gates import calibrated
 from train.cli import main
 from train.config import Config
+from train.dataset import file_facts, load_rows
 from train.review.improve import fit_and_compare
 
 TEST = "data/v1/test.jsonl"
@@ -188,7 +191,12 @@ def test_a_promotion_that_could_not_be_logged(
         ("another task", "has other fields or labels, so nothing can be compared"),
         ("gone", "the champion cannot be asked: "),
         ("damaged", "the champion cannot be asked: "),
-        ("threshold", "the champion has a threshold for a target error of 0.02, this adapter no threshold"),
+        (
+            "threshold",
+            "a target error of 0.02, this adapter has none; name 200 labelled rows or more as .data. "
+            "calibration in the recipe, with .calibration. target_error = 0.02; --no-promote only fits it",
+        ),
+        ("taught to the test", "4 of 4 rows of .*test.jsonl are like rows .* as .data. test in the recipe"),
         ("policy", "the policy table gives"),
     ],
 )
@@ -211,6 +219,11 @@ def test_a_champion_that_a_fit_cannot_be_compared_with(
     champion = make_bundle(tiny_base, contract, registry.root)
     if fault == "threshold":
         champion = calibrated(champion, registry.root, 0.02)
+    elif fault == "taught to the test":
+        rows = {"train": file_facts(ROOT / TEST, TEST, load_rows(ROOT / TEST, contract))}
+        seal_bundle(
+            champion.path, {k: v for k, v in champion.manifest.items() if k != "files"} | {"data": rows}
+        )
     elif fault == "gone":
         shutil.rmtree(champion.path)
     elif fault == "damaged":
@@ -224,7 +237,26 @@ def test_a_champion_that_a_fit_cannot_be_compared_with(
             fit_and_compare(config, console, [], promote=True)
     with pytest.raises(AssertionError, match="work was begun"):
         fit_and_compare(config, console, [], promote=False)
-    assert (message in out.getvalue()) is (fault != "threshold")
+    assert (message in out.getvalue()) is (fault not in ("threshold", "taught to the test"))
+
+
+def test_a_recipe_with_rows_to_calibrate_on_keeps_the_champions_threshold(
+    recipes: tuple[Path, Path],
+    tiny_base: Path,
+    contract: Contract,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever it did, `improve` was refused, though its target is stricter."""
+    registry, config = Registry(tmp_path / "adapters"), Config.load(recipes[0])
+    champion = calibrated(make_bundle(tiny_base, contract, registry.root), registry.root, 0.05)
+    registry.set_alias("champion", champion.digest)
+    monkeypatch.setattr("train.review.improve.fit", never)
+    with pytest.raises(AdapterError, match="this adapter has none; name 200"):
+        fit_and_compare(config, PlainConsole(), [], promote=True)
+    data = dataclasses.replace(config.data, calibration="data/written/calibration.jsonl")
+    with pytest.raises(AssertionError, match="work was begun"):
+        fit_and_compare(dataclasses.replace(config, data=data), PlainConsole(), [], promote=True)
 
 
 def test_what_is_sound_goes_on(recipes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ def diagnose(adapters: str, dataset: Path, train: Path | None, json_path: Path |
 
     Groups ADAPTER's mistakes on DATASET, lists words that go with labels in its training rows and examples
     that these rows lack, and asks contrast probes generated from the contract: how often is a label answered
-    although the text has none of the words that its rule requires?
+    although the text has none of the words that its rule requires? Examined are the model's own answers,
+    before any rule corrects them.
     """
     names = [name.strip() for name in adapters.split(",") if name.strip()]
     if not names:

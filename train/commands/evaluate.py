@@ -1,6 +1,6 @@
 """`batch-train eval`: adapters, baselines and scored files, judged on labelled requests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from train.config import Config
 from train.dataset import load_rows
 from train.evaluation.ask import candidates, judge
 from train.evaluation.baselines import BASELINES
-from train.evaluation.cross_validation import cross_validate_baseline, folds
+from train.evaluation.cross_validation import Fold, cross_validate_baseline, folds
 from train.evaluation.evaluate import Evaluation
-from train.evaluation.from_scored import bundle_of, contract_of, judge_scored, read_scored, text_column_of
+from train.evaluation.from_scored import judge_scored, read_scored, scored_task, text_column_of
 from train.evaluation.injection import attack as measure_attacks
 from train.evaluation.injection import show_attacks
 from train.evaluation.tables import as_json, show
+from train.evaluation.task import task
 from train.files import write_json
 from train.tables import SUFFIXES
 
@@ -58,7 +59,8 @@ DATASETS = SUFFIXES | {".jsonl", ".ndjson"}
 @click.option(
     "--from-scored",
     type=PATH,
-    help="Evaluate this output Parquet by id and text, without an engine; ADAPTER may be left out.",
+    help="Evaluate this output Parquet by id and text (by id where it has no text), without an engine; "
+    "ADAPTER may be left out.",
 )
 @click.option(
     "--id-column",
@@ -70,9 +72,7 @@ DATASETS = SUFFIXES | {".jsonl", ".ndjson"}
 @click.option(
     "--text-column",
     type=NAME,
-    default="request",
-    show_default=True,
-    help="The column of request texts in the --from-scored output.",
+    help="The column of request texts in the --from-scored output.  [default: the run's]",
 )
 @click.option(
     "--cross-validate",
@@ -106,7 +106,7 @@ def evaluate(arguments: tuple[str, ...], json_path: Path | None, attack: bool, *
 
 
 def _refuse_idle(
-    names: list[str], attack: bool, *, from_scored: Path | None, id_column: str, text_column: str,
+    names: list[str], attack: bool, *, from_scored: Path | None, id_column: str, text_column: str | None,
     cross_validate: int | None, train: Path | None, base_model: str | None, contract: str | None
 ) -> None:  # fmt: skip
     """Options that would change nothing are a misunderstanding. Raises `InputError`."""
@@ -114,7 +114,7 @@ def _refuse_idle(
         raise InputError("--attack asks adapters themselves; leave out --from-scored and --cross-validate")
     if cross_validate and from_scored:
         raise InputError("--cross-validate trains models of its own; leave out --from-scored")
-    for option, given in (("--id-column", id_column != "id"), ("--text-column", text_column != "request")):
+    for option, given in (("--id-column", id_column != "id"), ("--text-column", text_column is not None)):
         if given and not from_scored:
             raise InputError(f"{option} is that of the --from-scored output; name that too, or leave it out")
     if train and (attack or cross_validate or BASELINES.keys().isdisjoint(names)):
@@ -141,7 +141,7 @@ def _attack(
 
 def _results(
     names: list[str], datasets: list[Path], contract: str | None, from_scored: Path | None, id_column: str,
-    text_column: str, cross_validate: int | None, **options: Any
+    text_column: str | None, cross_validate: int | None, **options: Any
 ) -> list[Evaluation]:  # fmt: skip
     if cross_validate:
         return _cross_validated(names, datasets, cross_validate, contract)
@@ -157,11 +157,13 @@ def _from_scored(
     registry: Registry,
     contract: str | None,
     id_column: str,
-    text_column: str,
+    text_column: str | None,
 ) -> list[Evaluation]:
     columns = id_column, text_column_of(path, text_column)
+    if not columns[1]:
+        click.echo(f"Warning: {path}: has no column of texts, so rows are found by id alone", err=True)
     table = read_scored(path, *columns)
-    rules, bundle = contract_of(table, registry, contract), None if contract else bundle_of(table, registry)
+    rules, bundle = scored_task(table, registry, contract)
     gold = {dataset: load_rows(dataset, rules, evaluation=True) for dataset in datasets}
     return [
         judge_scored(table, path, rows, rules, str(dataset), *columns, bundle)
@@ -178,15 +180,7 @@ def _cross_validated(
             f"{strange[0]} is already trained; cross-validate a recipe (.toml) or one of "
             f"{', '.join(BASELINES)}"
         )
-    contracts = {name: Contract.load(recipe.find(recipe.data.contract)) for name, recipe in recipes.items()}
-    first = next(iter(recipes), "data/contract.toml")
-    rules = contracts[first] if recipes and not contract else Contract.load(contract or first)
-    for name, own in contracts.items():
-        if _scored(own) != _scored(rules):
-            raise InputError(
-                f"{name} has other fields or labels than {contract or first}, so no row fits both; give both "
-                "the same contract"
-            )
+    rules = _one_contract(recipes, contract)
     gold = {dataset: load_rows(dataset, rules) for dataset in datasets}
     parts = {dataset: folds(rows, rules, k) for dataset, rows in gold.items()}
     results = {
@@ -196,14 +190,33 @@ def _cross_validated(
         if name not in recipes
     }
     if recipes:
-        # Only this reads torch, which takes seconds that no other evaluation should wait for.
-        from train.fit.folds import cross_validate_recipes, prepare_folds  # noqa: PLC0415
-
-        pairs = [(dataset, name) for dataset in gold for name in recipes]
-        prepared = [(prepare_folds(recipes[name], dataset), parts[dataset]) for dataset, name in pairs]
-        results |= zip(pairs, cross_validate_recipes(prepared, PlainConsole(stderr=True)), strict=True)
+        results |= _recipes_judged(recipes, parts)
     return [results[dataset, name] for dataset in datasets for name in names]
 
 
-def _scored(contract: Contract) -> dict[str, Sequence[Any]]:
-    return {field.name: field.values for field in contract.scored_fields}
+def _one_contract(recipes: Mapping[str, Config], named: str | None) -> Contract:
+    """The one `named`, else the first recipe's, else the shipped one. Raises `InputError` where a recipe's
+    own has other fields.
+    """
+    contracts = {name: Contract.load(recipe.find(recipe.data.contract)) for name, recipe in recipes.items()}
+    first = named or next(iter(recipes), "data/contract.toml")
+    rules = Contract.load(first) if named or not recipes else contracts[first]
+    for name, own in contracts.items():
+        if task(own) != task(rules):
+            raise InputError(
+                f"{name} has other fields or labels than {first}, so no row fits both; give both the same "
+                "contract"
+            )
+    return rules
+
+
+def _recipes_judged(
+    recipes: Mapping[str, Config], parts: Mapping[Path, Sequence[Fold]]
+) -> Iterator[tuple[tuple[Path, str], Evaluation]]:
+    """By dataset and recipe, each fitted again for each fold."""
+    # Only this reads torch, which takes seconds that no other evaluation should wait for.
+    from train.fit.folds import cross_validate_recipes, prepare_folds  # noqa: PLC0415
+
+    pairs = [(dataset, name) for dataset in parts for name in recipes]
+    prepared = [(prepare_folds(recipes[name], dataset), parts[dataset]) for dataset, name in pairs]
+    return zip(pairs, cross_validate_recipes(prepared, PlainConsole(stderr=True)), strict=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
+import polars as pl
 
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
@@ -14,10 +15,11 @@ from batch.contract.json_text import json_line
 from batch.errors import DatasetError, InputError, one_line
 from batch.storage.location import write_file
 from batch.storage.places import check_writable
+from batch.storage.schema import is_text, readable
 from train import label_studio
 from train.commands.options import NAME, PATH, id_option, json_option, outlet, text_option
 from train.dataset import load_rows
-from train.evaluation.from_scored import contract_of, read_scored
+from train.evaluation.from_scored import BATCH, contract_of, read_scored, sources_of
 from train.files import strict_json, write_json
 from train.labelling.candidates import candidates as choose
 from train.labelling.candidates import columns, is_blank
@@ -121,7 +123,7 @@ def candidates(
     studio = kind == "label-studio"
     if studio and (out is None or out.suffix != ".json"):
         raise InputError("--format label-studio writes two files; name the first with --out FILE.json")
-    rules = contract_of(read_scored(scored, id_column, text_column, ["adapter"]), Registry(), contract)
+    rules = contract_of(adapters_of(scored), Registry(), contract)
     if out:
         _refuse_labels(out, studio, rules)
     page = _page(out, rules) if studio and out else None
@@ -139,6 +141,21 @@ def candidates(
         click.echo(f"{len(chosen)} rows in {out}: fill in the nulls, then batch-train lint {out}")
     else:
         click.echo(text, nl=False)
+
+
+def adapters_of(scored: Path) -> pl.DataFrame:
+    """The column of the adapters alone, each once: ids and texts are large, and read with those that the
+    contract names.
+    """
+    column = "adapter"
+    digests = {
+        digest
+        for source in sources_of(scored)
+        if column in source.schema.names and is_text(source.schema.field(column).type)
+        for batch in source.batches(size=BATCH, columns=[column])
+        for digest in readable(batch.column(column))
+    }
+    return pl.DataFrame({column: list(digests)}, schema={column: pl.String})
 
 
 def _refuse_labels(out: Path, studio: bool, contract: Contract) -> None:

@@ -20,6 +20,7 @@ from train.diagnosis.tables import show_diagnoses
 from train.evaluation.ask import candidate, check_chosen_alias
 from train.evaluation.evaluate import comparisons
 from train.evaluation.tables import show_measures
+from train.evaluation.task import task
 from train.files import write_json
 from train.fit.base_checks import checked_renderer
 from train.fit.inputs import load_splits
@@ -52,7 +53,7 @@ def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> N
     contracts = {name: _check(recipe, datasets) for name, recipe in recipes.items()}
     (first, wanted), *others = contracts.items()
     for name, contract in others:
-        if _scored(contract) != _scored(wanted):
+        if task(contract) != task(wanted):
             raise InputError(
                 f"{name} has other fields or labels than {first}, so nothing can be compared; give both "
                 "the same"
@@ -75,10 +76,6 @@ def loop(versions: str, datasets: tuple[Path, ...], json_path: Path | None) -> N
         write_json(json_path, {name: [each.as_json() for each in group] for name, group in groups.items()})
     for line in verdict(evaluations, diagnoses):
         click.echo(one_line(line))
-
-
-def _scored(contract: Contract) -> dict[str, Sequence[Any]]:
-    return {field.name: field.values for field in contract.scored_fields}
 
 
 def _check(recipe: Config, datasets: Sequence[Path]) -> Contract:

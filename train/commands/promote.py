@@ -13,7 +13,7 @@ from batch.errors import InputError, Interrupted, StorageError, one_line, ours
 from train.commands.options import PATH
 from train.fit.places import check_registry
 from train.release import promotions
-from train.release.gates import GateData, check_against, gates
+from train.release.gates import GateData, gates
 
 if TYPE_CHECKING:
     from train.release.mlflow import ModelRegistry
@@ -56,7 +56,7 @@ def promote(
 
     `batch-route` uses the champion where no adapter is named. The gates: every regression row is right in
     every field; all of the doctor's checks pass; ADAPTER is not significantly worse than the champion
-    (exact McNemar), and has a threshold for the same target error if the champion has one; a label is
+    (exact McNemar), and has a threshold for as small a target error if the champion has one; a label is
     answered in at most 5 % of the probes that do not mention the words that its rule requires. A gate without
     data that fits the contract passes and reports that. A bundle directory from elsewhere is copied into the
     registry.
@@ -93,8 +93,6 @@ def rollback(mlflow: str | None) -> None:
 def _promoted(bundle: Bundle, registry: Registry, data: GateData, force: bool) -> Bundle:
     """The champion, as the registry holds it. Raises `AdapterError` at a gate that is not passed."""
     beaten = registry.aliases().get("champion")
-    if data.against:
-        check_against(data.against, bundle, registry)
     passed = gates(str(bundle.path), registry, data)
     for gate in passed:
         click.echo(one_line(str(gate)))

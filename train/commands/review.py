@@ -12,10 +12,11 @@ from batch.contract.json_text import json_line
 from batch.errors import EXIT_TOO_MANY_ERRORS, InputError, one_line
 from batch.storage.location import write_file
 from batch.storage.places import WRITTEN, refuse_others
-from train.commands.options import NAME, PATH, id_option, outlet, text_option, writable
+from train.commands.options import NAME, PATH, id_option, outlet, writable
 from train.dataset import load_rows
 from train.decisions import DecisionLog
 from train.evaluation.from_scored import text_column_of
+from train.fit.calibrated import target_of
 from train.review import apply as people
 from train.review.agreement import agreement as compare
 from train.review.audit import audit as count
@@ -28,7 +29,6 @@ from train.review.serve import (
     reviewed,
     seed_of,
     serve,
-    target_of,
     task_of,
 )
 from train.review.session import Session
@@ -47,6 +47,9 @@ def share(text: str) -> float:
 
 contract_option = click.option(
     "--contract", type=NAME, help="The labels' contract.  [default: that of the adapter that wrote SCORED]"
+)
+text_option = click.option(
+    "--text-column", metavar="NAME", type=NAME, help="Column of request texts.  [default: the run's]"
 )
 prefix_option = click.option("--prefix", metavar="P", default="", help="The --prefix of the run.")
 
@@ -107,7 +110,7 @@ def review(
     port: int,
     contract: str | None,
     id_column: str,
-    text_column: str,
+    text_column: str | None,
     prefix: str,
 ) -> None:
     """Decide the `human` rows on a local page.
@@ -117,7 +120,8 @@ def review(
     """
     task = task_of(scored, contract, prefix)
     ids = ids_in(only) if only else None
-    selection = Selection(order, audit, overlap, ids, id_column, text_column, prefix)  # type: ignore[arg-type]
+    columns = id_column, text_column_of(scored, text_column) or "request"
+    selection = Selection(order, audit, overlap, ids, *columns, prefix)  # type: ignore[arg-type]
     items = read_items(scored, task.contract, selection, seed_of(scored))
     reviewer, rows = reviewer or _login(), examples_of(task, examples)
     session = Session(items, task.contract, DecisionLog(labels), reviewer, rows)
@@ -177,7 +181,7 @@ def apply_reviews(
     final: Path,
     contract: str | None,
     id_column: str,
-    text_column: str,
+    text_column: str | None,
     prefix: str,
 ) -> None:
     """Write people's answers into a copy of SCORED.
@@ -188,8 +192,8 @@ def apply_reviews(
     people.check_final(final, [scored, *labels], prefix)
     task = task_of(scored, contract, prefix)
     rows = reviewed(labels, task.contract)
-    text_column = text_column_of(scored, text_column)
-    done = people.apply_reviews(scored, rows, final, task.contract, id_column, text_column, prefix)
+    columns = id_column, text_column_of(scored, text_column) or "request"
+    done = people.apply_reviews(scored, rows, final, task.contract, *columns, prefix)
     others = len(rows) - done.answered
     click.echo(
         f"{final}: {done.rows} rows, {done.answered} answered by people, {done.changed} of them changed"
@@ -222,7 +226,7 @@ def audit(
     metrics: Path | None,
     contract: str | None,
     id_column: str,
-    text_column: str,
+    text_column: str | None,
     prefix: str,
 ) -> None:
     """Count errors among the `auto` rows.
@@ -238,15 +242,12 @@ def audit(
         -(nights or len(scored)) :
     ]
     task = task_of(outputs[-1], contract, prefix)
-    target = target_of(task) if target_error is None else target_error
+    target = target_of(task.bundle) if task.bundle and target_error is None else target_error
+    if target is None:
+        raise InputError("the adapter has no threshold and so no error target; name one with --target-error")
     rows = [row for row, _ in reviewed(labels, task.contract)]
     decisions = [decisions_in(path) for path in labels]
-    columns = {
-        "id_column": id_column,
-        "text_column": text_column_of(outputs[-1], text_column),
-        "prefix": prefix,
-    }
-    found = count(outputs, rows, decisions, task.contract, target, **columns)
+    found = count(outputs, rows, decisions, task.contract, target, id_column, text_column, prefix)
     for night in found.nights:
         click.echo(str(night))
     click.echo(found.verdict)

@@ -10,7 +10,8 @@ from train.diagnosis.contrast import probes
 from train.diagnosis.diagnose import AskedRow, Diagnosis, asked_probes, asked_rows, diagnose
 from train.diagnosis.occlusion import driven, erasures
 from train.evaluation.ask import Candidate, judged, route
-from train.evaluation.evaluate import Evaluation
+from train.evaluation.evaluate import Evaluation, evaluate
+from train.evaluation.from_scored import FileRow
 
 
 def examine(
@@ -20,7 +21,7 @@ def examine(
     engine: str = DEFAULT_ENGINE,
 ) -> tuple[list[Evaluation], list[Diagnosis]]:
     """Judge each subject on each dataset and diagnose it on the first, with contrast probes; one engine does
-    it all.
+    it all. Diagnosed are the model's own answers, which training can change, before any rule corrects them.
     """
     gold = [[load_rows(path, subject.contract, evaluation=True) for path in datasets] for subject in subjects]
     contrast = [probes(subject.contract, rows[0]) for subject, rows in zip(subjects, gold, strict=True)]
@@ -44,6 +45,8 @@ def examine(
         ]
         own = asked(i, answers)
         erased = driven(erasures(own, subject.contract), answers[-1], subject.contract)
-        diagnoses.append(diagnose(results[0], own, trains[i], subject.contract, erased))
+        said = [FileRow(scored.answer, scored.error_code) for scored in answers[0]]
+        mistakes = evaluate(gold[i][0], said, subject.contract, subject.name, str(datasets[0]))
+        diagnoses.append(diagnose(mistakes, own, trains[i], subject.contract, erased))
         evaluations += results
     return evaluations, diagnoses

@@ -22,7 +22,7 @@ from batch.scoring.router import Requests, Router
 from train.dataset import Row, load_rows, split_path
 from train.evaluation.baselines import BASELINES, Baseline
 from train.evaluation.evaluate import Evaluation, evaluate
-from train.evaluation.seen import seen_by, seen_in
+from train.evaluation.seen import indexed, seen_by, seen_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,8 @@ def _baselines(
         )
     rows = load_rows(train or split_path(bundles[0], "train"), rules, evaluation=True)
     gold = {path: load_rows(path, rules, evaluation=True) for path in datasets}
-    seen = {path: len(seen_in(rows, each)) for path, each in gold.items()}
+    trained = indexed(rows)
+    seen = {path: len(seen_in(trained, each)) for path, each in gold.items()}
     for name in chosen:
         learnt = Baseline.learn(name, rows, rules)
         for path, each in gold.items():

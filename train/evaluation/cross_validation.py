@@ -21,14 +21,15 @@ Fold = tuple[list[int], list[int]]  # numbers of the rows that are learnt from, 
 
 def folds(rows: Sequence[Row], contract: Contract, k: int, seed: int = 0) -> list[Fold]:
     """`k` folds that are alike in the combinations of values they hold, as far as these are there often
-    enough. Rows that are nearly alike share a fold: none is judged by what learnt its copy.
+    enough. Rows that are nearly alike share a fold: none is judged by what learnt its copy. Raises
+    `DatasetError` where that leaves too few folds.
     """
     groups = alike([row.request for row in rows])
     if not 2 <= k <= len(groups):
-        apart = "" if len(groups) == len(rows) else f", {len(groups)} of them not nearly alike,"
-        raise DatasetError(
-            f"cannot split {len(rows)} rows{apart} into {k} folds; choose from 2 to {len(groups)}"
-        )
+        few = f": nearly equal requests share a fold, which leaves {len(groups)}"
+        why = few if len(groups) < len(rows) else ""
+        remedy = f"choose from 2 to {len(groups)}" if len(groups) > 1 else "add other requests"
+        raise DatasetError(f"{rows[0].path}: cannot split {len(rows)} rows into {k} folds{why}; {remedy}")
     firsts = [rows[group[0]] for group in groups]
     kinds = [repr([row.answer[field.name] for field in contract.scored_fields]) for row in firsts]
     counts = Counter(kinds)

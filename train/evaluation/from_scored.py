@@ -1,5 +1,5 @@
 """Answers that lie in a file already: an output of `batch-route`, or any table with its columns, found by id
-and text.
+and, where it has them, text.
 """
 
 import os
@@ -14,9 +14,9 @@ from polars.datatypes import FloatType, IntegerType
 from pyarrow import types
 
 from batch.adapter.bundle import Bundle
-from batch.adapter.registry import Registry
+from batch.adapter.registry import DIGEST, Registry
 from batch.contract.contract import Contract
-from batch.errors import InputError
+from batch.errors import AdapterError, InputError
 from batch.storage.location import Location
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.parquet import ParquetSource
@@ -65,11 +65,13 @@ def read_scored(
     return table
 
 
-def text_column_of(scored: Path, named: str) -> str:
-    """`named`, or where the output has no such column the one that its run read, by its manifest."""
+def text_column_of(scored: Path, named: str | None) -> str | None:
+    """`named`, else the column that the output's run read, by its manifest, else `request`; None where it has
+    neither.
+    """
     told = (read_manifest(manifest_location(str(scored))) or {}).get("job", {}).get("text_column")
     names = sources_of(scored)[0].schema.names
-    return told if named not in names and told in names else named
+    return named or next((name for name in (told, "request") if name in names), None)
 
 
 def sources_of(path: Path) -> list[ParquetSource]:
@@ -130,16 +132,35 @@ def adapter_of(table: pl.DataFrame) -> str | None:
     return str(digests[0]) if len(digests) == 1 else None
 
 
-def bundle_of(table: pl.DataFrame, registry: Registry) -> Bundle | None:
-    """The adapter that wrote the table, if it is here."""
-    digest = adapter_of(table)
-    return Bundle.open(registry.root / digest) if digest and (registry.root / digest).is_dir() else None
+class OutputTask(NamedTuple):
+    """What an output was made under; no bundle where it is not in the registry."""
+
+    contract: Contract
+    bundle: Bundle | None
+
+
+def task_by(digest: str | None, registry: Registry, contract: str | None = None) -> OutputTask | None:
+    """The contract named, else that of the adapter with this digest; None where there is neither."""
+    bundle = None
+    if digest and DIGEST.fullmatch(digest) and (registry.root / digest).is_dir():
+        try:
+            bundle = Bundle.open(registry.root / digest)
+        except AdapterError:
+            if not contract:
+                raise
+    if contract:
+        return OutputTask(Contract.load(contract), bundle)
+    return OutputTask(bundle.contract, bundle) if bundle else None
+
+
+def scored_task(table: pl.DataFrame, registry: Registry, contract: str | None = None) -> OutputTask:
+    """The contract named, else that of the adapter that wrote the table, else the shipped one."""
+    made = task_by(adapter_of(table), registry, contract)
+    return made or OutputTask(Contract.load("data/contract.toml"), None)
 
 
 def contract_of(table: pl.DataFrame, registry: Registry, named: str | None = None) -> Contract:
-    """The contract `named`, else that of the adapter that wrote the table, else the shipped one."""
-    bundle = None if named else bundle_of(table, registry)
-    return bundle.contract if bundle else Contract.load(named or "data/contract.toml")
+    return scored_task(table, registry, named).contract
 
 
 def judge_scored(
@@ -149,11 +170,12 @@ def judge_scored(
     contract: Contract,
     dataset: str,
     id_column: str = "id",
-    text_column: str = "request",
+    text_column: str | None = "request",
     bundle: Bundle | None = None,
 ) -> Evaluation:
     """Judge the table's answers, the `bundle`'s, against gold `rows` by id; a row that it lacks is an error
-    row. Raises `InputError`, also where an id has another text: ids may begin again in another backlog.
+    row. Raises `InputError`, also where an id has another text: ids may begin again in another backlog. A
+    table without texts has no `text_column`, and is judged by id alone.
     """
     known = [field for field in contract.fields if field.name in table.columns]
     if missing := [field.name for field in contract.scored_fields if field.name not in table.columns]:
@@ -166,7 +188,7 @@ def judge_scored(
     found = pl.Series(gold[id_column].is_in(table[id_column].implode()))
     if not found.any():
         raise InputError(f"{path}: holds none of the ids of {dataset}; name the ids' column with --id-column")
-    other = joined.filter(found & pl.col(text_column).ne_missing(pl.col("_gold")))
+    other = joined.filter(found & pl.col(text_column or "_gold").ne_missing(pl.col("_gold")))
     if other.height:
         name = other[id_column][0]
         raise InputError(

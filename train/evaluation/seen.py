@@ -1,8 +1,11 @@
 """Rows that an adapter was trained on, or nearly: it is better on those, and surer, than on any others."""
 
+import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from batch.adapter.bundle import Bundle
+from batch.contract.contract import Contract
 from batch.errors import DatasetError
 from batch.storage.digest import file_digest
 from train.dataset import Row, load_rows, split_path
@@ -16,29 +19,24 @@ def seen_by(bundle: Bundle, rows: Sequence[Row]) -> list[Row] | None:
     recorded = bundle.manifest.get("data", {}).get("train")
     if isinstance(recorded, Mapping) and recorded.get("sha256") == file_digest(rows[0].path):
         return list(rows)
+    limit = bundle.manifest.get("recipe", {}).get("data", {}).get("likeness", NEAR_DUPLICATE)
     try:
-        trained = load_rows(split_path(bundle, "train"), bundle.contract)
+        path = split_path(bundle, "train")
+        return seen_in(_trained(path, bundle.manifest["data"]["train"]["sha256"], bundle.path, limit), rows)
     except DatasetError:
         return None
-    limit = bundle.manifest.get("recipe", {}).get("data", {}).get("likeness", NEAR_DUPLICATE)
-    return seen_in(trained, rows, limit)
 
 
-def refuse_seen(bundle: Bundle, rows: Sequence[Row], remedy: str) -> bool:
-    """Raises `DatasetError` where the bundle was trained on some of the rows, or nearly; False where its
-    training rows are not here.
-    """
-    if seen := seen_by(bundle, rows):
-        raise DatasetError(
-            f"{len(seen)} of {len(rows)} requests are those that adapter {bundle.digest[:12]} was trained "
-            f"on, or nearly, the first at {seen[0].where}; {remedy}"
-        )
-    return seen is not None
+@functools.lru_cache(maxsize=4)  # 20,000 rows take seconds
+def _trained(path: Path, sha256: str, bundle: Path, limit: float) -> Likeness:
+    """`sha256` is that of the file at `path`: as long as it is the same, so is what was learnt from it."""
+    return indexed(load_rows(path, Contract.load(bundle / "contract.json")), limit)
 
 
-def seen_in(trained: Sequence[Row], rows: Sequence[Row], limit: float = NEAR_DUPLICATE) -> list[Row]:
-    """Those of `rows` that are nearly one of `trained`."""
-    known = Likeness((row.request for row in (*trained, *rows)), limit)
-    for row in trained:
-        known.add(row.request)
-    return [row for row in rows if known.nearest(row.request)]
+def seen_in(trained: Likeness, rows: Sequence[Row]) -> list[Row]:
+    """Those of `rows` that are nearly one of the `trained`."""
+    return [row for row in rows if trained.nearest(row.request)]
+
+
+def indexed(rows: Sequence[Row], limit: float = NEAR_DUPLICATE) -> Likeness:
+    return Likeness.of([row.request for row in rows], limit)

@@ -45,7 +45,7 @@ def warn_of_seen(evaluations: Sequence[Evaluation]) -> None:
         if each.seen:
             PlainConsole(stderr=True).print(
                 f"Warning: {each.seen} of {len(each.all_right)} rows of {each.dataset} are like rows that "
-                f"{each.adapter} was trained on: its figures there say little of other requests",
+                f"{each.adapter} was trained on: it does better on those than on others",
                 soft_wrap=True,
             )
 

@@ -15,7 +15,7 @@ from batch.scoring.adapters import engine_spec, lane_of, spec_of
 from batch.scoring.lane import ScoredRow
 from batch.scoring.router import Requests, Router
 from train.dataset import Row, file_facts, load_rows
-from train.evaluation.seen import refuse_seen
+from train.evaluation.seen import seen_by
 from train.files import write_json
 from train.fit.calibrate import MIN_ROWS, calibrate, raw, too_few
 from train.fit.card import model_card
@@ -78,7 +78,13 @@ def check_unseen(
     """Refuse rows that the bundle was trained on, or nearly, as `fit` does: a model is surer of those than of
     others, and so would its scores be. Raises `DatasetError`; without the training rows it warns.
     """
-    if not refuse_seen(bundle, rows, "calibrate on others"):
+    seen = seen_by(bundle, rows)
+    if seen:
+        raise DatasetError(
+            f"{len(seen)} of {len(rows)} requests are those that adapter {bundle.digest[:12]} was trained "
+            f"on, or nearly, the first at {seen[0].where}; calibrate on others"
+        )
+    if seen is None:
         warn(
             f"Warning: the training rows of adapter {bundle.digest[:12]} are not here, so {data['path']} is "
             "not compared with them"

@@ -6,8 +6,7 @@ a cross-validation that was cut off is resumed.
 
 import contextlib
 import dataclasses
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,25 @@ from rich.console import Console
 
 from batch.adapter.registry import Registry
 from batch.engine import DEFAULT_ENGINE
-from batch.storage.lock import Lock
+from batch.storage.places import check_folder
 from train.config import Config
 from train.evaluation.ask import candidate, route
 from train.evaluation.cross_validation import Fold
 from train.evaluation.evaluate import Evaluation, evaluate
 from train.fit.inputs import Inputs, prepare
 from train.fit.qlora import fit
-from train.fit.runs import already_fitted
+from train.fit.runs import already_fitted, held
 
 
 def prepare_folds(recipe: Config, dataset: Path) -> Inputs:
     """The inputs of a fit on all rows of `dataset`: each is in some fold's, so what is refused of any fold is
-    refused of these.
+    refused of these. Raises what `prepare` does.
     """
+    home = _home()
+    what = f"the folds' adapters beside the registry, into {home.parent}/"
+    check_folder(home.parent, what, "set BATCH_ROUTE_ADAPTERS to a folder in a writable one")
     data = dataclasses.replace(recipe.data, train=str(dataset), test=None)
-    return prepare(dataclasses.replace(recipe, data=data), _registry(""))
+    return prepare(dataclasses.replace(recipe, data=data), Registry(home))
 
 
 def cross_validate_recipes(
@@ -39,21 +41,11 @@ def cross_validate_recipes(
     """Of each recipe's inputs fit an adapter once a fold, on the other folds."""
     with contextlib.ExitStack() as stack:
         names = dict.fromkeys(whole.fingerprint for whole, _ in prepared)
-        registries = {name: stack.enter_context(_kept(name)) for name in names}
+        registries = {name: Registry(stack.enter_context(held(_home(name)))) for name in names}
         return [
             _cross_validated(whole, parts, registries[whole.fingerprint], console, engine)
             for whole, parts in prepared
         ]
-
-
-@contextlib.contextmanager
-def _kept(fingerprint: str) -> Iterator[Registry]:
-    """The registry of a recipe's folds, held by this process, and removed once all recipes are judged."""
-    registry = _registry(f"-{fingerprint[:16]}")
-    registry.root.mkdir(parents=True, exist_ok=True)
-    with Lock.take(registry.root / "lock", str(registry.root)):
-        yield registry
-        shutil.rmtree(registry.root)
 
 
 def _cross_validated(
@@ -75,8 +67,9 @@ def _cross_validated(
     return evaluate(rows, ordered, whole.contract, config.path.name, config.data.train)
 
 
-def _registry(suffix: str) -> Registry:
-    return Registry(Registry().root.absolute().parent / f".folds{suffix}")
+def _home(fingerprint: str = "") -> Path:
+    """Not inside the registry: `bases/` lies beside the folder of a bundle's folder."""
+    return Registry().root.absolute().parent / f".folds-{fingerprint[:16]}"
 
 
 def _without(whole: Inputs, fold: Fold) -> Inputs:

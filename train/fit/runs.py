@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -21,22 +21,27 @@ from train.fit.inputs import Inputs
 DIGEST = "adapter"  # the file's name
 
 
+def run_folder(registry: Registry, fingerprint: str) -> AbstractContextManager[Path]:
+    return held(_folder(registry, fingerprint))
+
+
 @contextmanager
-def run_folder(registry: Registry, fingerprint: str) -> Iterator[Path]:
-    """The folder of a run, held by this process, and removed once the run is done."""
-    run = _folder(registry, fingerprint)
-    run.mkdir(parents=True, exist_ok=True)
-    lock = os.open(run, os.O_RDONLY)
+def held(folder: Path) -> Iterator[Path]:
+    """The folder of a recipe's work, held by this process, and removed once the work is done; what cannot be
+    removed is left: the work is worth more.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)  # a lock file in it would be in the way of its removal over NFS
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
         raise OutputLockedError(
-            f"another process is training the same recipe in {run}; wait for it"
+            f"another process is training the same recipe in {folder}; wait for it"
         ) from None
     try:
-        yield run
-        shutil.rmtree(run)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
 
@@ -68,7 +73,7 @@ def note_finished(run: Path, bundle: Bundle) -> None:
     """What is left to do is to check it, which needs no checkpoint."""
     write_file(run / DIGEST, bundle.digest.encode())
     for path in run.glob("checkpoint-*"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def finished(run: Path, registry: Registry, console: Console) -> Bundle | None:

@@ -56,9 +56,7 @@ def candidates(
     known = [row.request for row in labelled]
     novelty = _novelty(usable[text_column].to_list(), known) if labelled else []
     broken = [_violations(line, line[text_column], contract) for line in usable.iter_rows(named=True)]
-    taken = Likeness(known)
-    for text in known:
-        taken.add(text)
+    taken = Likeness.of(known)
     chosen: list[dict[str, Any]] = []
     for i in most_worth(usable["score"].to_list(), broken, novelty):
         line = usable.row(i, named=True)

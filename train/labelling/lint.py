@@ -119,9 +119,12 @@ def label_errors(rows: Sequence[Row], contract: Contract) -> list[Finding]:
     """
     if len(rows) < 2 * FOLDS:
         return []
+    try:
+        parts = folds(rows, contract, FOLDS)
+    except DatasetError:  # too few that are not nearly equal
+        return []
     texts = [row.request for row in rows]
     vectors = vectoriser(texts, WORDS).fit_transform(texts)  # once: how common words are tells no label
-    parts = folds(rows, contract, FOLDS)
     suspects: list[tuple[float, Finding]] = []
     for field in contract.scored_fields:
         own = [row.answer[field.name] for row in rows]

@@ -51,9 +51,8 @@ early_stopping_patience = 4   # validations
 """
 UNREADABLE = (OSError, csv.Error, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 BATCH_SIZE, FEW = 4, 500  # rows a step; rows below which a fit takes more epochs
-MOST_STEPS = (
-    1000  # that an interrupted fit repeats; to validate 4,000 rows as often costs a third of the time
-)
+# Steps that an interrupted fit repeats; to validate 4,000 rows as often costs a third of the time.
+MOST_STEPS = 1000
 UNSURE = "whose text has another label too (a field of type `labels` takes several)"
 
 

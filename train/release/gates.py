@@ -3,7 +3,7 @@
     regression   every row of the regression set right in every field
     doctor       every check of `train.doctor` passes
     champion     on a dataset not worse than the champion beyond chance (exact McNemar on all fields right)
-    calibration  a threshold for the champion's target error, where that has one: without it `triage` is gone
+    calibration  a threshold for the champion's target error or less, where that has one, or `triage` goes
     bias         no label without its words in more than `BOUND` of the hand-written probes; without any, of
     contrast probes
 
@@ -27,14 +27,12 @@ from train.diagnosis.diagnose import BOUND, asked_probes, asked_rows, bias
 from train.doctor import doctor
 from train.evaluation.ask import Candidate, candidate, route
 from train.evaluation.evaluate import ALL, compare, evaluate
-from train.evaluation.seen import refuse_seen, seen_by
+from train.evaluation.seen import seen_by
+from train.evaluation.task import task
 from train.fit.calibrated import target_of
 
 # used where their labels fit the contract
-REGRESSION, PROBES = (
-    Path("data/regression.jsonl"),
-    Path("data/probes.jsonl"),
-)
+REGRESSION, PROBES = Path("data/regression.jsonl"), Path("data/probes.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +53,8 @@ class GateData:
     regression: Path | None = None
     against: Path | None = None  # rows to beat the champion on; by default the adapter's own test split
     probes: Path | None = None
+    test: Path | None = None  # in place of the adapter's own test split
+    others: str = "with --against"  # how the user names other rows to compare on
 
     @property
     def named(self) -> Sequence[Path]:
@@ -72,19 +72,19 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
     named: dict[Path | None, list[Row]] = {
         path: load_rows(path, subject.contract, evaluation=True) for path in data.named
     }
-    comparable = champion is not None and _task(champion.contract) == _task(subject.contract)
+    comparable = champion is not None and task(champion.contract) == task(subject.contract)
     found: dict[str, list[Row] | DatasetError] = {
         "regression": named.get(data.regression) or _rows(REGRESSION, subject.contract),
-        "against": (named.get(data.against) or _rows(_test_split(subject.bundle), subject.contract))
-        if comparable
-        else [],
+        "against": named.get(data.against)
+        or (_rows(data.test or _test_split(subject.bundle), subject.contract) if comparable else []),
         "bias": (named.get(data.probes) or _rows(PROBES, subject.contract))
         if mention_rules(subject.contract)
         else [],
     }
     chosen = {name: [] if isinstance(rows, DatasetError) else rows for name, rows in found.items()}
     seen = _seen(chosen["against"], subject, champion)
-    chosen["against"] = [row for row in chosen["against"] if row.id not in seen]
+    versus = broken or _not_compared(champion, comparable, chosen["against"], len(seen), data)
+    chosen["against"] = [] if versus else [row for row in chosen["against"] if row.id not in seen]
     contrast = [] if chosen["bias"] else probes(subject.contract)
     texts = [
         [*([row.request for row in rows] for rows in chosen.values()), [probe.request for probe in contrast]]
@@ -93,7 +93,6 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
     if champion and chosen["against"]:
         subjects.append(champion)
         texts.append([[row.request for row in chosen["against"]]])
-    versus = broken or _incomparable(champion, comparable, bool(chosen["against"]), len(seen))
     routed = route(subjects, texts, engine)
     answers = dict(zip((*chosen, "contrast"), routed[0], strict=True))
     asked = asked_rows("probes", chosen["bias"], answers["bias"]) or asked_probes(
@@ -111,14 +110,23 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
     ]
 
 
-def foreseen(contract: Contract, registry: Registry, target: float | None) -> list[Gate]:
+def foreseen(
+    contract: Contract,
+    registry: Registry,
+    data: GateData,
+    rows: Sequence[Row],
+    target: float | None,
+    how: str,
+) -> list[Gate]:
     """For before a fit: the gates that an adapter of this contract will not pass, whatever it answers.
-    `target` is the target error of its threshold, if it can have one.
+
+    It is to be compared on `rows`. `target` is the target error of its threshold, if it can have one; `how`
+    says, with a place for the target, how it gets another.
     """
     champion, broken = _champion(registry)
-    comparable = champion is not None and _task(champion.contract) == _task(contract)
-    versus = broken or _incomparable(champion, comparable, rows=True)
-    found = [*([versus] if versus else []), calibration_gate(champion, target)]
+    comparable = champion is not None and task(champion.contract) == task(contract)
+    versus = broken or _not_compared(champion, comparable, rows, len(_seen(rows, champion)), data)
+    found = [*([versus] if versus else []), calibration_gate(champion, target, how)]
     return [gate for gate in found if not gate.ok]
 
 
@@ -130,7 +138,7 @@ def _champion(registry: Registry, subject: str | None = None) -> tuple[Candidate
     try:
         return candidate(digest, registry), None
     except (AdapterError, ContractError) as error:
-        why = f"the champion cannot be asked: {error}; --force puts this adapter in its place"
+        why = f"the champion cannot be asked: {error}; promote --force puts another in its place"
         return None, Gate("champion", False, why, checked=False)
 
 
@@ -138,15 +146,6 @@ def _seen(rows: Sequence[Row], *candidates: Candidate | None) -> set[str]:
     """Ids of the rows that one of the candidates was trained on, or nearly."""
     bundles = [each.bundle for each in candidates if each and each.bundle]
     return {row.id for bundle in bundles for row in (rows and seen_by(bundle, rows)) or ()}
-
-
-def check_against(path: Path, subject: Bundle, registry: Registry) -> None:
-    """Raises `DatasetError` for rows to compare on that one of the two was trained on, or nearly."""
-    champion, _ = _champion(registry, subject.digest)
-    if champion and champion.bundle:
-        rows = load_rows(path, subject.contract, evaluation=True)
-        for bundle in (subject, champion.bundle):
-            refuse_seen(bundle, rows, "name others with --against")
 
 
 def _rows(default: Path | None, contract: Contract) -> list[Row] | DatasetError:
@@ -178,11 +177,6 @@ def _test_split(bundle: Bundle) -> Path | None:
         return split_path(bundle, "test")
     except DatasetError:
         return None
-
-
-def _task(contract: Contract) -> list[tuple[str, tuple[Any, ...]]]:
-    """What two contracts must share for their answers to be compared."""
-    return [(field.name, (field.type, *field.values)) for field in contract.scored_fields]
 
 
 def regression_gate(rows: Sequence[Row], answers: Sequence[Any], contract: Contract) -> Gate:
@@ -222,14 +216,20 @@ def champion_gate(
         f"{champion.measures[ALL].count}"
     )
     told = {1: "it is worse", 2: "it is better", None: test.verdict}[test.better]
-    left = f"; {seen} more are left out, for one of them was trained on those or nearly" * bool(seen)
+    left = (
+        f"; {seen} {'row is' if seen == 1 else 'rows are'} left out: one of the two adapters was trained on "
+        f"{'it' if seen == 1 else 'them'}, or nearly"
+    ) * bool(seen)
     return Gate("champion", test.better != 1, f"{right}; {told} (exact McNemar, p = {test.p:.2g}){left}")
 
 
-def _incomparable(champion: Candidate | None, comparable: bool, rows: bool, seen: int = 0) -> Gate | None:
-    if champion is None:
-        return Gate("champion", True, "there is no other champion to compare with", checked=False)
-    if not comparable:
+def _not_compared(
+    champion: Candidate | None, comparable: bool, rows: Sequence[Row], seen: int, data: GateData
+) -> Gate | None:
+    """The gate where the two are not compared; so many of the `rows` were `seen` in training. In a file that
+    the caller named there must be none.
+    """
+    if champion and not comparable:
         return Gate(
             "champion",
             False,
@@ -237,27 +237,39 @@ def _incomparable(champion: Candidate | None, comparable: bool, rows: bool, seen
             "promote with --force if the task has changed, or give each task a registry "
             "($BATCH_ROUTE_ADAPTERS)",
         )
-    if not rows and seen:
-        why = f"one of the two was trained on each of the {seen} rows, or nearly; name others with --against"
+    if seen and (data.against or seen == len(rows)):
+        why = (
+            f"{seen} of {len(rows)} rows of {rows[0].path} are like rows that an adapter to be compared was "
+            f"trained on; name others {data.others}"
+        )
         return Gate("champion", False, why, checked=False)
+    if champion is None:
+        return Gate("champion", True, "there is no other champion to compare with", checked=False)
     if not rows:
-        return Gate("champion", True, "no dataset to compare on; name one with --against", checked=False)
+        return Gate("champion", True, f"no dataset to compare on; name one {data.others}", checked=False)
     return None
 
 
-def calibration_gate(champion: Candidate | None, target: float | None) -> Gate:
-    """`target` is the target error of the challenger's threshold; None where it has no threshold."""
+def calibration_gate(
+    champion: Candidate | None,
+    target: float | None,
+    how: str = "first batch-train calibrate it with --target-error {:g}",
+) -> Gate:
+    """`target` is the target error of the challenger's threshold; None where it has no threshold. One for
+    fewer errors keeps the champion's target too.
+    """
     wanted = target_of(champion.bundle) if champion and champion.bundle else None
     if wanted is None:
         return Gate("calibration", True, "there is no other champion with a threshold", checked=False)
-    if target == wanted:
-        return Gate("calibration", True, f"a threshold for a target error of {wanted:g}, as the champion has")
-    own = "no threshold" if target is None else f"one for {target:g}"
+    if target is not None and target <= wanted:
+        why = f"a threshold for a target error of {target:g}, the champion's for {wanted:g}"
+        return Gate("calibration", True, why)
+    own = "none" if target is None else f"one for {target:g}"
     return Gate(
         "calibration",
         False,
-        f"the champion has a threshold for a target error of {wanted:g}, this adapter {own}; first "
-        f"batch-train calibrate it with --target-error {wanted:g}",
+        f"the champion has a threshold for a target error of {wanted:g}, this adapter has {own}; "
+        + how.format(wanted),
     )
 
 

@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -19,13 +20,12 @@ from batch.errors import InputError
 from batch.reporting.prometheus import write_textfile
 from train.dataset import Row
 from train.decisions import Asked, Decision, standing
-from train.evaluation.from_scored import check_kinds, read_scored
+from train.evaluation.from_scored import check_kinds, read_scored, text_column_of
 from train.evaluation.statistics import Proportion
 from train.review.queue import audited
 from train.review.serve import seed_of
 
 ENOUGH = 20  # audited rows, below which nothing is said of the target
-OLD = "an output that the line does not name"  # the run in a line of an earlier version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +51,19 @@ class Audit:
         return sum((night.wrong for night in self.nights), Proportion(0, 0))
 
     @property
-    def undecided(self) -> int:
-        return sum(night.unsure + night.open for night in self.nights)
+    def unsure(self) -> int:
+        return sum(night.unsure for night in self.nights)
+
+    @property
+    def open(self) -> int:
+        return sum(night.open for night in self.nights)
 
     @property
     def worst(self) -> Proportion:
-        """As if all undecided rows were wrong: those that people cannot decide are the hard ones."""
-        return self.wrong + Proportion(self.undecided, self.undecided)
+        """As if all rows that people left unsure were wrong: those are the hard ones. Rows that nobody got to
+        are not, since the order is of chance.
+        """
+        return self.wrong + Proportion(self.unsure, self.unsure)
 
     @property
     def holds(self) -> bool | None:
@@ -74,30 +80,25 @@ class Audit:
         if wrong.of < ENOUGH:
             return (
                 f"{wrong.of} audited rows are too few to test a target of {self.target:g}; {ENOUGH} "
-                f"are needed{self._undecided}"
+                f"are needed{self._left}"
             )
         found = f"{wrong.count} of {wrong.of} audited rows wrong: {wrong.share:.3f} ({low:.3f} to {high:.3f})"
         if self.holds is None:
-            return (
-                f"{found}{self._undecided}, so the target of {self.target:g} is not tested; decide those too"
-            )
+            return f"{found}{self._left}, so the target of {self.target:g} is not tested; decide those too"
         if self.holds:
-            return f"{found}, within the target of {self.target:g}{self._undecided}"
+            return f"{found}, within the target of {self.target:g}{self._left}"
         sure = "beyond chance" if low > self.target else "chance alone may explain it"
         return (
             f"{found}, above the target of {self.target:g}; {sure}: label more, then calibrate or improve"
-            f"{self._undecided}"
+            f"{self._left}"
         )
 
     @property
-    def _undecided(self) -> str:
-        if not self.undecided:
-            return ""
-        unsure = sum(night.unsure for night in self.nights)
-        return (
-            f"; of {self.worst.of} drawn, {self.wrong.of} answered, {unsure} unsure or skipped, "
-            f"{self.undecided - unsure} open: {self.worst.share:.3f} if all of those were wrong"
-        )
+    def _left(self) -> str:
+        told = f"; {self.open} more drawn are open" * bool(self.open)
+        if not self.unsure:
+            return told
+        return f"; {self.unsure} unsure or skipped: {self.worst.share:.3f} if all of them were wrong{told}"
 
 
 def refuse_twice(outputs: Sequence[Path]) -> None:
@@ -114,7 +115,9 @@ def audit(
     files: Sequence[Sequence[Decision]],
     contract: Contract,
     target: float,
-    **columns: str,
+    id_column: str = "id",
+    text_column: str | None = None,
+    prefix: str = "",
 ) -> Audit:
     """Compare the labelled `rows` that the audit drew with what the `outputs` said on the same ids and texts.
     `files` hold the lines that the rows are from. Raises `InputError`.
@@ -122,36 +125,36 @@ def audit(
     A row counts for the output that it was drawn from: another night's may be the work of an adapter that was
     trained on it. What people have decided otherwise is not drawn.
     """
-    given = {row.asked: row for row in rows}
-    marks = _Marks(files)
-    return Audit([_night(path, given, marks, contract, **columns) for path in outputs], target)
+    given, marks = {row.asked: row for row in rows}, _Marks(files)
+    columns = [(id_column, text_column_of(path, text_column) or "request", prefix) for path in outputs]
+    nights = [
+        _night(path, given, marks, contract, *each) for path, each in zip(outputs, columns, strict=True)
+    ]
+    return Audit(nights, target)
 
 
 class _Marks:
-    """What reviewers' lines say of the audit: which runs drew a row, and how large a share."""
+    """What reviewers' lines say of the audit: from which runs a row was drawn, and what share."""
 
     def __init__(self, files: Sequence[Sequence[Decision]]) -> None:
-        self.drew: dict[Asked, set[str]] = defaultdict(set)
-        self.share: dict[str, float] = defaultdict(float)
-        for each in itertools.chain.from_iterable(files):
+        self._runs: dict[Asked, set[str]] = defaultdict(set)
+        self._adapters: dict[Asked, set[Any]] = defaultdict(set)  # in lines of an earlier version: no run
+        self.share: dict[str, float] = {}  # last asked for
+        lines = itertools.chain.from_iterable(files)
+        for each in sorted(lines, key=lambda line: str(line.content.get("reviewed_at"))):
             match each.content.get("audit"):
                 case {"run": str(run), "share": int() | float() as share}:
-                    self.drew[each.asked].add(run)
-                    self.share[run] = max(self.share[run], share)
+                    self._runs[each.asked].add(run)
+                    self.share[run] = share
                 case True:
-                    self.drew[each.asked].add(OLD)
+                    self._adapters[each.asked].add(each.content.get("adapter"))
         found = [standing(decisions) for decisions in files]
         self.unsure = {asked for each in found for (asked, _), one in each.items() if one.kind != "label"}
+        self.drawn = {name for name, _ in (*self._runs, *self._adapters)}
 
-    def counts(self, asked: Asked, run: str) -> bool:
-        """Whether a labelled row is one that the run's audit drew; one of an unknown run is the first's that
-        asks for it.
-        """
-        drew = self.drew.get(asked, set())
-        if run not in drew and OLD in drew:
-            drew.remove(OLD)
-            return True
-        return run in drew
+    def drew(self, asked: Asked, run: str, adapter: str | None) -> bool:
+        """Whether the audit of the run drew the row, which that adapter answered."""
+        return run in self._runs.get(asked, ()) or adapter in self._adapters.get(asked, ())
 
 
 def _night(
@@ -159,33 +162,32 @@ def _night(
     given: Mapping[Asked, Row],
     marks: _Marks,
     contract: Contract,
-    id_column: str = "id",
-    text_column: str = "request",
-    prefix: str = "",
+    id_column: str,
+    text_column: str,
+    prefix: str,
 ) -> Night:
     names = [field.name for field in contract.scored_fields]
     wanted = [prefix + name for name in (*names, "triage")]
-    table = read_scored(path, id_column, text_column, wanted)
+    table = read_scored(path, id_column, text_column, [*wanted, prefix + "adapter"])
     if missing := [name for name in wanted if name not in table.columns]:
         raise InputError(f"{path}: has no column {missing[0]!r}; give an output with a triage column")
-    check_kinds(table, path, (), [prefix + "triage"])
+    check_kinds(table, path, (), [prefix + "triage", prefix + "adapter"])
     auto, run = table.filter(pl.col(prefix + "triage") == "auto"), seed_of(path)
-    share = marks.share.get(run, 0.0)
-    drawn = {name for name in auto[id_column] if audited(run, name, share)} if share else set()
-    marked = drawn | {name for name, _ in marks.drew}
+    asked_for = {name for name in auto[id_column] if audited(run, name, marks.share.get(run, 0.0))}
     wrong = answered = unsure = unread = 0
-    for line in auto.filter(pl.col(id_column).is_in(list(marked))).iter_rows(named=True):
+    for line in auto.filter(pl.col(id_column).is_in(list(asked_for | marks.drawn))).iter_rows(named=True):
         asked = line[id_column], line[text_column]
-        if row := given.get(asked):
-            if marks.counts(asked, run):
-                answered += 1
-                wrong += any(
-                    field.read(line[prefix + field.name]) != row.answer[field.name]
-                    for field in contract.scored_fields
-                )
-        elif line[id_column] in drawn:
-            unsure += asked in marks.unsure
-            unread += asked not in marks.unsure
+        drew = marks.drew(asked, run, line.get(prefix + "adapter"))
+        if drew and (row := given.get(asked)):
+            answered += 1
+            wrong += any(
+                field.read(line[prefix + field.name]) != row.answer[field.name]
+                for field in contract.scored_fields
+            )
+        elif drew and asked in marks.unsure:
+            unsure += 1
+        elif asked not in given and asked not in marks.unsure:
+            unread += line[id_column] in asked_for
     return Night(path.name, auto.height, Proportion(wrong, answered), unsure, unread)
 
 
@@ -195,7 +197,7 @@ def write_audit(path: Path, found: Audit) -> None:
     values = (
         ("rows", "Rows without a person that the audit drew and a person answered.", found.wrong.of),
         ("wrong_rows", "Of those, the rows that were wrong.", found.wrong.count),
-        ("undecided_rows", "Rows that it drew and no person answered.", found.undecided),
+        ("undecided_rows", "Rows that it drew and people left unsure or skipped.", found.unsure),
         ("wrong_share_low", "Lower end of the 95 % interval of their share.", low),
         ("wrong_share_high", "Upper end of the 95 % interval of their share.", high),
         ("target_share", "Share of wrong rows that the threshold is to keep.", found.target),

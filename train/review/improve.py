@@ -21,15 +21,21 @@ from train.config import Config
 from train.dataset import Row, load_rows
 from train.doctor import sound
 from train.evaluation.ask import judge
+from train.evaluation.seen import indexed
 from train.evaluation.tables import show_measures
 from train.fit.calibrate import MIN_ROWS
 from train.fit.inputs import Inputs, prepare
 from train.fit.qlora import fit
 from train.fit.runs import already_fitted
-from train.likeness import Likeness, signs
+from train.likeness import signs
 from train.release.gates import GateData, foreseen, gates
 from train.release.promotions import history
 from train.release.promotions import promote as move
+
+HOW_CALIBRATED = (
+    f"name {MIN_ROWS} labelled rows or more as [data] calibration in the recipe, with "
+    "[calibration] target_error = {:g}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +67,7 @@ def extend(
     held += [row for path in measuring for row in load_rows(path, contract, evaluation=True)]
     decided = (row for path in reviewed for row in load_rows(path, contract, decisions=True))
     rows = {tuple(signs(row.request)): row for row in decided}  # of a wording, the later decision stands
-    measured, trained = (_index(each, config.data.likeness) for each in (held, train))
+    measured, trained = (indexed(each, config.data.likeness) for each in (held, train))
     kept: dict[str, Row] = {row.id: row for row in train}
     holding = {row.id for row in held}
     added = replaced = left = known = 0
@@ -105,10 +111,12 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
     inputs = prepare(config)
     named = [config.find(config.data.test)] if config.data.test else []
     datasets = [*named, *against]
+    data = GateData(test=next(iter(datasets), None), others="as [data] test in the recipe")
     if bundle := already_fitted(registry, inputs):
         console.print(f"fitted already: {bundle.digest[:12]}")
     other = champion is not None and (bundle is None or bundle.digest != champion)
-    why = _incomparable(inputs, datasets, registry, refuse=promote and bundle is None) if other else None
+    refuse = promote and bundle is None
+    why = _not_compared(inputs, datasets, registry, data, refuse) if other else None
     if why:
         console.print(f"no comparison with the champion: {why}", highlight=False, soft_wrap=True)
     if bundle is None:
@@ -117,23 +125,29 @@ def fit_and_compare(config: Config, console: Console, against: Sequence[Path], p
         show_measures(judge(["champion", bundle.digest[:12]], datasets, registry), console)
     if promote:
         beaten = registry.aliases().get("champion")
-        passed = gates(bundle.digest, registry, GateData(against=datasets[0] if datasets else None))
+        passed = gates(bundle.digest, registry, data)
         for gate in passed:
             console.print(str(gate))
         move(bundle, registry, passed, beaten)
         console.print(f"champion is {bundle.digest[:12]}")
 
 
-def _incomparable(inputs: Inputs, datasets: Sequence[Path], registry: Registry, refuse: bool) -> str | None:
+def _not_compared(
+    inputs: Inputs, datasets: Sequence[Path], registry: Registry, data: GateData, refuse: bool
+) -> str | None:
     """Why an adapter of these inputs cannot be judged beside the champion, if so, before it is fitted. With
     `refuse` a gate that it will not pass raises `AdapterError`.
     """
+    measuring = load_rows(data.test, inputs.contract, evaluation=True) if data.test and refuse else []
     rows = inputs.splits.get("calibration") or inputs.splits["validation"]
     target = inputs.config.calibration.target_error if len(rows) >= MIN_ROWS else None
-    failing = foreseen(inputs.contract, registry, target)
+    failing = foreseen(inputs.contract, registry, data, measuring, target, HOW_CALIBRATED)
     if failing and refuse:
         told = "; ".join(f"{gate.name}: {gate.why}" for gate in failing)
-        raise AdapterError(f"the new adapter will not pass a gate: {told}; --no-promote fits it all the same")
+        raise AdapterError(
+            f"the new adapter will not pass a gate: {told}; --no-promote only fits it, to calibrate and "
+            "promote it afterwards"
+        )
     if why := next((gate.why for gate in failing if gate.name == "champion"), None):
         return why
     try:
@@ -142,13 +156,6 @@ def _incomparable(inputs: Inputs, datasets: Sequence[Path], registry: Registry, 
     except DatasetError as error:  # its policy table may decide otherwise
         return str(error)
     return None
-
-
-def _index(rows: Sequence[Row], limit: float) -> Likeness:
-    likeness = Likeness((row.request for row in rows), limit)
-    for row in rows:
-        likeness.add(row.request)
-    return likeness
 
 
 def _own_id(name: str, *taken: Container[str]) -> str:

@@ -1,61 +1,41 @@
 """From the command line's words to a session, and a session on a port of this machine."""
 
-import json
 import secrets
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import uvicorn
 
-from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.errors import AdapterError, DatasetError, InputError
+from batch.errors import DatasetError, InputError
 from batch.storage.location import reason
 from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.schema import readable
 from train.dataset import Row, load_rows, split_path
 from train.decisions import Asked, Decision, parse, settled
-from train.evaluation.from_scored import sources_of
+from train.evaluation.from_scored import OutputTask, sources_of, task_by
 from train.files import strict_json
 from train.review.app import build_app
 from train.review.session import Session
 from train.tables import SUFFIXES
 
 
-class ReviewTask(NamedTuple):
-    """What an output was made under; no bundle where it is not in the registry."""
-
-    contract: Contract
-    bundle: Bundle | None
-
-
-def task_of(scored: Path, contract: str | None, prefix: str = "") -> ReviewTask:
-    """The contract named, else that of the adapter that wrote `scored`. Raises `InputError`,
-    `ContractError`.
+def task_of(scored: Path, contract: str | None, prefix: str = "") -> OutputTask:
+    """The contract named, else that of the adapter that wrote `scored`, of several the first row's. Raises
+    `InputError`, `ContractError`, `AdapterError`.
     """
-    bundle = _adapter_of(scored, prefix)
-    if contract:
-        return ReviewTask(Contract.load(contract), bundle)
-    if bundle is None:
-        raise InputError(f"{scored}: its adapter is not in the registry; name its contract with --contract")
-    return ReviewTask(bundle.contract, bundle)
-
-
-def _adapter_of(scored: Path, prefix: str) -> Bundle | None:
-    registry, name = Registry(), prefix + "adapter"
-    sources = sources_of(scored)
+    name, sources = prefix + "adapter", sources_of(scored)
     if name not in sources[0].schema.names:
         raise InputError(f"{scored}: has no column {name!r}; give an output of batch-route")
     batches = (batch for source in sources for batch in source.batches(columns=[name]))
     named = (str(value) for batch in batches for value in readable(batch.column(name)) if value is not None)
-    try:
-        first = next(named, None)
-        return Bundle.open(registry.resolve(first)) if first else None
-    except AdapterError:
-        return None
+    task = task_by(next(named, None), Registry(), contract)
+    if task is None:
+        raise InputError(f"{scored}: its adapter is not in the registry; name its contract with --contract")
+    return task
 
 
 def seed_of(scored: Path) -> str:
@@ -64,16 +44,7 @@ def seed_of(scored: Path) -> str:
     return str(manifest.get("run", {}).get("id") or scored.name)
 
 
-def target_of(task: ReviewTask) -> float:
-    """The error target that the adapter's threshold keeps. Raises `InputError` where it has none."""
-    if task.bundle:
-        content = json.loads((task.bundle.path / "calibration.json").read_text(encoding="utf-8"))
-        if content.get("target_error") is not None:
-            return float(content["target_error"])
-    raise InputError("the adapter has no error target; name one with --target-error")
-
-
-def examples_of(task: ReviewTask, named: Path | None) -> list[Row]:
+def examples_of(task: OutputTask, named: Path | None) -> list[Row]:
     """Labelled rows to propose facts and texts from: those named, else the adapter's training rows if they
     are here.
     """

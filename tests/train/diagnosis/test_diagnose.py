@@ -16,7 +16,7 @@ from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
 from batch.errors import AdapterError, ContractError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_bundle
 from tests.train.fit.test_qlora import recipe
 from train.cli import main
 from train.dataset import Row, load_rows
@@ -26,7 +26,7 @@ from train.diagnosis.examine import examine
 from train.diagnosis.loop import fit_versions, verdict
 from train.diagnosis.occlusion import driven, erasures
 from train.diagnosis.tables import show_diagnoses
-from train.evaluation.ask import candidate
+from train.evaluation.ask import candidate, route
 from train.evaluation.baselines import Guess
 from train.evaluation.evaluate import Evaluation, evaluate
 from train.evaluation.statistics import Proportion
@@ -255,6 +255,31 @@ def test_versions_are_fitted_once_and_examined_together(
     assert drawn.erased and dict(drawn.erased) == dict(diagnoses[1].biases[0].erased)
     result = CliRunner().invoke(main, ["loop", "v1=train/mini.toml", "data/probes.jsonl"])
     assert result.exit_code == 2 and "two versions at least" in result.output
+
+
+def test_what_a_rule_corrects_is_still_to_be_taught(
+    tiny_base: Path, contract: Contract, tmp_path: Path
+) -> None:
+    """The figures are an output's, which rules have corrected; the diagnosis is of what the model said."""
+    enforced = Contract.from_dict({**contract.raw, "enforce_rules": True})
+    bundle = make_bundle(tiny_base, enforced, tmp_path)
+    dataset = ROOT / "data/natural.jsonl"
+    (evaluation,), (found,) = examine(
+        [candidate(bundle.digest, Registry(tmp_path))], [dataset], [[]], "replay"
+    )
+    rows = load_rows(dataset, enforced, evaluation=True)
+    given = [
+        each.answer
+        for each in route(
+            [candidate(bundle.digest, Registry(tmp_path))], [[[r.request for r in rows]]], "replay"
+        )[0][0]
+    ]
+    wrong = sum(
+        not answer or answer[field.name] != row.answer[field.name]
+        for row, answer in zip(rows, given, strict=True)
+        for field in enforced.scored_fields
+    )
+    assert sum(group["rows"] for group in found.misses) == wrong != len(evaluation.misses)
 
 
 def test_diagnose_command_on_vllm(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from train.evaluation.baselines import BASELINES, WORDS, Baseline, Keywords, Tfi
 from train.evaluation.cross_validation import cross_validate_baseline, folds
 from train.evaluation.evaluate import evaluate
 from train.evaluation.from_scored import read_scored
+from train.evaluation.task import task
 from train.fit.folds import cross_validate_recipes, prepare_folds
 from train.likeness import signs, words
 
@@ -134,6 +135,28 @@ def test_near_copies_share_a_fold(contract: Contract) -> None:
     alike = [dataclasses.replace(rows[0], request=f"{rows[0].request} {i}") for i in range(3)]
     with pytest.raises(DatasetError, match="choose from 2 to 3"):
         folds([*rows[1:3], *alike], contract, 4)
+    with pytest.raises(DatasetError) as refused:
+        folds(alike, contract, 2)
+    assert "choose from" not in str(refused.value) and str(alike[0].path) in str(refused.value)
+
+
+def test_answers_of_another_kind_are_another_task() -> None:
+    """One of some labels, and several of the same: their contracts were taken for comparable."""
+
+    def of(name: str, kind: str) -> Contract:
+        field = {"name": "topic", "type": kind, "labels": {"a": "", "b": ""}}
+        return Contract.from_dict({"name": name, "prompt": {"system": "x {fields}"}, "fields": [field]})
+
+    assert task(of("one", "label")) == task(of("other", "label")) != task(of("one", "labels"))
+
+
+def test_folds_are_refused_where_their_adapters_have_no_place(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message named a folder that the user had not."""
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", "/proc/adapters")
+    with pytest.raises(InputError, match=r"into /proc/: .*BATCH_ROUTE_ADAPTERS"):
+        prepare_folds(recipe(tiny_base, tmp_path), ROOT / "data/v1/test.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -315,12 +338,14 @@ def test_a_scored_file_is_judged_where_the_texts_are_the_same(contract: Contract
             "has another request than in",
         ),
         ([None] * 5, ["--text-column", "body"], "has another request than in"),
-        ([row.request for row in rows], [], "has no column 'request'; name it with --text-column"),
+        ([row.request for row in rows], [], "has no column of texts, so rows are found by id alone"),
     ):
         scored(out, rows, body=texts)
         pl.read_parquet(out).drop("request").with_columns(pl.col("body").cast(pl.String)).write_parquet(out)
         result = CliRunner().invoke(main, [*line, *options])
-        assert result.exit_code == (0 if message == "5/5" else 2) and message in result.output, result.output
+        assert result.exit_code == (2 if "another" in message else 0) and message in result.output, (
+            result.output
+        )
 
 
 def test_rows_that_were_learnt_from_are_told(contract: Contract, tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from batch.adapter.base_model import base_digest
 from batch.adapter.bundle import Bundle
 from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
-from batch.errors import AdapterError, EngineError, InputError
+from batch.errors import AdapterError, EngineError, InputError, OutputLockedError
 from tests.conftest import make_bundle
 from tests.train.fit.test_qlora import recipe
 from train.config import Config
 from train.fit import places, qlora
 from train.fit.inputs import prepare
 from train.fit.places import check_bases
-from train.fit.runs import already_fitted, finished, note_finished, unchecked
+from train.fit.runs import already_fitted, finished, held, note_finished, unchecked
 from train.fit.serving import expansion_of
 from train.release.gates import Gate
 from train.review import improve
@@ -145,6 +145,26 @@ def test_an_adapter_that_was_damaged_since_is_made_again(
     assert finished(tmp_path, registry, SILENT) is None
     shutil.rmtree(bundle.path)
     assert finished(tmp_path, registry, SILENT) is None
+
+
+def test_what_cannot_be_removed_does_not_cost_the_result(registry: Registry, tmp_path: Path) -> None:
+    """The adapters of all folds were fitted, and nothing was told of them; a lock file that is open in the
+    folder prevents it over NFS.
+    """
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "work"
+    link.symlink_to(elsewhere)  # which is never removed
+    with held(link) as folder:
+        assert not list(folder.iterdir())
+        with pytest.raises(OutputLockedError, match=str(link)), held(link):
+            pass
+        assert folder.is_dir()
+    with held(tmp_path / "new") as folder:
+        (folder / "file").write_text("a")
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), held(tmp_path / "new") as folder:
+        raise KeyboardInterrupt
+    assert folder.is_dir()  # to be resumed
 
 
 def test_a_champion_whose_folder_is_gone_is_none(

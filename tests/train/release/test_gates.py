@@ -1,6 +1,7 @@
 """Promotion through gates, the log, the way back; and what an alias means while it moves."""
 
 import contextlib
+import functools
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from train.dataset import file_facts, load_rows
 from train.diagnosis.diagnose import AskedRow
 from train.evaluation.ask import candidate, route
 from train.evaluation.baselines import Guess
+from train.evaluation.seen import _trained, seen_by
 from train.release import promotions
 from train.release.gates import Gate, GateData, bias_gate, champion_gate, gates, regression_gate
 from train.release.promotions import LOG, history, roll_back
@@ -232,7 +234,8 @@ def test_named_rows_are_read_whether_a_gate_needs_them_or_not(
     """There is no champion to compare with, and the other task has no rule on mentions."""
     triage = next(bundle for bundle in registry.list() if bundle.contract.name == "support-triage")
     with pytest.raises(DatasetError, match=r"no dataset at .*nosuch\.jsonl"):
-        gates(triage.digest, registry, GateData(**{which: tmp_path / "nosuch.jsonl"}), engine="replay")
+        data = GateData(**{which: tmp_path / "nosuch.jsonl"})  # type: ignore[arg-type]
+        gates(triage.digest, registry, data, engine="replay")
     result = CliRunner().invoke(
         main,
         ["promote", str(triage.path), f"--{which}", str(tmp_path / "nosuch.jsonl")],
@@ -287,7 +290,7 @@ def calibrated(bundle: Bundle, root: Path, target: float) -> Bundle:
     return Registry(root).add(folder)
 
 
-def test_a_champion_with_a_threshold_gives_way_to_one_with_the_same_target(
+def test_a_champion_with_a_threshold_gives_way_to_one_that_keeps_its_target(
     bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`triage` was gone without a word."""
@@ -297,7 +300,8 @@ def test_a_champion_with_a_threshold_gives_way_to_one_with_the_same_target(
     registry.set_alias("champion", champion.digest)
     for challenger, ok in (
         (registry.add(Path(shutil.copytree(bundles[1].path, registry.staging(), dirs_exist_ok=True))), False),
-        (calibrated(bundles[1], tmp_path, 0.02), False),
+        (calibrated(bundles[1], tmp_path, 0.1), False),
+        (calibrated(bundles[1], tmp_path, 0.02), True),
         (calibrated(bundles[1], tmp_path, 0.05), True),
         (champion, True),
     ):
@@ -308,7 +312,7 @@ def test_a_champion_with_a_threshold_gives_way_to_one_with_the_same_target(
 def test_rows_that_were_trained_on_do_not_compare(
     bundles: list[Bundle], contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default they are left out; in a file that is named there should be none."""
+    """By default they are left out; a file that is named fails the gate, which can be forced, and is logged."""
     monkeypatch.setattr("train.release.gates.doctor", lambda _: [])
     monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(tmp_path / "adapters"))
     registry, train, test = Registry(), tmp_path / "train.jsonl", tmp_path / "test.jsonl"
@@ -329,14 +333,51 @@ def test_rows_that_were_trained_on_do_not_compare(
         registry.set_alias("champion", champion.digest)
         found = {g.name: g for g in gates(challenger.digest, registry, GateData(), engine="replay")}
         assert (
-            "of 9 rows of test.jsonl right" in found["champion"].why and "; 1 more" in found["champion"].why
+            "of 9 rows of test.jsonl right" in found["champion"].why
+            and "; 1 row is left out: one of the two adapters was trained on it" in found["champion"].why
         )
-        result = CliRunner().invoke(main, ["promote", challenger.digest, "--against", str(test)])
-        assert result.exit_code == 2 and f"the first at {test}:1; name others" in result.output
-        assert registry.aliases()["champion"] == champion.digest
-    test.write_text(train.read_text())
-    found = {g.name: g for g in gates(challenger.digest, registry, GateData(against=test), engine="replay")}
-    assert not found["champion"].ok and not found["champion"].checked
+        for data, why in (
+            (GateData(against=test), f"1 of 10 rows of {test} are like rows"),
+            (GateData(test=train, others="in the recipe"), f"3 of 3 rows of {train} are like rows"),
+        ):
+            gate = {g.name: g for g in gates(challenger.digest, registry, data, engine="replay")}["champion"]
+            assert (gate.ok, gate.checked) == (False, False)
+            assert gate.why.startswith(why) and gate.why.endswith(f"; name others {data.others}")
+    registry.set_alias("champion", made[1].digest)
+    line = ["promote", made[0].digest, "--against", str(test)]
+    with monkeypatch.context() as patched:
+        patched.setattr("train.commands.promote.gates", functools.partial(gates, engine="replay"))
+        refused = CliRunner().invoke(main, line)
+        assert refused.exit_code == 2 and "FAIL champion: 1 of 10 rows of " in refused.output
+        assert registry.aliases()["champion"] == made[1].digest
+        assert CliRunner().invoke(main, [*line, "--force"]).exit_code == 0
+    (entry,) = history(registry)
+    assert entry["forced"] and [g["ok"] for g in entry["gates"] if g["name"] == "champion"] == [False]
+    assert not {  # whether there is a champion or not
+        g.name: g for g in gates(made[0].digest, registry, GateData(against=test), engine="replay")
+    }["champion"].ok
+
+
+def test_the_training_rows_are_indexed_once(
+    bundles: list[Bundle], contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 of them took 2.5 s for each dataset and adapter."""
+    train, test = tmp_path / "train.jsonl", ROOT / "data/v2/test.jsonl"
+    train.write_text("\n".join((ROOT / "data/v2/train.jsonl").read_text().splitlines()[:5]))
+    registry = Registry(tmp_path)
+    folder = Path(shutil.copytree(bundles[0].path, registry.staging(), dirs_exist_ok=True))
+    facts = {key: value for key, value in bundles[0].manifest.items() if key != "files"}
+    rows = load_rows(train, contract)
+    seal_bundle(folder, {**facts, "data": {"train": file_facts(train, str(train), rows)}})
+    bundle = registry.add(folder)
+    _trained.cache_clear()
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({**rows[0].as_json(), "request": rows[0].request.upper()}))
+    found = [seen_by(bundle, load_rows(path, contract)) for path in (test, other, test)]
+    assert [len(each or ()) for each in found] == [0, 1, 0]
+    assert (_trained.cache_info().misses, _trained.cache_info().hits) == (1, 2)
+    train.unlink()
+    assert seen_by(bundle, load_rows(test, contract)) is None
 
 
 def asked(contract: Contract, biased: list[bool]) -> list[AskedRow]:

@@ -1,5 +1,6 @@
 """The training report: one self-contained page with the figures it was given; and the whole command on the real engine."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -102,6 +103,16 @@ def test_the_page_stands_alone_and_says_what_it_was_given(tiny_bundle: Bundle) -
     assert "recommended_<wbr>platform" in html and "u200b" not in html
     # intervals, a confusion matrix a field, reliability and risk-coverage
     assert html.count("<svg") == 1 + 4 + 2
+
+
+def test_the_page_says_whose_answers_are_judged(tiny_bundle: Bundle) -> None:
+    """Where rules are enforced the figures are those of an output, the scores those of the model."""
+    enforced = Contract.from_dict({**tiny_bundle.contract.raw, "enforce_rules": True})
+    told = [
+        "of the model's own answers" in text_of(page(bundle))
+        for bundle in (tiny_bundle, dataclasses.replace(tiny_bundle, contract=enforced))
+    ]
+    assert told == [False, True]
 
 
 def test_charts_have_names_and_sections_are_in_the_list(tiny_bundle: Bundle) -> None:

@@ -129,7 +129,7 @@ def test_the_audit_sees_what_no_score_says(output: Output, tmp_path: Path) -> No
     """10 of 156 wrong where 5 % were promised."""
     scored = output(160, auto=156)
     wrong = {f"r{index}" for index in range(10)}
-    labels = decided(tmp_path / "l.jsonl", scored, wrong, audit=True)
+    labels = decided(tmp_path / "l.jsonl", scored, wrong, audit=True, adapter="0" * 64)
     metrics = tmp_path / "audit.prom"
     line = ("audit", scored, "--labels", labels, *CONTRACT, "--metrics", metrics)
     result = invoke(*line, "--target-error", "0.05")
@@ -140,11 +140,13 @@ def test_the_audit_sees_what_no_score_says(output: Output, tmp_path: Path) -> No
     assert invoke(*line, "--target-error", "0.1").exit_code == 0
     refused = invoke("audit", scored, "--labels", labels, *CONTRACT)
     assert refused.exit_code == 2 and "--target-error" in refused.output
+    decided(labels, scored, wrong, audit=True, adapter="1" * 64)  # of another adapter's output
+    assert "0 audited rows are too few" in invoke(*line, "--target-error", "0.05").output
 
 
 def test_metrics_are_not_written_over_another_programs_file(output: Output, tmp_path: Path) -> None:
     scored, metrics = output(3, auto=3), tmp_path / "node.prom"
-    labels = decided(tmp_path / "l.jsonl", scored, audit=True)
+    labels = decided(tmp_path / "l.jsonl", scored, audit=True, adapter="0" * 64)
     line = ("audit", scored, "--labels", labels, *CONTRACT, "--target-error", "0.1", "--metrics", metrics)
     metrics.write_text(before := "# HELP node_load1 1m load average.\n")
     result = invoke(*line)

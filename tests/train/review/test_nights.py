@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
+from batch.adapter.bundle import Bundle, seal_bundle
+from batch.adapter.registry import Registry
 from batch.contract.contract import Contract
+from batch.job import Options
+from batch.reporting.observer import Observer
+from batch.run import run
 from tests.conftest import ROOT
 from tests.train.review.conftest import Output
 from train.cli import main
@@ -100,7 +106,7 @@ def test_a_decision_counts_in_the_audit_of_its_own_night(
 ) -> None:
     """The same rows lie there every night; a later adapter may have learnt them from these decisions."""
     monday, tuesday = (output(8, auto=8, name=f"{day}.parquet") for day in ("mon", "tue"))
-    os.utime(monday, (0, 0))
+    pl.read_parquet(tuesday).with_columns(adapter=pl.lit("1" * 64)).write_parquet(tuesday)
     labels = tmp_path / "l.jsonl"
     session = sitting(monday, contract, labels, audit=1.0)
     for name in session.state()["next"]:
@@ -109,18 +115,21 @@ def test_a_decision_counts_in_the_audit_of_its_own_night(
     if old:
         lines = [{**json.loads(line), "audit": True} for line in labels.read_text().splitlines()]
         labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = invoke("audit", tuesday, monday, "--labels", labels, *CONTRACT, "--target-error", "0.1")
-    of = [re.search(r"(\d+) of (\d+) audited wrong", line) for line in result.output.splitlines()]
-    assert [each and each[2] for each in of] == ["8", "0", None]
+    for first, second in ((monday, tuesday), (tuesday, monday)):
+        os.utime(first, (0, 0))
+        os.utime(second, (1, 1))
+        result = invoke("audit", tuesday, monday, "--labels", labels, *CONTRACT, "--target-error", "0.1")
+        for night, audited in (monday, 8), (tuesday, 0):
+            assert re.search(rf"{night.name}: 8 auto rows, \d of {audited} audited wrong", result.output)
 
 
-def test_drawn_rows_that_nobody_decided_may_all_be_wrong(
+def test_drawn_rows_that_people_cannot_decide_may_all_be_wrong(
     output: Output, contract: Contract, tmp_path: Path
 ) -> None:
-    """They dropped out without a word, and they are the hard ones."""
-    scored, labels, metrics = output(30, auto=30), tmp_path / "l.jsonl", tmp_path / "a.prom"
+    """They dropped out without a word, and they are the hard ones. Those that nobody got to are any ones."""
+    scored, labels, metrics = output(60, auto=60), tmp_path / "l.jsonl", tmp_path / "a.prom"
     session = sitting(scored, contract, labels, audit=1.0)
-    names = session.state()["next"] + [f"r{number}" for number in range(30)]
+    names = session.state()["next"] + [f"r{number}" for number in range(60)]
     *answered, skipped, unsure, unsure_too = list(dict.fromkeys(names))[:28]
     for name in answered:
         gold = GOLD[int(name[1:])]
@@ -128,12 +137,32 @@ def test_drawn_rows_that_nobody_decided_may_all_be_wrong(
     for name, kind in ((skipped, "skip"), (unsure, "unsure"), (unsure_too, "unsure")):
         session.decide(kind, name, 0, {})
     line = ("audit", scored, "--labels", labels, *CONTRACT, "--metrics", metrics)
-    for target, holds in ((0.1, -1), (0.17, 1)):
+    for target, holds in ((0.1, -1), (0.11, 1)):
         result = invoke(*line, "--target-error", target)
         assert result.exit_code == 0
-        assert "of 30 drawn, 25 answered, 3 unsure or skipped, 2 open: 0.167" in result.output
+        assert "0 of 25 audited wrong, 3 unsure or skipped, 32 open" in result.output
+        assert "0.107 if all of them were wrong; 32 more drawn are open" in result.output
         assert f'batch_route_audit_target_holds{{task="a"}} {holds}.0' in metrics.read_text()
-        assert 'batch_route_audit_undecided_rows{task="a"} 5.0' in metrics.read_text()
+        assert 'batch_route_audit_undecided_rows{task="a"} 3.0' in metrics.read_text()
+
+
+def test_rows_are_open_that_the_last_sitting_asked_for(
+    output: Output, contract: Contract, tmp_path: Path
+) -> None:
+    """One sitting at a larger share left rows open for ever; what was left unsure in it counts all the same."""
+    scored, labels = output(400, auto=400), tmp_path / "l.jsonl"
+    many, few = (sitting(scored, contract, labels, audit=share) for share in (0.5, 0.05))
+    hard = next(name for name in many.state()["next"] if not few.item(name))
+    many.decide("unsure", hard, 0, {})
+    lines = [json.loads(line) for line in labels.read_text().splitlines()]
+    labels.write_text("".join(json.dumps({**each, "reviewed_at": "2026-11-01"}) + "\n" for each in lines))
+    few = sitting(scored, contract, labels, audit=0.05)
+    while names := few.state()["next"]:
+        for name in names:
+            gold = GOLD[int(name[1:]) % len(GOLD)]
+            few.decide("label", name, 0, {"answer": gold, "facts": gold["facts"]})
+    result = invoke("audit", scored, "--labels", labels, *CONTRACT, "--target-error", "0.1")
+    assert re.search(r"0 of \d+ audited wrong, 1 unsure or skipped, 0 open", result.output), result.output
 
 
 def test_a_reviewer_who_stops_has_read_a_random_part_of_the_audit(
@@ -193,11 +222,78 @@ def test_older_lines_without_the_text_take_back_what_they_took_back(tmp_path: Pa
         assert [each.kind for each in standing(DecisionLog(path).decisions).values()] == kinds
 
 
-def test_the_text_column_is_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`apply-reviews` and `audit` need no --text-column where the output says what it read."""
-    scored = tmp_path / "out.parquet"
-    pl.DataFrame({"id": ["a"], "body": ["Find it."]}).write_parquet(scored)
-    assert text_column_of(scored, "request") == "request"
-    told = {"job": {"text_column": "body"}}
-    monkeypatch.setattr("train.evaluation.from_scored.read_manifest", lambda location: told)
-    assert text_column_of(scored, "request") == text_column_of(scored, "body") == "body"
+def test_the_text_column_is_the_runs(
+    tiny_bundle: Bundle, contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another of the input's columns was compared if it was called `request`."""
+    table, scored, labels = (tmp_path / name for name in ("in.parquet", "out.parquet", "l.jsonl"))
+    rows = {
+        "id": ["a", "b"],
+        "request": ["Re: 1", "Re: 2"],
+        "body": ["Find our travel policy.", "Book a room."],
+    }
+    pl.DataFrame(rows).write_parquet(table)
+    adapter = str(tiny_bundle.path)
+    run(Options(str(table), str(scored), adapter=adapter, text_column="body", engine="replay"), Observer())
+    assert [text_column_of(scored, name) for name in (None, "request", "nosuch")] == [
+        "body",
+        "request",
+        "nosuch",
+    ]
+    assert text_column_of(table, None) == "request"
+    pl.read_parquet(table).drop("request").write_parquet(table)
+    assert text_column_of(table, None) is None
+
+    gold = tmp_path / "gold.jsonl"
+    text = "".join(
+        json.dumps({**GOLD[0], "id": i, "request": body}) + "\n"
+        for i, body in zip(rows["id"], rows["body"], strict=True)
+    )
+    gold.write_text(text)
+    assert invoke("eval", gold, "--from-scored", scored, *CONTRACT).exit_code == 0
+    assert (
+        "another request"
+        in invoke("eval", gold, "--from-scored", scored, "--text-column", "request", *CONTRACT).output
+    )
+    lines = [{**json.loads(line), "decision": "label", "reviewer": "ann"} for line in text.splitlines()]
+    labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = invoke("apply-reviews", scored, labels, tmp_path / "final.parquet", *CONTRACT)
+    assert done.exit_code == 0 and "2 answered by people" in done.output
+    shown: list[Any] = []
+    monkeypatch.setattr("train.commands.review.serve", lambda session, *_: shown.append(session))
+    assert invoke("review", scored, "--labels", tmp_path / "new.jsonl", *CONTRACT).exit_code == 0
+    assert {shown[0].item(name)["request"] for name in rows["id"]} == set(rows["body"])
+
+
+def test_the_adapter_of_an_output_is_found_in_one_way(
+    output: Output, contract: Contract, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged one was "not in the registry", or stopped what did not need it; one without a threshold had a target."""
+    monkeypatch.setenv("BATCH_ROUTE_ADAPTERS", str(tmp_path / "adapters"))
+    registry = Registry()
+    folder = Path(shutil.copytree(tiny_bundle.path, registry.staging(), dirs_exist_ok=True))
+    facts = {"calibrated": True, "fields": {}, "threshold": None, "target_error": 0.05}
+    (folder / "calibration.json").write_text(json.dumps(facts))
+    seal_bundle(folder, {key: value for key, value in tiny_bundle.manifest.items() if key != "files"})
+    bundle, labels = registry.add(folder), tmp_path / "l.jsonl"
+    scored, gold = output(3, auto=3), tmp_path / "gold.jsonl"
+    pl.read_parquet(scored).with_columns(adapter=pl.lit(bundle.digest)).write_parquet(scored)
+    rows = [
+        {**each, "id": f"r{i}", "request": f"{each['request']} Case {i}."} for i, each in enumerate(GOLD[:3])
+    ]
+    gold.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels.write_text(
+        "".join(json.dumps({**row, "decision": "label", "reviewer": "ann"}) + "\n" for row in rows)
+    )
+    refused = invoke("audit", scored, "--labels", labels)
+    assert refused.exit_code == 2 and "no threshold" in refused.output and "--target-error" in refused.output
+    line = (
+        ("audit", scored, "--labels", labels, "--target-error", "0.1"),
+        ("eval", gold, "--from-scored", scored),
+    )
+    assert [invoke(*each).exit_code for each in line] == [0, 0]
+    (bundle.path / "metrics.json").write_text("damaged")
+    for each in line:
+        damaged = invoke(*each)
+        assert damaged.exit_code == 2 and "metrics.json differs from its sha256" in damaged.output
+        assert invoke(*each, *CONTRACT).exit_code == 0

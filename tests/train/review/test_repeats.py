@@ -17,6 +17,7 @@ from tests.train.review.conftest import Output
 from train.cli import main
 from train.config import Config
 from train.dataset import load_rows
+from train.evaluation.from_scored import OutputTask
 from train.review import serve
 from train.review.improve import Extended, extend
 
@@ -45,7 +46,12 @@ def test_decisions_on_two_rows_with_one_text_are_read_by_every_command(
     output: Output, contract: Contract, tmp_path: Path
 ) -> None:
     scored = output(TEXTS, auto=3)
-    labels = decided(tmp_path / "l.jsonl", [(f"r{i}", t, GOLD[i]) for i, t in enumerate(TEXTS)], audit=True)
+    labels = decided(
+        tmp_path / "l.jsonl",
+        [(f"r{i}", t, GOLD[i]) for i, t in enumerate(TEXTS)],
+        audit=True,
+        adapter="0" * 64,
+    )
     with pytest.raises(DatasetError, match=r"l\.jsonl:2: the request is also at .*l\.jsonl:1"):
         load_rows(labels, contract)  # for training it is one row too many
     for line, said in (
@@ -56,7 +62,7 @@ def test_decisions_on_two_rows_with_one_text_are_read_by_every_command(
     ):
         result = invoke(*line, *CONTRACT)
         assert result.exit_code == 0 and said in result.output, result.output
-    rows = serve.examples_of(serve.ReviewTask(contract, None), labels)
+    rows = serve.examples_of(OutputTask(contract, None), labels)
     assert [row.request for row in rows] == TEXTS
 
 
@@ -97,7 +103,10 @@ def test_an_output_counts_once_in_the_audit(output: Output, tmp_path: Path) -> N
     scored = output(12, auto=12)
     texts = pl.read_parquet(scored)["request"]
     labels = decided(
-        tmp_path / "l.jsonl", [(f"r{i}", text, GOLD[i]) for i, text in enumerate(texts)], audit=True
+        tmp_path / "l.jsonl",
+        [(f"r{i}", text, GOLD[i]) for i, text in enumerate(texts)],
+        audit=True,
+        adapter="0" * 64,
     )
     line = ("--labels", labels, *CONTRACT, "--target-error", "0.1")
     assert "12 audited rows are too few" in invoke("audit", scored, *line).output
