@@ -45,7 +45,7 @@ class Retry:
         neither is so.
         """
         output = job.options.output
-        manifest = finished(output, job.facts)
+        manifest = finished(output, _facts_then(job))
         if manifest is not None:
             errors = manifest["run"]["tally"]["errors"]
             asks = sum(count for code, count in errors.items() if code not in TEXT_ERRORS)
@@ -106,13 +106,26 @@ class Retry:
         for row, text, bundle in zip(rows.to_pylist(), texts, self._job.adapters.rows(batch), strict=True):
             if bundle and row["status"] == "ok":
                 own = {field.name: row[f"{field.name}_model"] for field in bundle.contract.enforced_fields}
-                broken.update(bundle.contract.violations({**row, **own}, text or ""))
+                broken.update(bundle.contract.violations(bundle.contract.read({**row, **own}), text or ""))
         return broken
 
     def _mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
         codes = batch.column(self._prefix + "error_code")
         of_text = pc.is_in(codes, pa.array(sorted(TEXT_ERRORS)))
         return pc.and_(codes.is_valid(), pc.invert(of_text))
+
+
+def _facts_then(job: Job) -> dict[str, Any]:
+    """The facts of this job when its output was made: adapters of rows may be there by now that were not,
+    unless their answers need columns that the output lacks.
+    """
+    facts: dict[str, Any] = as_json(job.facts)
+    manifest = read_manifest(manifest_location(job.options.output))
+    if "adapters" in facts and manifest and manifest["output"]["columns"] == job.schema.names:
+        then = manifest["job"].get("adapters", {})
+        lacked = {name for name, digest in then.items() if digest is None}
+        facts["adapters"] |= dict.fromkeys(lacked & facts["adapters"].keys())
+    return facts
 
 
 def _why(output: str, job: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ class Completion(NamedTuple):
     `token_ids` leaves out the end of turn; `logprobs` holds each of their natural log-probabilities after the
     grammar's mask, so log P(token | legal). `cached` counts the prompt tokens taken from the prefix cache.
     `others` are legal tokens that were likely in the place of one: by its index ``(token, log-probability)``;
-    see `alternatives.py`. None inside a free text or a set.
+    see `alternatives.py`. None inside a free text.
     """
 
     key: int

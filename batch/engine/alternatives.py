@@ -17,7 +17,7 @@ def read(flat: Any, ids: list[int], path: AnswerPath) -> tuple[list[float], Alte
     found, state = {}, 0
     for index, token in enumerate(ids):
         start, end = flat.start_indices[index], flat.end_indices[index]
-        if state not in path.texts and flat.logprobs[start] < -LEAST:
+        if state not in path.prose and flat.logprobs[start] < -LEAST:
             listed = zip(flat.token_ids[start + 1 : end], flat.logprobs[start + 1 : end], strict=True)
             if others := tuple(each for each in listed if each[0] != token and each[1] > NEGLIGIBLE):
                 found[index] = others

@@ -38,6 +38,7 @@ class AnswerPath:
 
     edges: tuple[dict[int, int], ...]
     texts: frozenset[int]
+    prose: frozenset[int]  # those of the texts that are free: nobody asks what else was likely there
     marker: tuple[int, ...]  # the tokens right in front of every answer
 
     def step(self, state: int, token: int) -> int:
@@ -59,6 +60,7 @@ def answer_path(contract: Contract, renderer: Renderer) -> AnswerPath:
     # state 1 + i: the value of field i starts; the last: the answer is closed
     edges: list[dict[int, int]] = [{} for _ in range(len(fields) + 2)]
     texts = frozenset(1 + i for i, field in enumerate(fields) if field.closer)
+    prose = frozenset(1 + i for i, field in enumerate(fields) if field.closer and not field.scored)
 
     def add(start: int, tokens: Sequence[int], end: int) -> None:
         state = start
@@ -98,7 +100,7 @@ def answer_path(contract: Contract, renderer: Renderer) -> AnswerPath:
                 else:
                     edges[1 + i][token] = following(i)
     edges[1 + len(fields)][renderer.end_of_turn_id] = LOST
-    return AnswerPath(tuple(edges), texts, renderer.suffix_ids)
+    return AnswerPath(tuple(edges), texts, prose, renderer.suffix_ids)
 
 
 def _segment(contract: Contract, renderer: Renderer, i: int, value: Any, after: Any) -> list[int]:

@@ -3,7 +3,8 @@
     Automaton (bytes) + TokenTree (a vocabulary) ──► Guide: state × token → state, state → mask
 
 A state's mask is found once, by walking all tokens through the automaton at the same time, and kept; so are
-the steps between states. All that is left to do in a step of the engine is to copy a mask for each row.
+the steps from a state with few legal tokens: from one inside a text there are as many as the vocabulary has
+tokens, so those are walked anew. What is left to do in a step of the engine is to copy a mask for each row.
 xgrammar, which vLLM uses, takes 0.1 to 1.3 ms a row inside a text for it (152 k tokens), and seconds to
 compile a bounded one: tests/bench/RESULTS.md.
 """
@@ -18,6 +19,7 @@ from batch.engine.automaton import DEAD, Automaton
 Array = np.ndarray[Any, Any]
 ENDED = -2  # the state behind a stop token
 SPARSE = 1 / 16  # share of a mask's words below which only those that allow a token are kept
+Mask = tuple[Array | slice, Array]  # which words it has, and they; a slice where many allow a token
 
 
 class TokenTree:
@@ -80,13 +82,16 @@ class Guide:
         self._ends = ends
         self._classes = np.array(automaton.classes, dtype=np.uint8)
         self._steps: dict[tuple[int, int], int] = {}
-        self._masks: dict[int, tuple[Array | slice, Array]] = {}  # words that allow a token
+        self._masks: dict[int, Mask] = {}
 
     def step(self, state: int, token: int) -> int:
         """The state behind one more token; `DEAD` where it is not legal, `ENDED` behind a stop token."""
         found = self._steps.get((state, token))
         if found is None:
-            found = self._steps[state, token] = self._step(state, token)
+            found = self._step(state, token)
+            mask = self._masks.get(state)
+            if mask and not isinstance(mask[0], slice) and found != DEAD:
+                self._steps[state, token] = found
         return found
 
     def _step(self, state: int, token: int) -> int:
@@ -110,7 +115,7 @@ class Guide:
             row.fill(0)
         row[words] = values
 
-    def _mask(self, state: int) -> tuple[Array | slice, Array]:
+    def _mask(self, state: int) -> Mask:
         bits: Array = np.zeros(self._tokens.words * 32, dtype=bool)
         bits[self.legal(state)] = True
         values = np.packbits(bits, bitorder="little").view(np.int32)

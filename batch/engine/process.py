@@ -74,13 +74,15 @@ class EngineProcess:
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """The completions that have arrived, waiting for the first, at most `timeout` seconds.
 
-        Without a `timeout` there is one at least; an engine that makes none within its patience is an
+        Without a `timeout` there is one at least; an engine that ends no step within its patience is an
         `EngineError`.
         """
         deadline = time.monotonic() + (self._patience if timeout is None else timeout)
         try:
             while not self._buffer and self._wait(max(0.0, deadline - time.monotonic())):
                 self._note(*self._receive())
+                if timeout is None:
+                    deadline = time.monotonic() + self._patience
             while self._wait(0):
                 self._note(*self._receive())
         except EngineError:

@@ -2,8 +2,9 @@
 
 It has the faults of a real one on demand: `$BATCH_ROUTE_REPLAY_FAULTS` names a JSON file with requests (lists
 of ids) that `kill` the process or its `parent`, `stop` it, or `fail` in Python, `delay`, the seconds that a
-step takes, `refuse`, files that are not there: each is made by one engine, which then does not start, and
-`room`, the number of requests at once for which memory suffices at the start.
+step takes, `steps`, how many of them an answer takes, `refuse`, files that are not there: each is made by one
+engine, which then does not start, and `room`, the number of requests at once for which memory suffices at the
+start.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ class ReplayEngine:
         self._done: list[Completion] = []
         faults = json.loads(Path(os.environ[FAULTS]).read_text()) if FAULTS in os.environ else {}
         self._delay = faults.pop("delay", 0.0)
+        self._steps = self._left = faults.pop("steps", 1)
         if self._max_num_seqs > faults.pop("room", self._max_num_seqs):
             self._fail("fail")
         for refusal in faults.pop("refuse", ()):
@@ -75,6 +77,9 @@ class ReplayEngine:
 
     def step(self) -> list[Completion]:
         time.sleep(self._delay)
+        self._left = (self._left or self._steps) - 1
+        if self._left:
+            return []
         done, self._done = self._done, []
         return done
 

@@ -8,6 +8,7 @@ done; the rest is found in as many deaths as it takes to halve a window down to 
 import contextlib
 import dataclasses
 import os
+import random
 import re
 import signal
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from batch.events import Emit, nobody
 
 LEAST_SEQS = 8  # requests at once, below which memory is not what it lacks
 RESTARTS = 2  # in a row, without a row finished or found guilty in between
-GUILTY = 16  # rows in a row without one finished in between: no rows are that bad, the engine is
+GUILTY = 16  # rows at most, if fewer beside them were finished: no rows are that bad, the engine is
 WITNESS = -1  # the key under which a finished request is asked once more; the router's keys start at 0
 OUT_OF_MEMORY = re.compile("out of memory|no available memory for the cache", re.IGNORECASE)
 Group = dict[int, tuple[str, Asked]]  # key → adapter and ids of the request
@@ -45,8 +46,9 @@ class Supervisor:
         self._witness: tuple[str, Asked] | None = None  # a request that some engine answered
         self._struck: set[int] = set()  # rows with which, alone, the engine died once
         self._convicted: list[Completion] = []
+        self._poison: set[tuple[str, tuple[Any, ...]]] = set()  # what was found guilty, by adapter and ids
         self._deaths = 0  # since the last progress
-        self._guilty = 0  # rows found guilty since one was finished
+        self._guilty = self._answered = 0  # rows, since one was finished that no suspicion fell on
         self._abandoned = False
         self.restarts = 0
         self.emit: Emit = nobody  # is told of restarts and quarantined requests
@@ -96,7 +98,11 @@ class Supervisor:
                 self._restart(error)
 
     def submit(self, adapter: str, work: Sequence[tuple[int, Asked]]) -> None:
-        self._waiting.update((key, (adapter, ids)) for key, ids in work)
+        for key, ids in work:
+            if self._poison and (adapter, tuple(ids)) in self._poison:
+                self._convicted.append(Completion(key, [], [], "error"))
+            else:
+                self._waiting[key] = (adapter, ids)
         self._feed()
 
     def poll(self) -> list[Completion]:
@@ -124,8 +130,9 @@ class Supervisor:
                 if each.finish != "error":
                     self._witness = request
             if rows := [each for each in done if each.key != WITNESS]:
-                if any(each.finish != "error" for each in rows):
-                    self._guilty = 0
+                self._answered += (answered := sum(each.finish != "error" for each in rows))
+                if answered and not self._alone:
+                    self._guilty = self._answered = 0
                 return rows
 
     def close(self) -> None:
@@ -168,25 +175,28 @@ class Supervisor:
         """The group that waited longest, so that halves of one group alternate with innocent ones.
 
         Where one more death would end the run, a request that was answered before: if the engine is sound,
-        however many of the suspects are guilty, it answers again. Before any was answered, a single row of
-        the largest group, which most likely is not guilty.
+        however many of the suspects are guilty, it answers again. Before any was answered, the canary, on
+        which every engine proved itself; of so many suspects that not all can be guilty, a single row of the
+        largest group, which most likely is not: an engine that only the canary survives ends soon.
         """
-        if self._deaths == RESTARTS:
-            if self._witness:
-                return {WITNESS: self._witness}
+        if self._deaths < RESTARTS:
+            return self._suspects.pop(0)
+        if self._witness is None and sum(map(len, self._suspects)) > GUILTY:
             largest = max(self._suspects, key=len)
-            if len(largest) > 1:
-                key = next(iter(largest))
-                return {key: largest.pop(key)}
-        return self._suspects.pop(0)
+            key = random.choice(list(largest))  # a rerun after a bad choice makes another
+            return {key: largest.pop(key)}
+        canary = next(iter(self._adapters.values()))
+        return {WITNESS: self._witness or (canary.name, canary.canary_ids)}
 
     def _restart(self, error: EngineError) -> None:
         if self._abandoned:
             raise error
         self._judge()
-        if self._guilty > GUILTY:
+        if self._guilty > max(GUILTY, self._answered):
             self._engine.kill()
-            raise EngineError(f"{GUILTY} rows in a row were found to end the engine, {error}") from error
+            raise EngineError(
+                f"{self._guilty} rows ended the engine and only {self._answered} beside them did not, {error}"
+            ) from error
         while True:
             self._deaths += 1
             self._engine.kill()
@@ -224,8 +234,9 @@ class Supervisor:
         self._running.pop(WITNESS, None)  # the engine's fault, whatever becomes of it
         group, self._running = list(self._running.items()), {}
         if len(group) == 1:
-            key = group[0][0]
+            key, (adapter, ids) = group[0]
             if key in self._struck:
+                self._poison.add((adapter, tuple(ids)))
                 self._convicted.append(Completion(key, [], [], "error"))
                 self._struck.discard(key)
                 self._guilty += 1

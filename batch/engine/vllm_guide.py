@@ -22,8 +22,8 @@ from batch.engine.guide import ENDED, Guide, TokenTree
 from batch.engine.patches import patch
 from batch.errors import EngineError
 
-# One automaton an expression; an engine's adapters rarely have more contracts, and a tree is a vocabulary's.
-automaton_of = functools.lru_cache(64)(Automaton)
+EXPRESSIONS = 64  # that are kept; an engine's adapters rarely have more contracts
+automaton_of = functools.lru_cache(EXPRESSIONS)(Automaton)
 
 
 END = "\x1f"  # between an expression and that of the beginning behind which an answer ends; in neither
@@ -59,7 +59,7 @@ class GuideBackend(StructuredOutputBackend):
     def __post_init__(self) -> None:
         folder = Path(self.vllm_config.model_config.tokenizer)
         self._tree = TokenTree(Vocabulary.read(folder).table, self.vocab_size)
-        self._guides: dict[tuple[str, frozenset[int]], Guide] = {}
+        self._guide_of = functools.lru_cache(EXPRESSIONS)(self._guide)
         self._lock = threading.Lock()  # vLLM asks from threads of its own
 
     def compile_grammar(
@@ -70,14 +70,14 @@ class GuideBackend(StructuredOutputBackend):
     ) -> "GuidedAnswer":
         if request_type != StructuredOutputOptions.REGEX:
             raise ValueError(f"guides are for regular expressions, not {request_type}")
-        key = grammar_spec, frozenset(stop_token_ids or ())
         with self._lock:
-            if key not in self._guides:
-                grammar, _, beginning = grammar_spec.partition(END)
-                whole = automaton_of(grammar)
-                ends = whole.behind(automaton_of(beginning)) if beginning else frozenset()
-                self._guides[key] = Guide(whole, self._tree, key[1], ends)
-        return GuidedAnswer(self._guides[key])
+            return GuidedAnswer(self._guide_of(grammar_spec, frozenset(stop_token_ids or ())))
+
+    def _guide(self, grammar_spec: str, stop_ids: frozenset[int]) -> Guide:
+        grammar, _, beginning = grammar_spec.partition(END)
+        whole = automaton_of(grammar)
+        ends = whole.behind(automaton_of(beginning)) if beginning else frozenset()
+        return Guide(whole, self._tree, stop_ids, ends)
 
     def allocate_token_bitmask(self, max_num_seqs: int) -> torch.Tensor:
         return torch.full((max_num_seqs, self._tree.words), -1, dtype=torch.int32)

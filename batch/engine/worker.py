@@ -17,10 +17,11 @@ from batch.parent import first_message
 
 # requests that the engine is given at most, in multiples of what it runs at once; the others wait here
 AHEAD = 1.5
+SIGN = 0.5  # seconds after which a step that finished no request is told of: a slow engine is not a hung one
 
 
 class Usage(NamedTuple):
-    """What an engine did until its latest completion."""
+    """What an engine did until it told of it."""
 
     steps: int = 0
     idle_seconds: float = 0.0  # without a request, from the first step on
@@ -73,7 +74,7 @@ def _read(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None
 
 def work(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine: Engine) -> None:
     """Until it is told to stop."""
-    steps, idle = 0, 0.0
+    steps, idle, told = 0, 0.0, time.monotonic()
     enough = AHEAD * engine.facts()["max_num_seqs"]
     waiting: deque[tuple[str, int, Asked]] = deque()  # work that the engine need not know of yet
     while True:
@@ -97,5 +98,6 @@ def work(conn: Connection, inbox: "queue.SimpleQueue[tuple[str, Any]]", engine: 
             engine.add(*waiting.popleft())
         done = engine.step()
         steps += 1
-        if done:
+        if done or time.monotonic() - told >= SIGN:
             conn.send(("done", (done, Usage(steps, idle))))
+            told = time.monotonic()

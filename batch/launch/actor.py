@@ -85,7 +85,7 @@ class UnitActor:
     def score(self, index: int) -> Told:
         """Score a unit, unless it is done, and return what there is to tell of it."""
         if self._end:
-            return _told(self._end)
+            return self._ended()
         unit = self._here.receipts.plan[index]
         try:
             if self._here.receipts.find(index):
@@ -118,9 +118,14 @@ class UnitActor:
         self._units.until(lambda: unit.index in self._here.receipts or self._end is not None)
         if unit.index in self._here.receipts:
             return self._receipt(unit)
-        if isinstance(self._end, AdapterError | EngineError):
-            self._leave()
+        told = self._ended()
         self._here.receipts.store.remove(_marker(unit.index, number))  # not the unit's fault
+        return told
+
+    def _ended(self) -> Told:
+        """What there is to tell of the actor's end; where its engine is lost, the process ends instead."""
+        if self._ready.is_set() and isinstance(self._end, AdapterError | EngineError):
+            self._leave()
         return _told(self._end or EngineError("the unit was not scored; run again to resume"))
 
     def _receipt(self, unit: Unit) -> Told:

@@ -15,7 +15,7 @@ from batch.contract.rules import Rule
 from batch.engine import AdapterSpec, Completion, Continued
 from batch.errors import InvalidAnswer
 from batch.scoring.runner_up import Place, RunnerUp, Second, places
-from batch.scoring.score import span_scores, token_spans
+from batch.scoring.score import Part, part_scores, parts_of, span_scores, token_spans
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 ANSWERS = 4096  # different ones that are kept read
@@ -68,7 +68,7 @@ class _Read(NamedTuple):
     answer: dict[str, Any]
     spans: dict[str, slice]  # of each scored field's tokens
     places: dict[str, tuple[Place, ...]]  # of the tokens of each field that has a second value
-    parts: dict[str, dict[int, slice]]  # of each label in each set
+    parts: dict[str, tuple[Part, ...]]  # of each set
     # those that speak of such an answer and that it breaks, or may break, by the request's words
     rules: tuple[Rule, ...]
 
@@ -147,8 +147,8 @@ class Lane:
             if mention == "denied":
                 denied.append(rule.name)
         label_scores = {
-            name: tuple(span_scores(slices, completion.logprobs).values())
-            for name, slices in read.parts.items()
+            name: part_scores(self._renderer, parts, completion.logprobs, completion.others or {})
+            for name, parts in read.parts.items()
         }
         seconds = self._seconds(read, completion) if completion.others else None
         return ScoredRow(
@@ -220,10 +220,7 @@ def _read_answer(
     except (InvalidAnswer, UnicodeDecodeError):
         return None
     rules = tuple(rule for rule in contract.rules_for(answer) if rule.mentions or not rule.allows(answer, ""))
-    parts = {
-        name: token_spans(renderer, token_ids, dict(enumerate(found)))
-        for name, found in contract.parts(text).items()
-    }
+    parts = {name: parts_of(renderer, token_ids, found) for name, found in contract.parts(text).items()}
     if first:
         answer = {name: value if name in spans else None for name, value in answer.items()}
     tokens = token_spans(renderer, token_ids, spans)

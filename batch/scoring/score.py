@@ -8,9 +8,10 @@ spelling that was generated, so a lower bound of P(value); `tests/batch/scoring/
 every path to 1 and bounds what is left out.
 """
 
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from batch.adapter.renderer import Renderer
 
@@ -53,3 +54,52 @@ def span_scores(spans: Mapping[Name, slice], logprobs: Sequence[float]) -> dict[
     return {
         name: 1.0 if (total := sum(logprobs[span])) >= 0 else math.exp(total) for name, span in spans.items()
     }
+
+
+class Part(NamedTuple):
+    """The tokens of a label in a set."""
+
+    tokens: slice
+    beginning: bytes  # what the label has of its last token, where that goes on behind it; else nothing
+
+
+def parts_of(
+    renderer: Renderer, token_ids: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> tuple[Part, ...]:
+    """The labels of a set, whose byte spans in the answer these are."""
+    spelt = [renderer.token_bytes(token) for token in token_ids]
+    starts = list(itertools.accumulate(map(len, spelt), initial=0))
+    found = []
+    for number, tokens in token_spans(renderer, token_ids, dict(enumerate(spans))).items():
+        (_, end), last = spans[number], tokens.stop - 1
+        over = starts[tokens.stop] > end
+        found.append(Part(tokens, spelt[last][: end - starts[last]] if over else b""))
+    return tuple(found)
+
+
+def part_scores(
+    renderer: Renderer,
+    parts: Sequence[Part],
+    logprobs: Sequence[float],
+    others: Mapping[int, Sequence[tuple[int, float]]],
+) -> tuple[float, ...]:
+    """Probability of each label of a set, given those before it. `others` are tokens that were likely in the
+    place of one, by its index ``(token, log-probability)``.
+
+    A token that closes a label may say as well what follows (`","`, `"]`): to the label it is worth what all
+    that close it so have together, and to the next label its own share of that.
+    """
+    found: list[float] = []
+    shared, worth = -1, 0.0  # a token that goes on behind the label before, and what it was worth there
+    for tokens, beginning in parts:
+        total = sum(logprobs[tokens]) - (worth if tokens.start == shared else 0.0)
+        if beginning:
+            shared = tokens.stop - 1
+            own = logprobs[shared]
+            alike = (
+                p for token, p in others.get(shared, ()) if renderer.token_bytes(token).startswith(beginning)
+            )
+            worth = math.log(math.fsum(map(math.exp, (own, *alike))))
+            total += worth - own
+        found.append(1.0 if total >= 0 else math.exp(total))
+    return tuple(found)

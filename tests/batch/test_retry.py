@@ -122,6 +122,24 @@ def test_sets_of_labels_are_put_in_their_places(tiny_base: Path, tmp_path: Path)
     assert output.read_bytes() == good
 
 
+def test_rules_about_sets_are_counted_as_before(tiny_base: Path, tmp_path: Path) -> None:
+    """Columns give lists, the contract has tuples. Fails when the rows that stay are read as they are."""
+    fields = [
+        {"name": "kinds", "type": "labels", "labels": {"app": "", "report": "", "low": ""}},
+        {"name": "ok", "type": "boolean"},
+    ]
+    rules = [{"name": "whole", "when": {"ok": False}, "allow": {"kinds": [["app", "report", "low"]]}}]
+    raw = {"name": "s", "prompt": {"system": "Choose.\n{fields}"}, "fields": fields, "rules": rules}
+    bundle = make_bundle(tiny_base, Contract.from_dict(raw), tmp_path / "adapters")
+    source, output = backlog(tmp_path / "in.parquet"), tmp_path / "out.parquet"
+    assert route(bundle, source, output).exit_code == 0
+    made, tally = pq.read_table(output).to_pylist(), manifest_of(output)["run"]["tally"]
+    assert any(not row["ok"] and len(row["kinds"]) == 3 for row in made)
+    break_rows(output, [3, 4], bundle)
+    assert route(bundle, source, output, "--retry-errors").exit_code == 0
+    assert manifest_of(output)["run"]["tally"] == tally
+
+
 def test_views_are_carried_through_a_retry(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """Arrow can neither filter them nor take from them; inside nested values it cannot write them either, so they are
     written as strings, and the schema of the file says that they are views."""

@@ -36,10 +36,10 @@ ROWS = 300
 def faults(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call it with fault=texts: the replay engine then has that fault with these requests."""
 
-    def tell(delay: float = 0.0, **faults: Sequence[str]) -> None:
+    def tell(delay: float = 0.0, steps: int = 1, **faults: Sequence[str]) -> None:
         file = tmp_path / "faults.json"
         told = {fault: tiny_bundle.renderer.encode_requests(texts) for fault, texts in faults.items()}
-        file.write_text(json.dumps({"delay": delay, **told}))
+        file.write_text(json.dumps({"delay": delay, "steps": steps, **told}))
         monkeypatch.setenv(FAULTS, str(file))
 
     return tell
@@ -151,6 +151,49 @@ def test_a_backlog_that_is_one_poison_row(tiny_bundle: Bundle, tmp_path: Path, f
     assert codes(tmp_path) == {0: "engine_failure"}
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_backlog_of_poison_rows_only(count: int, tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:
+    """As `--retry-errors` has it. Fails when the canary is no witness: it ended in 75, as often as it was run."""
+    faults(kill=[text(row) for row in range(count)])
+    run.run(options(tiny_bundle, tmp_path, rows=count))
+    assert codes(tmp_path) == dict.fromkeys(range(count), "engine_failure")
+
+
+def test_many_poison_rows_side_by_side_among_more_that_are_sound(
+    tiny_bundle: Bundle, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are all found at the end. Fails when rows answered meanwhile do not count: the run never got past them."""
+    monkeypatch.setattr(supervisor, "GUILTY", 2)
+    texts = [text(row) for row in range(16)]
+    faults(kill=texts[5:9])
+    ids = tiny_bundle.renderer.encode_requests(texts)
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4)) as engine:
+        engine.load(spec_of(tiny_bundle))
+        engine.submit(tiny_bundle.digest, [(0, ids[0])])
+        found = {each.key: each.finish for each in engine.poll()}
+        engine.submit(tiny_bundle.digest, list(enumerate(ids))[1:])
+        while len(found) < len(texts):
+            found |= {each.key: each.finish for each in engine.poll()}
+    assert [key for key in sorted(found) if found[key] == "error"] == [5, 6, 7, 8]
+
+
+def test_a_text_that_was_found_guilty_is_not_tried_again(tiny_bundle: Bundle, faults: Any) -> None:
+    """A mail that comes every hour. Fails when the next window with it is searched anew."""
+    faults(kill=[text(0)])
+    poison, *sound = tiny_bundle.renderer.encode_requests([text(row) for row in range(5)])
+    restarts = []
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4)) as engine:
+        engine.load(spec_of(tiny_bundle))
+        for work in ([poison, *sound], [*sound, poison], [poison]):
+            engine.submit(tiny_bundle.digest, list(enumerate(work)))
+            found: dict[int, str] = {}
+            while len(found) < len(work):
+                found |= {each.key: each.finish for each in engine.poll()}
+            assert [work[key] for key in found if found[key] == "error"] == [poison]
+            restarts.append(engine.restarts)
+    assert restarts[0] > 0 and len(set(restarts)) == 1
+
+
 def test_poison_rows_that_are_all_that_is_left(tiny_bundle: Bundle, faults: Any) -> None:
     """After a sound one, with no innocent row among them to tell a sound engine by. Fails when none is asked again as a witness."""
     poison = [text(row) for row in range(3)]
@@ -181,7 +224,7 @@ def test_an_engine_that_ends_by_every_row_but_the_first(
         assert [each.finish for each in engine.poll()] == ["stop"]
         engine.submit(tiny_bundle.digest, list(enumerate(guilty, start=1)))
         found = 0
-        with pytest.raises(EngineError, match="2 rows in a row"):
+        with pytest.raises(EngineError, match="3 rows ended the engine and only 0 beside"):
             while True:
                 found += len(engine.poll())
     assert found <= 2
@@ -194,6 +237,18 @@ def test_a_hung_engine_is_replaced(tiny_bundle: Bundle, tmp_path: Path, faults: 
     run.run(options(tiny_bundle, tmp_path, engine_timeout=3.0))
     assert codes(tmp_path) == {100: "engine_failure"}
     assert time.monotonic() - started < 120
+
+
+def test_a_slow_engine_is_not_hung(tiny_bundle: Bundle, faults: Any) -> None:
+    """Its steps end, and finish no row for longer than its patience; one that does not end in time is a hang.
+    Fails when only what is finished counts as progress: the row that would have been answered was quarantined."""
+    for delay, steps, finish in ((0.2, 20, "stop"), (9.0, 1, "error")):
+        faults(delay=delay, steps=steps)
+        with Supervisor(EngineSpec("replay", "", "", 1000, 4), patience=2.0) as engine:
+            engine.load(spec_of(tiny_bundle))
+            engine.submit(tiny_bundle.digest, [(0, [1, 2, 3])])
+            assert [each.finish for each in engine.poll()] == [finish]
+            assert (engine.restarts == 0) is (finish == "stop")
 
 
 def test_a_full_pipe_to_a_stopped_engine_does_not_block(

@@ -2,6 +2,7 @@
 
 import random
 import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,25 @@ def test_512_masks_a_step_cost_less_than_a_step_of_a_gpu() -> None:
         seconds.append(time.process_time() - began)
     assert np.unpackbits(rows[0].view(np.uint8)).sum() > 100_000
     assert min(seconds) < 0.020
+
+
+def test_the_texts_of_a_night_take_no_memory() -> None:
+    """Fails when each step from a place in a text is kept: 160 bytes, for each place and each of 150,000 tokens."""
+    table = Vocabulary.read(ROOT / "data/mini-base").table
+    tree, shipped = TokenTree(table, len(table)), CONTRACTS[0]
+    guide = Guide(Automaton(shipped.grammar), tree, [0])
+    single = {text: token for token, text in enumerate(table) if len(text) == 1}
+    answer, states = shipped.serialise(shipped.sample_answers()[0]).encode(), [0]
+    for byte in answer:
+        mask(guide, states[-1], tree)
+        states.append(guide.step(states[-1], single[bytes([byte])]))
+    inside = states[answer.index(b'"reason":"') + 12 :][:4]
+    tracemalloc.start()
+    reached = {guide.step(state, token) for state in inside for token in mask(guide, state, tree)}
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(reached) > 10 and sum(len(guide.legal(state)) for state in inside) > 40_000
+    assert kept < 200_000
 
 
 def test_an_added_token_is_never_part_of_an_answer() -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow.parquet as pq
 import pytest
@@ -172,6 +173,31 @@ def test_where_an_engine_does_not_start_its_actor_says_so_and_stands_still(
     assert made.is_alive()
     cluster.work.finish()
     assert not cluster.work.path.exists()  # a marker is no file of the user's
+
+
+class Left(BaseException):
+    """In the place of the process's end."""
+
+
+class Leaving(UnitActor):
+    def _leave(self) -> NoReturn:
+        raise Left
+
+
+def test_no_call_outlives_the_engine(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails when one that comes as the engine is lost tells of it: that ended the whole job, and its nodes' work."""
+    cluster = Cluster(tiny_bundle, tmp_path, rows=2000)
+    texts = pq.read_table(tmp_path / "in.parquet")["request"].to_pylist()
+    (tmp_path / "faults").write_text(json.dumps({"kill": tiny_bundle.renderer.encode_requests(texts)}))
+    monkeypatch.setenv(FAULTS, str(tmp_path / "faults"))
+    begin = functools.partial(engine_here, cluster.sent, cluster.digest, cluster.files)
+    with contextlib.closing(Leaving(begin)) as actor:
+        for unit in (0, 1):
+            with pytest.raises(Left):
+                actor.score(unit)
+    assert len(cluster.store.names("attempts/")) == 1, "the second call was no attempt"
 
 
 def test_a_node_serves_the_base_expanded_from_the_weights_of_the_fit(trained: Bundle, tmp_path: Path) -> None:

@@ -118,6 +118,29 @@ def test_errors_are_retried_with_each_rows_adapter(
     assert summary.counts.rows == 20 and pq.read_table(tmp_path / "out.parquet").equals(before)
 
 
+def test_rows_of_an_adapter_that_has_come_meanwhile_are_retried(
+    tiny_bundle: Bundle, triage: Bundle, tmp_path: Path
+) -> None:
+    """As `docs/operations.md` tells who finds `unknown_adapter`. Fails when any change of an adapter is another job:
+    nothing but a whole run could answer them."""
+    source, output = backlog(tmp_path / "in.parquet", [None, "late", "nobody"] * 20), tmp_path / "out.parquet"
+    run.run(options(source, tiny_bundle))
+    before = pq.read_table(output).to_pylist()
+    Registry().set_alias("late", tiny_bundle.digest)
+    summary = run.run(options(source, tiny_bundle, retry_errors=True))
+    after = pq.read_table(output).to_pylist()
+    assert summary.tally.errors == {"unknown_adapter": 20} and summary.counts.rows == 40
+    assert after[::3] == before[::3] and after[2::3] == before[2::3]
+    assert {(row["status"], row["adapter"]) for row in after[1::3]} == {("ok", tiny_bundle.digest)}
+    assert run.run(options(source, tiny_bundle)).tally == summary.tally, "the job is finished"
+    for name, digest in (("late", triage.digest), ("nobody", triage.digest)):  # another; other columns
+        Registry().set_alias(name, digest)
+        with pytest.raises(InputError, match=f"another job's .*adapters.{name}"):
+            run.run(options(source, tiny_bundle, retry_errors=True))
+        Registry().set_alias("late", tiny_bundle.digest)
+    assert pq.read_table(output).to_pylist() == after
+
+
 def test_a_column_that_names_no_adapters_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
     source = backlog(tmp_path / "in.parquet", ["x"])
     with pytest.raises(InputError, match=r"no column 'tem' \(did you mean 'team'\?\)"):

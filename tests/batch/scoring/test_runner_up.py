@@ -1,6 +1,7 @@
 """The runner-up against the whole distribution: a random probability for each token that a label may go on with, in the
 spellings that the tokenizer gives."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,11 @@ class Toy:
 
     def __init__(self, contract: Contract, renderer: Renderer, seed: int) -> None:
         self._random = np.random.default_rng(seed)
-        values = contract.fields[0].values
+        field = contract.fields[0]
+        chosen = itertools.chain.from_iterable(
+            itertools.combinations(field.values, size) for size in range(len(field.values) + 1)
+        )
+        values = field.values if field.ranked else [each for each in chosen if field.legal(each)]
         answers = [{"first": a, "last": b} for a in values for b in values]
         self.answers = {tuple(renderer.encode_answer(answer)[:-1]): answer for answer in answers}
         self._known: dict[Tokens, dict[int, float]] = {}
