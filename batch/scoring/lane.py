@@ -5,7 +5,7 @@ answers say.
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from batch.adapter.renderer import Renderer
@@ -15,7 +15,7 @@ from batch.contract.rules import Rule
 from batch.engine import AdapterSpec, Completion, Continued
 from batch.errors import InvalidAnswer
 from batch.scoring.runner_up import Place, RunnerUp, Second, places
-from batch.scoring.score import Part, part_scores, parts_of, span_scores, token_spans
+from batch.scoring.score import Part, part_scores, parts_of, span_scores, token_spans, told_in_front
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 ANSWERS = 4096  # different ones that are kept read
@@ -100,7 +100,7 @@ class Lane:
             if field.ranked
         }
         # Many requests get the same answer. Not a method: what it kept would hold the lane, and the lane it.
-        read = functools.partial(_read_answer, contract, renderer, first)
+        read = functools.partial(_read_answer, contract, renderer, first, told_in_front(contract, renderer))
         self._read = functools.lru_cache(ANSWERS)(read)
 
     def refuse(self, text: Any) -> str | None:
@@ -212,7 +212,11 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _read_answer(
-    contract: Contract, renderer: Renderer, first: LabelsFirst | None, token_ids: tuple[int, ...]
+    contract: Contract,
+    renderer: Renderer,
+    first: LabelsFirst | None,
+    in_front: Collection[str],
+    token_ids: tuple[int, ...],
 ) -> _Read | None:
     try:
         text = first.whole(_beginning(renderer, token_ids)) if first else renderer.decode(token_ids)
@@ -223,7 +227,7 @@ def _read_answer(
     parts = {name: parts_of(renderer, token_ids, found) for name, found in contract.parts(text).items()}
     if first:
         answer = {name: value if name in spans else None for name, value in answer.items()}
-    tokens = token_spans(renderer, token_ids, spans)
+    tokens = token_spans(renderer, token_ids, spans, in_front)
     ranked = {
         field.name: places(renderer, token_ids, tokens[field.name], spans[field.name][0])
         for field in contract.scored_fields

@@ -14,7 +14,6 @@ none. Like a score, a probability is that of the spelling that was seen: other c
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from batch.contract.contract import Contract
 from batch.contract.fields import Field
 from batch.contract.json_text import compact_json
 from batch.engine import Completion
+from batch.scoring.score import cuts_of
 
 ROUNDING = 1e-6  # of a sum of probabilities that are float32 logarithms
 KNOWN = 4096  # beginnings of values whose continuations are kept
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
     number: int  # of the token in the answer
     text: bytes  # of the value, in front of the token
-    skip: int  # bytes of the token in front of the value
+    skip: int  # bytes of the token in front of the value, perhaps all of it
 
 
 def places(renderer: Renderer, token_ids: Sequence[int], tokens: slice, start: int) -> tuple[Place, ...]:
@@ -57,7 +57,7 @@ class RunnerUp:
     def __init__(self, field: Field, contract: Contract, renderer: Renderer) -> None:
         end = b"}" if field is contract.fields[-1] else b","  # tells a value from one that begins with it
         spelt = {value: compact_json(value).encode() + end for value in field.values}
-        cuts = {value: _cuts(field, value, contract, renderer) for value in field.values}
+        cuts = {value: cuts_of(field, value, contract, renderer) for value in field.values}
 
         def led_to(text: bytes) -> tuple[Any, ...]:
             """The values that go on behind a token with which their text is `text`: those that cannot be
@@ -80,7 +80,8 @@ class RunnerUp:
             for token, logprob in (completion.others or {}).get(number, ()):
                 mass = before * math.exp(logprob)
                 untold, least = untold - mass, min(least, mass)
-                values = self._led_to(text + self._bytes(token)[skip:])
+                piece = self._bytes(token)
+                values = self._led_to(text + piece[skip:]) if len(piece) >= skip else ()
                 if len(values) == 1:
                     masses[values[0]] = masses.get(values[0], 0.0) + mass
                 elif values:  # else the token is a cut that no tokenizer makes
@@ -92,12 +93,3 @@ class RunnerUp:
         if not masses or masses[second] + ROUNDING < rival:
             return None
         return second, masses[second]
-
-
-def _cuts(field: Field, value: Any, contract: Contract, renderer: Renderer) -> frozenset[bytes]:
-    """The value's text up to the end of each token, as the tokenizer cuts it in an answer."""
-    stand_ins = {each.name: each.stand_in for each in contract.fields}
-    text = contract.serialise({**stand_ins, field.name: value})
-    start = contract.parse(text)[1][field.name][0]
-    ends = itertools.accumulate(len(renderer.token_bytes(token)) for token in renderer.encode_text(text))
-    return frozenset(text.encode()[start:end] for end in ends if end > start)

@@ -10,22 +10,49 @@ every path to 1 and bounds what is left out.
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from batch.adapter.renderer import Renderer
+from batch.contract.contract import Contract
+from batch.contract.fields import Field
 
 Name = TypeVar("Name", bound=Hashable)  # of a field, or what else a span is known by
 
 
+def cuts_of(field: Field, value: Any, contract: Contract, renderer: Renderer) -> frozenset[bytes]:
+    """The value's text up to the end of each token, as the tokenizer cuts it in an answer; nothing of it,
+    where a token ends right in front.
+    """
+    stand_ins = {each.name: each.stand_in for each in contract.fields}
+    text = contract.serialise({**stand_ins, field.name: value})
+    start = contract.parse(text)[1][field.name][0]
+    ends = itertools.accumulate(len(renderer.token_bytes(token)) for token in renderer.encode_text(text))
+    return frozenset(text.encode()[start:end] for end in ends if end >= start)
+
+
+def told_in_front(contract: Contract, renderer: Renderer) -> frozenset[str]:
+    """The scored fields of whose value a token in front of it tells something by where it ends: after `":`
+    null follows where a text has `":"`, and 1 where -1 has `":-`.
+    """
+    return frozenset(
+        field.name
+        for field in contract.scored_fields
+        if len({b"" in cuts_of(field, value, contract, renderer) for value in field.samples}) > 1
+    )
+
+
 def token_spans(
-    renderer: Renderer, token_ids: Sequence[int], spans: Mapping[Name, tuple[int, int]]
+    renderer: Renderer,
+    token_ids: Sequence[int],
+    spans: Mapping[Name, tuple[int, int]],
+    in_front: Collection[Name] = (),
 ) -> dict[Name, slice]:
     """The tokens of each field's value: what of its score depends on the answer alone.
 
     `spans` are byte spans ``(start, end)`` in the answer, in order and apart (:meth:`Contract.parse` gives
     them). A token counts for the span that it overlaps, so one that closes a label and begins what follows
-    counts as well.
+    counts as well; for those `in_front`, also one that ends where the span begins (:func:`told_in_front`).
     """
     found: dict[Name, slice] = {}
     if not spans:
@@ -35,7 +62,7 @@ def token_spans(
     position, first = 0, None
     for index, token_id in enumerate(token_ids):
         position += len(renderer.token_bytes(token_id))
-        if first is None and position > start:
+        if first is None and position > start - (name in in_front):
             first = index
         while position >= end:  # more than once where one token holds several values
             found[name] = slice(first, index + 1)
@@ -43,7 +70,7 @@ def token_spans(
             if following is None:
                 return found
             name, (start, end) = following
-            first = index if position > start else None
+            first = index if position > start - (name in in_front) else None
     raise ValueError("the answer's tokens end before its last field")
 
 

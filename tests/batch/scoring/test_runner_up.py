@@ -15,6 +15,7 @@ from batch.engine import Completion, adapter_spec
 from batch.engine.alternatives import COUNT
 from batch.scoring.lane import Lane, ScoredRow
 from batch.scoring.output_rows import outcomes
+from tests import qwen
 
 Tokens = tuple[int, ...]
 
@@ -82,10 +83,19 @@ class Toy:
         return {value: mass / total for value, mass in masses.items()}
 
 
+@pytest.fixture(scope="module")
+def real_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen.build(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.mark.parametrize("vocabulary", ["tiny_base", "real_base"])
 @pytest.mark.parametrize("kind", FIELDS)
-def test_the_runner_up_is_the_second_of_the_whole_distribution(kind: str, tiny_base: Path) -> None:
+def test_the_runner_up_is_the_second_of_the_whole_distribution(
+    kind: str, vocabulary: str, request: pytest.FixtureRequest
+) -> None:
+    """And the score the first one's probability, also where a token in front of the value tells null from a text."""
     contract = contract_of(kind)
-    renderer = Renderer.load(tiny_base, contract)
+    renderer = Renderer.load(request.getfixturevalue(vocabulary), contract)
     lane = Lane(adapter_spec("a", None, contract, renderer), contract, renderer)
     known = unknown = 0
     for seed in range(40):
@@ -95,6 +105,7 @@ def test_the_runner_up_is_the_second_of_the_whole_distribution(kind: str, tiny_b
         for name in ("first", "last"):
             ranked = toy.distribution(row.answer, name)
             rest = {value: mass for value, mass in ranked.items() if value != row.answer[name]}
+            assert row.scores[name] == pytest.approx(ranked[row.answer[name]], abs=1e-9), (seed, name)
             if name not in (row.seconds or {}):
                 unknown += 1
                 continue

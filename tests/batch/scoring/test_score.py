@@ -1,7 +1,7 @@
 """Scores: hand-computed products of token log-probabilities, and a brute-force check of every cut into tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -31,9 +31,10 @@ def field_scores(
     token_ids: Sequence[int],
     logprobs: Sequence[float],
     spans: Mapping[str, tuple[int, int]],
+    in_front: Collection[str] = (),
 ) -> dict[str, float]:
     """Probability of each field's value, as a lane takes it off a completion."""
-    return span_scores(token_spans(renderer, token_ids, spans), logprobs)
+    return span_scores(token_spans(renderer, token_ids, spans, in_front), logprobs)
 
 
 def score(

@@ -27,6 +27,7 @@ from batch.engine.alternatives import COUNT
 from batch.engine.process import EngineProcess
 from batch.scoring.adapters import lane_of, spec_of
 from batch.scoring.lane import Lane
+from batch.scoring.score import told_in_front
 from tests.batch.scoring.test_score import field_scores
 from train.config import Quantisation
 from train.doctor.grammar import ServedGrammar
@@ -109,7 +110,7 @@ class Walker:
 
 
 def before_value(renderer: Renderer, ids: list[int], start: int) -> list[int]:
-    """The tokens in front of the first that overlaps the value at byte `start`."""
+    """The tokens in front of the first that reaches behind byte `start`."""
     position = 0
     for index, token in enumerate(ids):
         position += len(renderer.token_bytes(token))
@@ -152,7 +153,8 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(
     for number, request in enumerate(REQUESTS):
         ids = list(done[number].token_ids)
         answer, spans = contract.parse(renderer.decode(ids))
-        scores = field_scores(renderer, ids, done[number].logprobs, spans)
+        in_front = told_in_front(contract, renderer)
+        scores = field_scores(renderer, ids, done[number].logprobs, spans, in_front)
         walker = Walker(model, renderer, grammar, renderer.encode_prompt(request), least=0.0)
         assert done[number].others
         for index, listed in (done[number].others or {}).items():
@@ -162,7 +164,7 @@ def test_every_legal_path_adds_up_to_one_and_the_score_is_its_path(
             assert [exact[token] for token, _ in listed] == pytest.approx(likeliest.tolist(), abs=5e-3)
         for field in contract.scored_fields:
             start, _ = spans[field.name]
-            before = before_value(renderer, ids, start)
+            before = before_value(renderer, ids, start - (field.name in in_front))
             found = walker.paths(before, start, spellings(field, field is contract.fields[-1]))
             assert sum(chance for spellings in found.values() for chance, _ in spellings) == pytest.approx(
                 1, abs=1e-6
