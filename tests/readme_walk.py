@@ -22,7 +22,6 @@ LEFT_OUT = {
     "make test": "the suite itself",
     "BATCH_ROUTE_ONLINE=1 make train CONFIG=train/qwen3-4b.toml": "downloads 8 GB and needs a GPU",
     "batch-route data/requests.parquet routed --ray head-node:6379": "needs a Ray cluster",
-    "batch-train promote latest": "the gates are for adapters of the shipped task",
 }
 BLOCK = re.compile(r"^```(sh|text)\n(.*?)^```|^(\| right.*?)\n\n", re.S | re.M)
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
