@@ -17,6 +17,7 @@ from batch.errors import AdapterError, BacklogError, InputError
 from batch.launch.devices import placements
 from batch.launch.ray import check_asked
 from batch.scoring.adapters import Adapters, Answers
+from batch.scoring.score import SCORING
 from batch.storage.backlog import Backlog
 from batch.storage.hashing import IdDigest
 from batch.storage.manifest import own_version
@@ -154,6 +155,7 @@ def check(options: Options, registry: Registry | None = None, written: WrittenPl
     refuse_inputs(options.output, [file.location for file in backlog.files])
     facts = {
         "version": __version__,
+        "scoring": SCORING,
         "input": backlog.identity(),
         "ids": id_digest,
         "id_column": options.id_column,

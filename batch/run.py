@@ -126,7 +126,7 @@ def task_of(job: Job, plan: WrittenPlan, source: Source, shards: Path, answers: 
         schema=plan.schema,
         id_column=options.id_column,
         prefix=options.prefix,
-        facts={"version": __version__, "base": job.facts["base"], "reasons": options.reasons},
+        facts={name: job.facts[name] for name in ("version", "scoring", "base", "reasons")},
         shards=shards,
         answers=answers,
         cache=options.cache,

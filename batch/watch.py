@@ -124,7 +124,7 @@ class Outbox:
         return now.place != was
 
     def mounted(self) -> bool:
-        return self.mount in mount_points()
+        return self.mount == "/" or self.mount in mount_points()  # a chroot's own root is not listed
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ import hmac
 import http.client
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -213,6 +214,8 @@ def install_azurite() -> None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Below those that the kernel gives to connections: one of them could take it before the server does."""
+    while True:
+        port = 15_000 + secrets.randbelow(17_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -31,12 +31,13 @@ Curve = tuple[float, float, float]  # a, b, c
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """``(a, b, c)`` by field and value (a field that is not there stays raw), and the least score that needs
-    no person.
+    """``(a, b, c)`` by field and value (a field that is not there stays raw), the least score that needs no
+    person, and the share of wrong rows above it that it was chosen for.
     """
 
     fields: Mapping[str, Mapping[Any, Curve]] = dataclasses.field(default_factory=dict)
     threshold: float | None = None
+    target_error: float | None = None
 
     @classmethod
     def load(cls, path: Path, contract: Contract) -> Self:
@@ -51,6 +52,7 @@ class Calibration:
                 for name, entry in content["fields"].items()
             }
             threshold = None if content["threshold"] is None else float(content["threshold"])
+            target = None if content.get("target_error") is None else float(content["target_error"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise AdapterError(
                 f"{path}: is not a calibration ({type(error).__name__}: {error}); calibrate the adapter again"
@@ -59,7 +61,7 @@ class Calibration:
             raise AdapterError(
                 f"{path}: threshold {threshold} is not a probability; calibrate the adapter again"
             )
-        return cls(fields, threshold)
+        return cls(fields, threshold, None if threshold is None else target)
 
     def apply(
         self, scores: Sequence[Mapping[str, float]], answers: Sequence[Mapping[str, Any]]

@@ -18,6 +18,7 @@ from batch.engine.worker import Usage
 from batch.errors import AdapterError, EngineError
 from batch.parent import STOP_SECONDS, how_it_died, kill, start_child
 
+STALLED = 10  # times its patience, within which an engine that runs finishes a request
 PATIENCE = 600.0  # seconds without any sign of the engine after which it counts as hung
 
 
@@ -74,15 +75,16 @@ class EngineProcess:
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """The completions that have arrived, waiting for the first, at most `timeout` seconds.
 
-        Without a `timeout` there is one at least; an engine that ends no step within its patience is an
-        `EngineError`.
+        Without a `timeout` there is one at least; an engine that ends no step within its patience, or whose
+        steps finish no request within several times that, is an `EngineError`.
         """
         deadline = time.monotonic() + (self._patience if timeout is None else timeout)
+        last = time.monotonic() + STALLED * self._patience
         try:
             while not self._buffer and self._wait(max(0.0, deadline - time.monotonic())):
                 self._note(*self._receive())
                 if timeout is None:
-                    deadline = time.monotonic() + self._patience
+                    deadline = min(last, time.monotonic() + self._patience)
             while self._wait(0):
                 self._note(*self._receive())
         except EngineError:

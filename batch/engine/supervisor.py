@@ -23,6 +23,7 @@ from batch.events import Emit, nobody
 LEAST_SEQS = 8  # requests at once, below which memory is not what it lacks
 RESTARTS = 2  # in a row, without a row finished or found guilty in between
 GUILTY = 16  # rows at most, if fewer beside them were finished: no rows are that bad, the engine is
+STARTS = 64  # of the engine at most, if fewer rows were finished meanwhile, while rows are under suspicion
 WITNESS = -1  # the key under which a finished request is asked once more; the router's keys start at 0
 OUT_OF_MEMORY = re.compile("out of memory|no available memory for the cache", re.IGNORECASE)
 Group = dict[int, tuple[str, Asked]]  # key → adapter and ids of the request
@@ -48,7 +49,8 @@ class Supervisor:
         self._convicted: list[Completion] = []
         self._poison: set[tuple[str, tuple[Any, ...]]] = set()  # what was found guilty, by adapter and ids
         self._deaths = 0  # since the last progress
-        self._guilty = self._answered = 0  # rows, since one was finished that no suspicion fell on
+        # rows, and starts of the engine, since a row was finished that no suspicion fell on
+        self._guilty = self._answered = self._started = 0
         self._abandoned = False
         self.restarts = 0
         self.emit: Emit = nobody  # is told of restarts and quarantined requests
@@ -100,7 +102,7 @@ class Supervisor:
     def submit(self, adapter: str, work: Sequence[tuple[int, Asked]]) -> None:
         for key, ids in work:
             if self._poison and (adapter, tuple(ids)) in self._poison:
-                self._convicted.append(Completion(key, [], [], "error"))
+                self._convict(key, "the engine died with this text before")
             else:
                 self._waiting[key] = (adapter, ids)
         self._feed()
@@ -127,12 +129,12 @@ class Supervisor:
             for each in done:
                 request = self._running.pop(each.key)
                 self._struck.discard(each.key)  # another router's keys start at 0 again
-                if each.finish != "error":
+                if each.finish != "error" and each.key != WITNESS:
                     self._witness = request
             if rows := [each for each in done if each.key != WITNESS]:
                 self._answered += (answered := sum(each.finish != "error" for each in rows))
                 if answered and not self._alone:
-                    self._guilty = self._answered = 0
+                    self._guilty = self._answered = self._started = 0
                 return rows
 
     def close(self) -> None:
@@ -192,11 +194,11 @@ class Supervisor:
         if self._abandoned:
             raise error
         self._judge()
-        if self._guilty > max(GUILTY, self._answered):
+        if self._guilty > max(GUILTY, self._answered) or self._started > max(STARTS, self._answered):
             self._engine.kill()
-            raise EngineError(
-                f"{self._guilty} rows ended the engine and only {self._answered} beside them did not, {error}"
-            ) from error
+            what = f"ended {self._started + 1} times and only {self._answered} rows were finished"
+            raise EngineError(f"the engine {what}, {error}") from error
+        self._started += 1
         while True:
             self._deaths += 1
             self._engine.kill()
@@ -227,6 +229,10 @@ class Supervisor:
         at_once = self._engine.at_once // 2
         return at_once if OUT_OF_MEMORY.search(str(error)) and at_once >= LEAST_SEQS else 0
 
+    def _convict(self, key: int, why: str) -> None:
+        self._convicted.append(Completion(key, [], [], "error"))
+        self.emit("request quarantined", level="warning", why=why)
+
     def _judge(self) -> None:
         """Halve what was with the engine. A row with which, alone, it died twice is guilty: an accident is
         not.
@@ -237,10 +243,9 @@ class Supervisor:
             key, (adapter, ids) = group[0]
             if key in self._struck:
                 self._poison.add((adapter, tuple(ids)))
-                self._convicted.append(Completion(key, [], [], "error"))
+                self._convict(key, "the engine died with it alone, twice")
                 self._struck.discard(key)
                 self._guilty += 1
-                self.emit("request quarantined", level="warning", why="the engine died with it alone, twice")
                 self._deaths = 0
                 return
             self._struck.add(key)

@@ -17,6 +17,7 @@ from batch.adapter.renderer import Renderer
 from batch.contract.contract import Contract
 from batch.contract.fields import Field
 
+SCORING = 2  # counted up when scores come to mean something else, so that no job and no cache mixes the two
 Name = TypeVar("Name", bound=Hashable)  # of a field, or what else a span is known by
 
 
@@ -126,7 +127,8 @@ def part_scores(
             alike = (
                 p for token, p in others.get(shared, ()) if renderer.token_bytes(token).startswith(beginning)
             )
-            worth = math.log(math.fsum(map(math.exp, (own, *alike))))
+            mass = math.fsum(map(math.exp, (own, *alike)))
+            worth = math.log(mass) if mass else own  # too little for a float
             total += worth - own
         found.append(1.0 if total >= 0 else math.exp(total))
     return tuple(found)

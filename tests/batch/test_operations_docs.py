@@ -40,7 +40,7 @@ KNOWN = {
         "RestrictAddressFamilies", "RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID", "SystemCallArchitectures",
         "SystemCallFilter",
     },
-    "Timer": {"OnCalendar", "OnBootSec", "RandomizedDelaySec", "Persistent"},
+    "Timer": {"OnCalendar", "RandomizedDelaySec", "Persistent"},
     "Install": {"WantedBy"},
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ from batch.errors import BacklogError, EngineError, InputError, Interrupted
 from batch.job import Job, Options
 from batch.launch import part_writer
 from batch.reporting.observer import Observer
-from batch.storage import listing
+from batch.storage import listing, mounts
 from batch.storage.lock import lock_output
 from batch.storage.workdir import WorkDir
 from tests.conftest import make_bundle
@@ -285,6 +285,32 @@ def test_an_outbox_that_is_unmounted_is_waited_for(folders: tuple[Path, Path], r
     finally:
         unmount()
     assert len(script.said) == 1 and "not mounted" in script.said[0]
+
+
+@pytest.mark.usefixtures("eager")
+def test_nothing_is_routed_while_the_mount_is_away(
+    folders: tuple[Path, Path], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, where nobody may mount: what the kernel lists is made up. A root that it does not list is there."""
+    inbox, outbox = folders
+    mounted = {"/", str(outbox)}
+    monkeypatch.setattr(mounts, "mount_points", lambda: mounted)
+    monkeypatch.setattr(watch, "mount_points", lambda: mounted)
+    backlog(inbox / "a.parquet")
+
+    def unmount() -> None:
+        mounted.clear()
+        backlog(inbox / "b.parquet")
+
+    def mount() -> None:
+        assert not (outbox / "b.parquet").exists()
+        mounted.add(str(outbox))
+
+    script = Script(unmount, mount)
+    script.run(inbox, outbox)
+    assert (outbox / "b.parquet").exists() and len(script.said) == 1
+    mounted.clear()
+    assert watch.Outbox.of(outbox).mounted()
 
 
 @pytest.mark.usefixtures("eager")

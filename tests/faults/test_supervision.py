@@ -17,7 +17,8 @@ import pytest
 
 from batch import run
 from batch.adapter.bundle import Bundle
-from batch.engine import Completion, EngineSpec, supervisor
+from batch.engine import Completion, EngineSpec, process, supervisor
+from batch.engine.process import EngineProcess
 from batch.engine.replay import FAULTS
 from batch.engine.supervisor import RESTARTS, Supervisor
 from batch.errors import EngineError
@@ -224,10 +225,57 @@ def test_an_engine_that_ends_by_every_row_but_the_first(
         assert [each.finish for each in engine.poll()] == ["stop"]
         engine.submit(tiny_bundle.digest, list(enumerate(guilty, start=1)))
         found = 0
-        with pytest.raises(EngineError, match="3 rows ended the engine and only 0 beside"):
+        with pytest.raises(EngineError, match="ended 12 times and only 0 rows were finished"):
             while True:
                 found += len(engine.poll())
     assert found <= 2
+
+
+def test_an_engine_that_only_its_canary_survives_is_given_up_soon(
+    tiny_bundle: Bundle, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few rows first, which are found guilty; then a window of such. Fails when the canary counts as a row."""
+    monkeypatch.setattr(supervisor, "STARTS", 6)
+    texts = [text(row) for row in range(60)]
+    faults(kill=texts)
+    ids = tiny_bundle.renderer.encode_requests(texts)
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4)) as engine:
+        engine.load(spec_of(tiny_bundle))
+        engine.submit(tiny_bundle.digest, list(enumerate(ids[:2])))
+        found: list[Completion] = []
+        while len(found) < 2:
+            found += engine.poll()
+        assert {each.finish for each in found} == {"error"}
+        engine.submit(tiny_bundle.digest, list(enumerate(ids[2:], start=2)))
+        with pytest.raises(EngineError):
+            while True:
+                engine.poll()
+        assert engine.restarts < 20
+
+
+def test_a_text_that_was_found_guilty_is_told_of_again(tiny_bundle: Bundle, faults: Any) -> None:
+    told: list[str] = []
+    faults(kill=[text(1)])
+    (ids,) = tiny_bundle.renderer.encode_requests([text(1)])
+    with Supervisor(EngineSpec("replay", "", "", 1000, 4)) as engine:
+        engine.emit = lambda event, **facts: told.append(event)
+        engine.load(spec_of(tiny_bundle))
+        for key in (0, 1):
+            engine.submit(tiny_bundle.digest, [(key, ids)])
+            assert [each.finish for each in engine.poll()] == ["error"]
+        assert told.count("request quarantined") == 2 and engine.restarts == 2
+
+
+def test_steps_that_finish_nothing_are_not_waited_for_without_end(
+    tiny_bundle: Bundle, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "STALLED", 2)
+    faults(delay=0.05, steps=10_000)
+    with EngineProcess(EngineSpec("replay", "", "", 1000, 4), patience=1.5) as engine:
+        engine.load(spec_of(tiny_bundle))
+        engine.submit(tiny_bundle.digest, [(0, tiny_bundle.renderer.encode_requests([text(0)])[0])])
+        with pytest.raises(EngineError, match="no progress"):
+            engine.poll()
 
 
 def test_a_hung_engine_is_replaced(tiny_bundle: Bundle, tmp_path: Path, faults: Any) -> None:

@@ -15,14 +15,13 @@ from batch.storage.places import WRITTEN, refuse_others
 from train.commands.options import NAME, PATH, id_option, outlet, writable
 from train.dataset import load_rows
 from train.decisions import DecisionLog
-from train.evaluation.from_scored import text_column_of
-from train.fit.calibrated import target_of
 from train.review import apply as people
 from train.review.agreement import agreement as compare
 from train.review.audit import audit as count
 from train.review.audit import refuse_twice, write_audit
 from train.review.queue import Selection, read_items
 from train.review.serve import (
+    columns_of,
     decisions_in,
     examples_of,
     ids_in,
@@ -120,7 +119,7 @@ def review(
     """
     task = task_of(scored, contract, prefix)
     ids = ids_in(only) if only else None
-    columns = id_column, text_column_of(scored, text_column) or "request"
+    columns = columns_of(scored, id_column, text_column)
     selection = Selection(order, audit, overlap, ids, *columns, prefix)  # type: ignore[arg-type]
     items = read_items(scored, task.contract, selection, seed_of(scored))
     reviewer, rows = reviewer or _login(), examples_of(task, examples)
@@ -192,7 +191,7 @@ def apply_reviews(
     people.check_final(final, [scored, *labels], prefix)
     task = task_of(scored, contract, prefix)
     rows = reviewed(labels, task.contract)
-    columns = id_column, text_column_of(scored, text_column) or "request"
+    columns = columns_of(scored, id_column, text_column)
     done = people.apply_reviews(scored, rows, final, task.contract, *columns, prefix)
     others = len(rows) - done.answered
     click.echo(
@@ -242,7 +241,8 @@ def audit(
         -(nights or len(scored)) :
     ]
     task = task_of(outputs[-1], contract, prefix)
-    target = target_of(task.bundle) if task.bundle and target_error is None else target_error
+    known = task.bundle.calibration.target_error if task.bundle else None
+    target = known if target_error is None else target_error
     if target is None:
         raise InputError("the adapter has no threshold and so no error target; name one with --target-error")
     rows = [row for row, _ in reviewed(labels, task.contract)]

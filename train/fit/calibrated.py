@@ -64,14 +64,6 @@ def calibrate_bundle(
     return made, content
 
 
-def target_of(bundle: Bundle) -> float | None:
-    """The share of errors that the bundle's threshold keeps; None where it has no threshold."""
-    if bundle.calibration.threshold is None:
-        return None
-    target = json.loads((bundle.path / "calibration.json").read_text(encoding="utf-8")).get("target_error")
-    return None if target is None else float(target)
-
-
 def check_unseen(
     bundle: Bundle, rows: Sequence[Row], data: Mapping[str, Any], warn: Callable[[str], object]
 ) -> None:

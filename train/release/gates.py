@@ -29,7 +29,6 @@ from train.evaluation.ask import Candidate, candidate, route
 from train.evaluation.evaluate import ALL, compare, evaluate
 from train.evaluation.seen import seen_by
 from train.evaluation.task import task
-from train.fit.calibrated import target_of
 
 # used where their labels fit the contract
 REGRESSION, PROBES = Path("data/regression.jsonl"), Path("data/probes.jsonl")
@@ -105,7 +104,7 @@ def gates(reference: str, registry: Registry, data: GateData, engine: str = DEFA
         _unreadable("champion", found["against"])
         or versus
         or champion_gate(chosen["against"], answers["against"], routed[1][0], subject.contract, len(seen)),
-        calibration_gate(champion, target_of(subject.bundle)),
+        calibration_gate(champion, subject.bundle.calibration.target_error),
         _unreadable("bias", found["bias"]) or bias_gate(subject.contract, asked),
     ]
 
@@ -258,7 +257,7 @@ def calibration_gate(
     """`target` is the target error of the challenger's threshold; None where it has no threshold. One for
     fewer errors keeps the champion's target too.
     """
-    wanted = target_of(champion.bundle) if champion and champion.bundle else None
+    wanted = champion.bundle.calibration.target_error if champion and champion.bundle else None
     if wanted is None:
         return Gate("calibration", True, "there is no other champion with a threshold", checked=False)
     if target is not None and target <= wanted:

@@ -20,10 +20,10 @@ from batch.errors import InputError
 from batch.reporting.prometheus import write_textfile
 from train.dataset import Row
 from train.decisions import Asked, Decision, standing
-from train.evaluation.from_scored import check_kinds, read_scored, text_column_of
+from train.evaluation.from_scored import check_kinds, read_scored
 from train.evaluation.statistics import Proportion
 from train.review.queue import audited
-from train.review.serve import seed_of
+from train.review.serve import columns_of, seed_of
 
 ENOUGH = 20  # audited rows, below which nothing is said of the target
 
@@ -126,9 +126,9 @@ def audit(
     trained on it. What people have decided otherwise is not drawn.
     """
     given, marks = {row.asked: row for row in rows}, _Marks(files)
-    columns = [(id_column, text_column_of(path, text_column) or "request", prefix) for path in outputs]
     nights = [
-        _night(path, given, marks, contract, *each) for path, each in zip(outputs, columns, strict=True)
+        _night(path, given, marks, contract, *columns_of(path, id_column, text_column), prefix)
+        for path in outputs
     ]
     return Audit(nights, target)
 
@@ -152,9 +152,13 @@ class _Marks:
         self.unsure = {asked for each in found for (asked, _), one in each.items() if one.kind != "label"}
         self.drawn = {name for name, _ in (*self._runs, *self._adapters)}
 
-    def drew(self, asked: Asked, run: str, adapter: str | None) -> bool:
-        """Whether the audit of the run drew the row, which that adapter answered."""
-        return run in self._runs.get(asked, ()) or adapter in self._adapters.get(asked, ())
+    def taken(self, asked: Asked, run: str, adapter: str | None) -> bool:
+        """Whether the audit of the run drew the row, which that adapter answered. A line of an earlier
+        version counts for one output only.
+        """
+        if run in self._runs.get(asked, ()):
+            return True
+        return adapter in self._adapters.get(asked, ()) and bool(self._adapters.pop(asked))
 
 
 def _night(
@@ -177,7 +181,7 @@ def _night(
     wrong = answered = unsure = unread = 0
     for line in auto.filter(pl.col(id_column).is_in(list(asked_for | marks.drawn))).iter_rows(named=True):
         asked = line[id_column], line[text_column]
-        drew = marks.drew(asked, run, line.get(prefix + "adapter"))
+        drew = marks.taken(asked, run, line.get(prefix + "adapter"))
         if drew and (row := given.get(asked)):
             answered += 1
             wrong += any(

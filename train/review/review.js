@@ -42,11 +42,11 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// Control characters are shown as their pictures, what turns a line's direction or is not seen at all by its number: a
-// model reads them, and a person must too.
+// Control characters are shown as their pictures; what overrides a line's direction, has no width or is a tag by its
+// number: a model reads it, and a person must see that it is there. Joiners, marks of direction and selectors are writing.
 function visible(text) {
   const pictures = text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, (c) => String.fromCharCode(c === "\u007f" ? 0x2421 : 0x2400 + c.charCodeAt(0)));
-  return pictures.replace(/[\u0080-\u009f\u202a-\u202e\u2066-\u2069\u{e0000}-\u{e0fff}]/gu, (c) => `[U+${c.codePointAt(0).toString(16).toUpperCase()}]`);
+  return pictures.replace(/[\u0080-\u009f\u00ad\u200b\u2028-\u202e\u2060-\u2069\ufeff\u{e0000}-\u{e00ff}\u{e01f0}-\u{e0fff}]/gu, (c) => `[U+${c.codePointAt(0).toString(16).toUpperCase()}]`);
 }
 
 const shown = (value) => (Array.isArray(value) ? value.map(shown).join(", ") || "none of these" : value === null ? "none of these" : typeof value === "boolean" ? (value ? "yes" : "no") : String(value?.rawJSON ?? value));

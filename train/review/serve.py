@@ -16,7 +16,7 @@ from batch.storage.manifest import manifest_location, read_manifest
 from batch.storage.schema import readable
 from train.dataset import Row, load_rows, split_path
 from train.decisions import Asked, Decision, parse, settled
-from train.evaluation.from_scored import OutputTask, sources_of, task_by
+from train.evaluation.from_scored import OutputTask, sources_of, task_by, text_column_of
 from train.files import strict_json
 from train.review.app import build_app
 from train.review.session import Session
@@ -36,6 +36,11 @@ def task_of(scored: Path, contract: str | None, prefix: str = "") -> OutputTask:
     if task is None:
         raise InputError(f"{scored}: its adapter is not in the registry; name its contract with --contract")
     return task
+
+
+def columns_of(scored: Path, id_column: str, text_column: str | None) -> tuple[str, str]:
+    """Of ids and texts; where no column is named, texts are in the run's."""
+    return id_column, text_column_of(scored, text_column) or "request"
 
 
 def seed_of(scored: Path) -> str:

@@ -56,6 +56,16 @@ def test_a_token_that_closes_a_label_and_opens_the_next_is_shared_between_them()
     assert by_hand(alone, [1, 1, 0.8, 0.6, 1, 1], {3: {"]": 0.4}}) == pytest.approx([0.8, 0.6])
 
 
+def test_a_token_of_no_probability_is_a_score_of_zero() -> None:
+    """As broken weights give it: no reason to end the run."""
+    pieces = ['["', "app", '","', "low", '"]']
+    contract = [(1, 6), (6, 11)]
+    cut = cast(Renderer, Cut(*pieces))
+    for least in (-800.0, -math.inf):
+        scores = part_scores(cut, parts_of(cut, range(5), contract), [0.0, 0.0, least, 0.0, 0.0], {})
+        assert scores[0] == 0 or math.isnan(scores[0])
+
+
 def test_whatever_else_a_token_holds() -> None:
     assert by_hand(['["app","low', '"]'], [0.3, 1], {0: {'["app"]': 0.2, '["apple': 0.4}}) == pytest.approx(
         [0.5, 0.6]

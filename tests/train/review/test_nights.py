@@ -123,6 +123,21 @@ def test_a_decision_counts_in_the_audit_of_its_own_night(
             assert re.search(rf"{night.name}: 8 auto rows, \d of {audited} audited wrong", result.output)
 
 
+def test_an_older_line_counts_in_one_night_of_an_adapter(
+    output: Output, contract: Contract, tmp_path: Path
+) -> None:
+    """It names no run: over a week of one backlog it would be seven answers of one."""
+    nights = [output(8, auto=8, name=f"{day}.parquet") for day in ("mon", "tue")]
+    labels = tmp_path / "l.jsonl"
+    session = sitting(nights[0], contract, labels, audit=1.0)
+    for name in session.state()["next"]:
+        session.decide("label", name, 0, {"answer": OTHER, "facts": OTHER["facts"]})
+    lines = [{**json.loads(line), "audit": True} for line in labels.read_text().splitlines()]
+    labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = invoke("audit", *nights, "--labels", labels, *CONTRACT, "--target-error", "0.1").output
+    assert sum(map(int, re.findall(r"\d+ of (\d+) audited wrong", told))) == 8
+
+
 def test_drawn_rows_that_people_cannot_decide_may_all_be_wrong(
     output: Output, contract: Contract, tmp_path: Path
 ) -> None:
