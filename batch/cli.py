@@ -9,11 +9,9 @@ from typing import Any
 import click
 
 from batch import __version__
-from batch.cli_errors import CommandWithOthers, Name, Number
+from batch.cli_errors import FILE, PATH, CommandWithOthers, Name, Number
 from batch.cli_outputs import show, verify
 from batch.cli_shards import (
-    FILE,
-    PATH,
     SHARD,
     commit,
     end,

@@ -131,6 +131,10 @@ class LocalPath(click.Path):
         return path
 
 
+PATH = LocalPath()
+FILE = LocalPath(file=True)
+
+
 class ErrorCommand(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"context_settings": HELP, **kwargs})

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from batch.cli_errors import ErrorCommand, LocalPath, Number
+from batch.cli_errors import FILE, PATH, ErrorCommand, Number
 from batch.errors import EXIT_TOO_MANY_ERRORS, one_line, ours
 
 
@@ -30,8 +30,6 @@ class Shard(click.ParamType):  # type: ignore[type-arg]  # older click has none
 
 
 SHARD = Shard()
-PATH = LocalPath()
-FILE = LocalPath(file=True)
 
 # what a run and `commit` take alike
 max_error_rate_option = click.option(

@@ -156,7 +156,7 @@ def test_what_is_not_served_is_refused_with_the_true_reason(
         ("Qwen/Qwen3-4B-Base", None, "Qwen/Qwen3-4B-Instruct", True),
         ("Qwen/Qwen3-4B", "abc", "Qwen/Qwen3-4B@def", True),
         ("/home/her/models/qwen3-4b/", None, "Qwen/Qwen3-4B", False),
-        ("/root/.cache/hub/models--Qwen--Qwen3-4B/snapshots/0123", None, "models/Qwen3-4B", False),
+        ("/srv/hub/models--Qwen--Qwen3-4B/snapshots/0123", None, "models/Qwen3-4B", False),
         ("Qwen/Qwen3-4B", "abc", "Qwen/Qwen3-4B@abc", False),
         (None, None, "Qwen/Qwen3-4B", False),
     ],

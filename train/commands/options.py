@@ -10,12 +10,11 @@ import click
 
 from batch.adapter.bundle import MANIFEST
 from batch.adapter.registry import Registry
-from batch.cli_errors import LocalPath, Name, Number
+from batch.cli_errors import FILE, Name, Number
+from batch.cli_errors import PATH as PATH  # the commands take all kinds from here
 from batch.storage.location import Location
 from batch.storage.places import check_writable, refuse_inputs, refuse_inside
 
-PATH = LocalPath()
-FILE = LocalPath(file=True)
 NAME = Name()
 SHARE = Number(1e-4, 0.5)
 P = ParamSpec("P")
